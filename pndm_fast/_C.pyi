@@ -1,0 +1,38 @@
+"""Types of the C++ extension (csrc/bindings.cpp)."""
+
+columns: dict[str, int]
+
+class Run:
+    """One row of the table for every sample, on raw pointers that the caller keeps alive."""
+
+    def __init__(
+        self,
+        *,
+        x: int,
+        y: int,
+        slots: int,
+        row: int,
+        t: int,
+        net_in: int,
+        seeds: int,
+        first_bad: int,
+        active: int,
+        table: int,
+        batch: int,
+        n: int,
+        stride: int,
+        n_slots: int,
+        table_rows: int,
+        channels: int,
+        halves: int,
+        out_dtype: str,
+        slot_dtype: str,
+        net_dtype: str,
+        time_dtype: str,
+        threads: int = 1,
+    ) -> None: ...
+    def __call__(self, out: int, uncond: int = 0, z: int = 0, /) -> bool:
+        """False, with nothing done, where an output overlaps the run's own memory."""
+
+def normals(out: int, seeds: int, batch: int, index: int, n: int, stride: int, channels: int) -> None:
+    """Standard normals, float32 [batch, stride], of a noise index."""

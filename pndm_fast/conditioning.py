@@ -1,0 +1,77 @@
+"""Conditioning trees: what the network is called with besides x and t, and the batch [uncond; cond] of guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Tree = Mapping[str, Any]
+
+
+class CannotBatch(Exception):
+    """Two values that no single call can carry; guidance then takes two calls."""
+
+
+def check(name: str, tree: Tree | None, batch: int, device: torch.device) -> dict[str, Any]:
+    """A copy of the tree's top level.
+
+    Raises:
+        TypeError: not a mapping with names as keys.
+        ValueError: a tensor on another device, or a key that names the network's own arguments.
+    """
+    if tree is None:
+        return {}
+    if not isinstance(tree, Mapping) or not all(isinstance(key, str) for key in tree):
+        raise TypeError(f"{name} must be a dict of the network's keyword arguments, got {type(tree).__name__}")
+    for path, leaf in _leaves(name, tree):
+        if not isinstance(leaf, Tensor):
+            continue
+        if leaf.device != device:
+            raise ValueError(f"{path} must be on {device}, got {leaf.device}")
+        if leaf.dim() == 1 and leaf.shape[0] not in (1, batch):  # a value for each sample, such as class labels
+            raise ValueError(f"{path} must have one entry for each of the {batch} samples, got {leaf.shape[0]}")
+    return dict(tree)
+
+
+def _leaves(path: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [leaf for key, v in value.items() for leaf in _leaves(f"{path}[{key!r}]", v)]
+    if isinstance(value, (tuple, list)):
+        return [leaf for i, v in enumerate(value) for leaf in _leaves(f"{path}[{i}]", v)]
+    return [(path, value)]
+
+
+def complete(uncond: dict[str, Any], cond: dict[str, Any]) -> dict[str, Any]:
+    """uncond with the keys that it lacks taken from cond.
+
+    Raises:
+        ValueError: uncond has a key that cond lacks.
+    """
+    for key in uncond:
+        if key not in cond:
+            raise ValueError(f"uncond must have keys of cond alone, got {key!r}")
+    return {**cond, **uncond}
+
+
+def batched(uncond: Any, cond: Any, batch: int) -> Any:
+    """The tree of one call with 2 B samples: tensors of batch B are concatenated, [uncond; cond].
+
+    Raises:
+        CannotBatch: tensors differ in more than values, or other values differ.
+    """
+    if isinstance(cond, Mapping) and isinstance(uncond, Mapping) and cond.keys() == uncond.keys():
+        return {key: batched(uncond[key], cond[key], batch) for key in cond}
+    if isinstance(cond, (tuple, list)) and isinstance(uncond, type(cond)) and len(cond) == len(uncond):
+        return type(cond)(batched(u, c, batch) for u, c in zip(uncond, cond, strict=True))
+    if isinstance(cond, Tensor) and isinstance(uncond, Tensor):
+        if cond.dim() and cond.shape == uncond.shape and cond.shape[0] == batch and cond.dtype == uncond.dtype:
+            return torch.cat([uncond, cond])
+        if cond is uncond or (cond.shape == uncond.shape and torch.equal(cond, uncond)):
+            return cond
+        raise CannotBatch(f"tensors of shapes {tuple(uncond.shape)} and {tuple(cond.shape)}")
+    if cond is uncond or (type(cond) is type(uncond) and not isinstance(cond, Tensor) and bool(cond == uncond)):
+        return cond
+    raise CannotBatch(f"values {uncond!r} and {cond!r}")

@@ -1,0 +1,39 @@
+"""Models for examples and tests: a trained MNIST U-Net and a Gaussian mixture whose eps is known exactly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from .mixture import GaussianMixture, gaussian_mixture
+from .unet import UNet, UNetConfig
+
+__all__ = ["GaussianMixture", "UNet", "UNetConfig", "gaussian_mixture", "load_unet", "mnist_unet", "null_class"]
+
+null_class = 10  # the label of the packaged network that means "no label"; 0 to 9 are the digits
+
+
+def load_unet(path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> UNet:
+    """The network of a safetensors file with "config" in its metadata, frozen and in evaluation mode."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if "config" not in metadata:
+            raise ValueError(f"{path}: the metadata must have the key 'config', got {sorted(metadata)}")
+        config = UNetConfig.from_dict(json.loads(metadata["config"]))
+        state = {key: file.get_tensor(key).to(device, dtype) for key in file.keys()}
+    with torch.device("meta"):  # no random initialization of what is replaced at once
+        net = UNet(config)
+    net.load_state_dict(state, assign=True)
+    return net.eval().requires_grad_(False)
+
+
+def mnist_unet(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> UNet:
+    """The packaged class-conditional MNIST network, 2.74 M parameters; `README.md` beside it is its card."""
+    net = load_unet(Path(__file__).parent / "mnist.safetensors", dtype, device)
+    if dtype == torch.float32 and torch.device(device).type == "cpu":
+        # 10 to 25 % faster at batch 1 to 64 on two EPYC cores; bfloat16 is 15 to 40 % slower so
+        net = net.to(memory_format=torch.channels_last)
+    return net

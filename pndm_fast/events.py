@@ -1,0 +1,125 @@
+"""What a caller sees of a trajectory: its steps, its report, and the ways it can end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from pndm_fast.plan import Plan, Row
+
+
+class Cancelled(Exception):
+    """`Step.cancel` was called. Nothing computed is lost.
+
+    Attributes:
+        state: the state after the last row, [B, *shape].
+        x0: the network's estimate of x_0 at that row.
+        index: that row.
+    """
+
+    def __init__(self, index: int, state: Tensor, x0: Tensor) -> None:
+        super().__init__(f"sampling was cancelled after row {index}")
+        self.index, self.state, self.x0 = index, state, x0
+
+
+class NonFiniteError(ArithmeticError):
+    """The network produced NaN or infinity.
+
+    Attributes:
+        bad: (sample, row, time) for each sample, at its first such output.
+        samples: the result all the same, [B, *shape].
+    """
+
+    def __init__(self, bad: tuple[BadSample, ...], samples: Tensor) -> None:
+        listed = "; ".join(f"sample {b.sample} at row {b.row}, t = {b.t:g}" for b in bad[:5])
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        super().__init__(f"the network's output was not finite: {listed}{more}")
+        self.bad, self.samples = bad, samples
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """Where a sample's network output was first not finite."""
+
+    sample: int
+    row: int
+    t: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """How the last call of a `Sampler` ran.
+
+    Attributes:
+        nfe: rows of the longest plan.
+        calls: calls of the network; above nfe where guidance takes two calls, or a first output showed another layout.
+        seconds: wall time on the host.
+        backend: cpp, triton or reference.
+        direct: whether the network reads the state itself, without a copy.
+        layout: contiguous or channels_last.
+        guidance: none, batched, or why it took two calls.
+        buffer_bytes: memory of the registers.
+        bad: samples whose network output was not finite.
+    """
+
+    nfe: int
+    calls: int
+    seconds: float
+    batch: int
+    device: str
+    network_dtype: str
+    backend: str
+    direct: bool
+    layout: str
+    guidance: str
+    buffer_bytes: int
+    bad: tuple[BadSample, ...] = ()
+
+
+@dataclass
+class Step:
+    """One finished row, as `on_step` sees it.
+
+    Attributes:
+        index: the row, from 0.
+        nfe: rows of the longest plan.
+        rows: for each sample its row of the plan, None once it has ended.
+    """
+
+    index: int
+    nfe: int
+    rows: tuple[Row | None, ...]
+    _state: Callable[[], Tensor]
+    _x0: Callable[[], Tensor]
+    cancelled: bool = field(default=False, init=False)
+
+    @property
+    def row(self) -> Row:
+        """The row of the first sample that is still under way."""
+        return next(row for row in self.rows if row is not None)
+
+    @property
+    def t(self) -> float:
+        """The time at which the network was called."""
+        return self.row.t
+
+    @property
+    def state(self) -> Tensor:
+        """A copy of the state after the row, [B, *shape]; its level is `row.levels.y`."""
+        return self._state()
+
+    @property
+    def x0(self) -> Tensor:
+        """The network's estimate of x_0 at this row's call, [B, *shape]; of a sample that has ended, its state."""
+        return self._x0()
+
+    def cancel(self) -> None:
+        """End sampling after this row with `Cancelled`."""
+        self.cancelled = True
+
+
+def rows_at(plans: tuple[Plan, ...], index: int) -> tuple[Row | None, ...]:
+    """Each sample's row at a loop index."""
+    return tuple(plan.rows[index] if index < plan.nfe else None for plan in plans)

@@ -1,0 +1,135 @@
+"""From names and numbers to a `Plan`, with every mistake named before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from pndm_fast.compat import COMPAT
+from pndm_fast.grids import SPACINGS, make_grid, snap
+from pndm_fast.plan import Plan
+from pndm_fast.schedule import Schedule
+from pndm_fast.solvers import FACTS, SOLVERS
+
+DEFAULT_STEPS = 50
+
+
+def choose(what: str, name: Any, known: Iterable[str]) -> str:
+    """`name` if it is known.
+
+    Raises:
+        ValueError: it is not; the message offers the nearest one.
+    """
+    names = sorted(known)
+    if name in names:
+        return str(name)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{what} must be one of {', '.join(names)}, got {name!r}{hint}")
+
+
+def make_plan(
+    solver: str = "f-pndm",
+    schedule: Schedule | None = None,
+    *,
+    steps: int | None = None,
+    nfe: int | None = None,
+    times: Sequence[float] | None = None,
+    spacing: str | None = None,
+    integer_times: bool = False,
+    prediction: str = "eps",
+    compat: str | None = None,
+    **options: Any,
+) -> Plan:
+    """The plan of a solver.
+
+    Args:
+        solver: a name of `SOLVERS`.
+        schedule: default `Schedule.linear()`.
+        steps: time points of the grid, default 50; or `nfe`, network calls; or `times` themselves, decreasing, n + 1.
+        spacing: leading, trailing or linspace; default the solver's own.
+        integer_times: round times to integers, coefficients following.
+        prediction: what the network predicts: eps, v, x0 or flow.
+        compat: "diffusers" for plans equal to its scheduler, whose configuration's names are then options.
+        options: keyword arguments of the solver's function, such as eta.
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+    """
+    name = choose("solver", solver, SOLVERS)
+    schedule = Schedule.linear() if schedule is None else schedule
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule must be a Schedule, got {type(schedule).__name__}")
+    if sum(value is not None for value in (steps, nfe, times)) > 1:
+        raise ValueError("steps, nfe and times exclude one another: give one of them")
+    if compat is not None:
+        return _compatible(compat, name, schedule, steps, nfe, times, spacing, integer_times, prediction, options)
+    function = SOLVERS[name]
+    if times is None:
+        grid = choose("spacing", FACTS[name].spacing if spacing is None else spacing, SPACINGS)
+        count = steps_of(name, steps, nfe)
+        if isinstance(count, int) and count < FACTS[name].fewest:
+            raise ValueError(f"steps must be at least {FACTS[name].fewest} for {name}, got {count}")
+        times = make_grid(schedule, count, grid)
+    elif spacing is not None:
+        raise ValueError("spacing and times exclude each other")
+    if integer_times:
+        if not schedule.discrete:
+            raise ValueError(f"integer_times must have a discrete schedule, got {schedule.name}")
+        times = snap(times)
+        if "integer_times" in inspect.signature(function).parameters:
+            options = {**options, "integer_times": True}
+    return _call(function, name, options, schedule, times, prediction=prediction)
+
+
+def steps_of(name: str, steps: int | None, nfe: int | None) -> int:
+    """Steps, from either number.
+
+    Raises:
+        ValueError: nfe is smaller than the solver's fewest.
+    """
+    if nfe is None:
+        return DEFAULT_STEPS if steps is None else steps
+    if isinstance(nfe, bool) or not isinstance(nfe, int):
+        raise TypeError(f"nfe must be an integer, got {nfe!r}")
+    facts = FACTS[name]
+    if nfe < facts.fewest + facts.extra_calls:
+        raise ValueError(f"nfe must be at least {facts.fewest + facts.extra_calls} for {name}, got {nfe}")
+    return nfe - facts.extra_calls
+
+
+def _compatible(
+    compat: str,
+    name: str,
+    schedule: Schedule,
+    steps: int | None,
+    nfe: int | None,
+    times: Sequence[float] | None,
+    spacing: str | None,
+    integer_times: bool,
+    prediction: str,
+    options: dict[str, Any],
+) -> Plan:
+    solvers = COMPAT[choose("compat", compat, COMPAT)]
+    if name not in solvers:
+        raise ValueError(f"solver must be one of {', '.join(sorted(solvers))} for compat={compat!r}, got {name!r}")
+    if times is not None or integer_times:
+        raise ValueError(f"times and integer_times cannot go with compat={compat!r}: its grid is its own")
+    if spacing is not None:
+        options = {**options, "spacing": spacing}
+    return _call(solvers[name], name, options, schedule, steps_of(name, steps, nfe), prediction=prediction)
+
+
+def _call(function: Callable[..., Plan], name: str, options: dict[str, Any], *args: Any, prediction: str) -> Plan:
+    parameters = inspect.signature(function).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "prediction"]
+    for option in options:
+        if option not in known:
+            choose(f"an option of {name}", option, known) if known else _no_options(name, option)
+    return function(*args, **options, prediction=prediction)
+
+
+def _no_options(name: str, option: str) -> None:
+    raise ValueError(f"{name} has no options, got {option!r}")

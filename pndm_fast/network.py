@@ -1,0 +1,82 @@
+"""What the engine knows of a denoiser: how to read its device, dtype, shape and result."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def parameter(model: Any) -> Tensor | None:
+    """The model's first floating-point parameter or buffer, for its device and dtype."""
+    for kind in ("parameters", "buffers"):
+        tensors: Any = getattr(model, kind, None)
+        for tensor in () if tensors is None else tensors():
+            if isinstance(tensor, Tensor) and tensor.dtype.is_floating_point:
+                return tensor
+    return None
+
+
+def config_shape(model: Any) -> tuple[int, ...] | None:
+    """(C, H, W) from `model.config`: in_channels and sample_size, as diffusers and `pndm_fast.demo` write them."""
+    config = getattr(model, "config", None)
+    read = config.get if isinstance(config, Mapping) else lambda key: getattr(config, key, None)
+    channels, size = read("in_channels"), read("sample_size")
+    if not isinstance(channels, int):
+        return None
+    if isinstance(size, int):
+        return channels, size, size
+    if isinstance(size, (tuple, list)) and all(isinstance(s, int) for s in size):
+        return channels, *size
+    return None
+
+
+def result_tensor(result: Any) -> Tensor:
+    """The prediction in what a network returned: a tensor, the first of a tuple, `sample` of a dict or an object.
+
+    Raises:
+        TypeError: none of these.
+    """
+    if isinstance(result, Tensor):
+        return result
+    if isinstance(result, (tuple, list)) and result and isinstance(result[0], Tensor):
+        return result[0]
+    if isinstance(result, Mapping):
+        found = result.get("sample", next(iter(result.values())) if len(result) == 1 else None)
+    else:
+        found = getattr(result, "sample", None)
+    if isinstance(found, Tensor):
+        return found
+    raise TypeError(
+        "the network must return a tensor, a tuple that starts with one, a dict or an object with 'sample', "
+        f"got {type(result).__name__}"
+    )
+
+
+def check_model(model: Any) -> None:
+    """Refuse what cannot be called, and warn of training mode.
+
+    Raises:
+        TypeError: model is not callable.
+    """
+    if not callable(model) or isinstance(model, type):
+        raise TypeError(f"model must be callable as model(x, t, **cond), got {model!r}")
+    if getattr(model, "training", False) is True and any(True for _ in getattr(model, "modules", list)()):
+        warnings.warn("the model is in training mode: call model.eval() for dropout and batch norm", stacklevel=4)
+
+
+def check_dtype(name: str, dtype: Any, allowed: tuple[torch.dtype, ...]) -> torch.dtype | None:
+    """None or one of the allowed dtypes.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if dtype is not None and dtype not in allowed:
+        names = ", ".join(str(d).removeprefix("torch.") for d in allowed)
+        raise TypeError(f"{name} must be one of {names}, got {dtype!r}")
+    return dtype  # type: ignore[no-any-return]

@@ -1,0 +1,279 @@
+"""A sampler as data: one `Row` per network call, known before sampling starts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_SLOTS = 6  # F-PNDM and FON: three kept derivatives and three Runge-Kutta stages
+MAX_ROWS = 65_536
+WIDTH_FORM = 2 + MAX_SLOTS + 1
+
+Form = NDArray[np.float64]  # [WIDTH_FORM]: a linear combination of x, y, the slots and z
+
+_BASIS = np.eye(WIDTH_FORM)
+_BASIS.setflags(write=False)
+ANCHOR: Form = _BASIS[0]  # x: the state after the last completed step
+STATE: Form = _BASIS[1]  # y: the point the network sees
+SLOT: tuple[Form, ...] = tuple(_BASIS[2 : 2 + MAX_SLOTS])  # past converted network outputs
+NOISE: Form = _BASIS[-1]  # z: the row's standard normal
+NAMES = ("x", "y", *(f"s{k}" for k in range(MAX_SLOTS)), "z")
+
+
+class Level(NamedTuple):
+    """x_t = alpha x_0 + sigma eps."""
+
+    alpha: float
+    sigma: float
+
+
+class Levels(NamedTuple):
+    """Noise levels that a row declares: of y at the call, of x and of y after the row."""
+
+    call: Level
+    x: Level
+    y: Level
+
+
+class Store(NamedTuple):
+    """slot <- p2 y + q2 clamp(p y + q out): from what the network predicts to what the solver combines."""
+
+    p: float = 0.0
+    q: float = 1.0
+    p2: float = 0.0
+    q2: float = 1.0
+    clamp: float = math.inf
+
+    @property
+    def raw(self) -> bool:
+        """The network's own output, unchanged."""
+        return self == Store()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network call and the linear update after it.
+
+    out = network(in_scale y, t), under guidance uncond + guidance (cond - uncond); slot <- store(y, out);
+    x, y <- X . [x, y, slots, z], Y . [x, y, slots, z]. X and Y read the old x and y, the new slot and one z.
+    `preview` gives the network's x_0 estimate as preview[0] y + preview[1] slot, with the y that it saw.
+
+    Raises:
+        ValueError: a number is not finite, or an index is outside its range.
+    """
+
+    t: float
+    slot: int
+    y: tuple[float, ...]
+    levels: Levels
+    x: tuple[float, ...] = tuple(ANCHOR.tolist())
+    store: Store = Store()
+    preview: tuple[float, float] = (1.0, 0.0)
+    in_scale: float = 1.0
+    guidance: float = 1.0
+    ends_step: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("x", "y"):
+            form = tuple(float(c) for c in getattr(self, name))
+            if len(form) != WIDTH_FORM:
+                raise ValueError(f"{name} must have {WIDTH_FORM} coefficients, got {len(form)}")
+            object.__setattr__(self, name, form)
+        numbers = (self.t, *self.x, *self.y, *self.store[:4], self.in_scale, self.guidance, *self.preview)
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"the coefficients of a row must be finite, got {self}")
+        if not 0 <= self.slot < MAX_SLOTS:
+            raise ValueError(f"slot must be in [0, {MAX_SLOTS}), got {self.slot}")
+        if not self.store.clamp > 0:
+            raise ValueError(f"clamp must be positive, got {self.store.clamp}")
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the row reads its z."""
+        return bool(self.x[-1] or self.y[-1])
+
+    @property
+    def reads(self) -> frozenset[int]:
+        """The slots that X and Y read."""
+        return frozenset(k for k in range(MAX_SLOTS) if self.x[2 + k] or self.y[2 + k])
+
+
+class Prologue(NamedTuple):
+    """x_0 = y_0 = a0 (p0 noise + s0 init) + c0 z: the start, before the first network call."""
+
+    p0: float = 1.0
+    s0: float = 0.0
+    a0: float = 1.0
+    c0: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An immutable table of rows and a prologue: everything that a solver is.
+
+    Raises:
+        ValueError: naming the row, when a row reads a slot that no earlier row has written, or levels do not join.
+    """
+
+    rows: tuple[Row, ...]
+    solver: str = "custom"
+    steps: int = 0
+    prediction: str = "eps"
+    prologue: Prologue = field(default_factory=Prologue)
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.rows) <= MAX_ROWS:
+            raise ValueError(f"a plan must have 1 to {MAX_ROWS} rows, got {len(self.rows)}")
+        written: set[int] = set()
+        for i, row in enumerate(self.rows):
+            written.add(row.slot)
+            for k in sorted(row.reads - written):
+                raise ValueError(f"row {i}: reads slot {k}, which no earlier row has written")
+            if i and row.levels.call != self.rows[i - 1].levels.y:
+                raise ValueError(
+                    f"row {i}: is called at level {row.levels.call}, but row {i - 1} leaves y at "
+                    f"{self.rows[i - 1].levels.y}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    @property
+    def nfe(self) -> int:
+        """Network calls: the number of rows."""
+        return len(self.rows)
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The time of each network call, in order."""
+        return tuple(row.t for row in self.rows)
+
+    @property
+    def n_slots(self) -> int:
+        """Registers for past outputs."""
+        return 1 + max(row.slot for row in self.rows)
+
+    @property
+    def start(self) -> Level:
+        """The noise level at which the first call is made."""
+        return self.rows[0].levels.call
+
+    @property
+    def raw(self) -> bool:
+        """Whether every row stores the network's output unchanged and unguided."""
+        return all(row.store.raw and row.guidance == 1.0 for row in self.rows)
+
+    def with_guidance(self, scale: float | Sequence[float]) -> Plan:
+        """The same plan at another guidance scale, one for all rows or one for each."""
+        scales = [scale] * self.nfe if isinstance(scale, (int, float)) else list(scale)
+        if len(scales) != self.nfe:
+            raise ValueError(f"guidance must be a number or one for each of the {self.nfe} rows, got {len(scales)}")
+        rows = tuple(replace(row, guidance=float(g)) for row, g in zip(self.rows, scales, strict=True))
+        return replace(self, rows=rows)
+
+    def __str__(self) -> str:
+        head = f"{self.solver}: {self.steps} steps, {self.nfe} network calls, {self.n_slots} slots, {self.prediction}"
+        lines = [head, f"{'row':>4} {'t':>9} {'alpha':>8} {'sigma':>8}  update"]
+        for i, row in enumerate(self.rows):
+            call = row.levels.call
+            text = f"{i:>4} {row.t:>9.6g} {call.alpha:>8.5f} {call.sigma:>8.5f}  s{row.slot} <- {_store(row.store)}"
+            if row.x != tuple(ANCHOR):
+                text += f";  x <- {_form(row.x)}"
+            lines.append(f"{text};  y <- {_form(row.y)}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain tree of numbers and strings; zero coefficients are left out."""
+        return {
+            "format": "pndm_fast.plan.1",
+            "solver": self.solver,
+            "steps": self.steps,
+            "prediction": self.prediction,
+            "prologue": self.prologue._asdict(),
+            "rows": [_row_json(row) for row in self.rows],
+        }
+
+    @classmethod
+    def from_json(cls, tree: Any) -> Plan:
+        """The plan that `to_json` described.
+
+        Raises:
+            ValueError: the tree is not a plan; the message names the row and the field.
+        """
+        if not isinstance(tree, dict) or tree.get("format") != "pndm_fast.plan.1":
+            raise ValueError("a plan file must be a JSON object with format 'pndm_fast.plan.1'")
+        rows = tree.get("rows")
+        if not isinstance(rows, list):
+            raise ValueError(f"rows must be a list, got {type(rows).__name__}")
+        try:
+            prologue = Prologue(**{k: float(v) for k, v in tree.get("prologue", {}).items()})
+            steps = int(tree.get("steps", 0))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"a plan's prologue and steps must be numbers: {error}") from error
+        parsed = tuple(_row_from_json(i, row) for i, row in enumerate(rows))
+        return cls(parsed, str(tree.get("solver", "custom")), steps, str(tree.get("prediction", "eps")), prologue)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON: whole or not at all."""
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan that `save` wrote. Numbers come back exactly."""
+        try:
+            tree = json.loads(Path(path).read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
+        return cls.from_json(tree)
+
+
+def _form(form: tuple[float, ...]) -> str:
+    terms = (f"{c:+.6g} {name}" for c, name in zip(form, NAMES, strict=True) if c)
+    return " ".join(terms) or "0"
+
+
+def _store(store: Store) -> str:
+    inner = " ".join(f"{c:+.6g} {name}" for c, name in ((store.p, "y"), (store.q, "out")) if c)
+    if math.isfinite(store.clamp):
+        inner = f"clamp({inner}, {store.clamp:g})"
+    if (store.p2, store.q2) == (0.0, 1.0):
+        return inner
+    return f"{store.p2:+.6g} y {store.q2:+.6g} ({inner})"
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    tree = asdict(row)
+    for name in ("x", "y"):
+        tree[name] = {n: c for n, c in zip(NAMES, tree[name], strict=True) if c}
+    tree["store"] = {k: v for k, v in row.store._asdict().items() if math.isfinite(v)}
+    return tree
+
+
+def _row_from_json(i: int, tree: Any) -> Row:
+    try:
+        fields = dict(tree)
+        for name in ("x", "y"):
+            unknown = set(fields[name]) - set(NAMES)
+            if unknown:
+                raise ValueError(f"{name} has no operand {sorted(unknown)[0]!r}")
+            fields[name] = tuple(float(fields[name].get(n, 0.0)) for n in NAMES)
+        fields["levels"] = Levels(*(Level(*map(float, level)) for level in fields["levels"]))
+        fields["store"] = Store(**fields["store"])
+        fields["preview"] = tuple(map(float, fields["preview"]))
+        return Row(**fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"row {i}: {error}") from error

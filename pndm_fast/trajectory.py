@@ -1,0 +1,185 @@
+"""One trajectory: call the network, execute a row, again. It knows no solver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pndm_fast.backends import Backend
+from pndm_fast.conditioning import CannotBatch, batched
+from pndm_fast.events import BadSample, Cancelled, Report, Step, rows_at
+from pndm_fast.network import result_tensor
+from pndm_fast.registers import NEVER
+from pndm_fast.request import Request
+from pndm_fast.table import Table
+from pndm_fast.workspace import Form, Probe, Workspace, check_first_output, form_of, row_noise
+
+Output = tuple[Tensor, Tensor | None]  # (out, uncond); uncond is None where out holds both, or without guidance
+
+
+class Trajectory:
+    """The loop over rows for one request.
+
+    Args:
+        model: the network.
+        request: what was asked, checked.
+        table: the request's rows in device memory.
+        network, time: dtypes of the network's inputs.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        request: Request,
+        table: Table,
+        backend: Backend,
+        *,
+        device: torch.device,
+        network: torch.dtype,
+        time: torch.dtype,
+    ) -> None:
+        self.model, self.request, self.table, self.backend = model, request, table, backend
+        self.device, self.network, self.time = device, network, time
+        self.calls = 0
+        self.apart: str | None = None  # why guidance takes two calls
+        self.merged: dict[str, Any] = request.cond
+        if request.uncond is not None:
+            try:
+                self.merged = batched(request.uncond, request.cond, request.batch)
+            except CannotBatch as reason:
+                self.apart = f"two calls: {reason}"
+
+    @property
+    def halves(self) -> int:
+        """2 where one call carries both evaluations of guidance."""
+        return 2 if self.request.uncond is not None and self.apart is None else 1
+
+    def form(self, probe: Probe) -> Form:
+        """The buffers that this request needs, given what the network does."""
+        return form_of(
+            self.request,
+            probe,
+            self.table.slots,
+            device=self.device,
+            network=self.network,
+            time=self.time,
+            halves=self.halves,
+        )
+
+    def first_call(self) -> tuple[Probe, Workspace, Output | None]:
+        """Call the network in careful buffers and learn its form.
+
+        The output is the first row's, unless its layout asks for other buffers: then it is None, and the call is made
+        again, so that the first sample of a `Sampler` has the bits of all later ones.
+        """
+        careful = Probe(self.request.state_dtype, channels=1, writes_input=True)
+        workspace = Workspace(self.form(careful))
+        workspace.begin(self.request, self.table, self.backend)
+        before = workspace.x_in._version
+        try:
+            out, uncond = self.evaluate(workspace)
+        except (RuntimeError, ValueError) as error:
+            if self.halves == 1 or isinstance(error, torch.OutOfMemoryError):
+                raise
+            self.apart = f"two calls: the network refused a batch of {2 * self.request.batch}: {error}"
+            return self.first_call()
+        exact = self.request.state_dtype is torch.float64
+        channels = check_first_output(out, workspace.x_in.shape, self.device, exact)
+        probe = Probe(out.dtype, channels, workspace.x_in._version != before, self.apart)
+        form = self.form(Probe(out.dtype, channels, writes_input=True))
+        if form != workspace.form:
+            workspace = Workspace(form)
+            workspace.begin(self.request, self.table, self.backend)
+        return probe, workspace, (out, uncond) if channels == 1 else None
+
+    def evaluate(self, workspace: Workspace) -> Output:
+        """Call the network at the workspace's input: once, or twice for guidance that cannot be batched.
+
+        Raises:
+            RuntimeError: the network changed an input in place that is still needed.
+        """
+        x, t = workspace.x_in, workspace.t
+        before = x._version
+        uncond = None
+        if self.apart is not None:
+            assert self.request.uncond is not None
+            self.calls += 1
+            # a network that answers in one static buffer would overwrite this with its second answer
+            uncond = result_tensor(self.model(x, t, **self.request.uncond)).clone()
+        self.calls += 1
+        out = result_tensor(self.model(x, t, **(self.request.cond if self.apart is not None else self.merged)))
+        if x._version != before and (workspace.form.direct or self.apart is not None):
+            raise RuntimeError("the network changed its input in place, which it did not at its first call")
+        return out, uncond
+
+    def run(
+        self,
+        workspace: Workspace,
+        first: Output | None,
+        on_step: Callable[[Step], Any] | None,
+        advance: Callable[[], None],
+    ) -> Tensor:
+        """All rows. Returns the samples, a fresh tensor.
+
+        Raises:
+            Cancelled: `on_step` asked for it.
+        """
+        step = workspace.bind(self.table.data, self.backend)
+        noisy = self.request.noises is not None
+        for index in range(self.request.nfe):
+            out, uncond = self.evaluate(workspace) if first is None else first
+            first = None
+            workspace.accept(out)
+            if uncond is not None:
+                workspace.accept(uncond)
+            seen = None if on_step is None else workspace.registers.y.clone()
+            step(out, uncond, row_noise(self.request, index, workspace.registers) if noisy else None)
+            advance()
+            if on_step is not None and seen is not None:
+                self._show(index, workspace, seen, on_step)
+        return workspace.state()
+
+    def _show(self, index: int, workspace: Workspace, seen: Tensor, on_step: Callable[[Step], Any]) -> None:
+        rows = rows_at(self.request.plans, index)
+
+        def x0() -> Tensor:
+            previews = [(1.0, 0.0) if row is None else row.preview for row in rows]
+            return workspace.x0(seen, previews, [0 if row is None else row.slot for row in rows])
+
+        view = Step(index, self.request.nfe, rows, workspace.state, x0)
+        on_step(view)
+        if view.cancelled:
+            raise Cancelled(index, workspace.state(), x0())
+
+    def bad(self, workspace: Workspace) -> tuple[BadSample, ...]:
+        """The samples whose output was not finite: the one read from the device."""
+        start = {id(plan): row for plan, row in zip(self.request.distinct, self.table.start, strict=True)}
+        found = []
+        for b, row in enumerate(workspace.registers.first_bad.tolist()):
+            if row != NEVER:
+                plan = self.request.plans[b]
+                index = row - start[id(plan)]
+                found.append(BadSample(b, index, plan.times[index]))
+        return tuple(found)
+
+    def report(self, workspace: Workspace, bad: tuple[BadSample, ...], seconds: float) -> Report:
+        """How it went."""
+        form = workspace.form
+        guidance = "none" if self.request.uncond is None else self.apart or "batched"
+        return Report(
+            nfe=self.request.nfe,
+            calls=self.calls,
+            seconds=seconds,
+            batch=form.batch,
+            device=str(form.device),
+            network_dtype=str(form.network).removeprefix("torch."),
+            backend=self.backend.name,
+            direct=form.direct,
+            layout="contiguous" if form.channels == 1 else "channels_last",
+            guidance=guidance,
+            buffer_bytes=workspace.bytes,
+            bad=bad,
+        )

@@ -1,0 +1,243 @@
+"""The buffers of one call in flight, and what the first call of the network told about its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pndm_fast.backends import Backend, Step
+from pndm_fast.layout import channels_of, describe, elements, flatten, unflatten
+from pndm_fast.network import FLOATS
+from pndm_fast.noise import FIRST_ROW, INITIAL, PROLOGUE
+from pndm_fast.plan import Prologue
+from pndm_fast.registers import ALIGN, NEVER, Registers, allocate
+from pndm_fast.request import Request
+from pndm_fast.table import Table
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the network did with its first input: the form that later outputs must have.
+
+    Attributes:
+        dtype: of the output.
+        channels: the output's layout: 1 contiguous, C channels-last.
+        writes_input: whether the network changed its input in place.
+        apart: why guidance cannot be one batched call, None where it can.
+    """
+
+    dtype: torch.dtype
+    channels: int
+    writes_input: bool
+    apart: str | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """What two calls must have in common to use the same buffers."""
+
+    batch: int
+    shape: tuple[int, ...]
+    slots: int
+    halves: int
+    direct: bool
+    channels: int
+    state: torch.dtype
+    slot: torch.dtype
+    out: torch.dtype
+    network: torch.dtype
+    time: torch.dtype
+    device: torch.device
+
+
+def form_of(
+    request: Request,
+    probe: Probe,
+    slots: int,
+    *,
+    device: torch.device,
+    network: torch.dtype,
+    time: torch.dtype,
+    halves: int,
+) -> Form:
+    """The cheapest buffers: no separate input where the network can read y, narrow slots where that loses nothing."""
+    same = network is request.state_dtype and elements(request.shape) % ALIGN == 0
+    narrow = request.raw and request.state_dtype is torch.float32
+    return Form(
+        batch=request.batch,
+        shape=request.shape,
+        slots=slots,
+        halves=halves,
+        direct=halves == 1 and request.unscaled and same and not probe.writes_input,
+        channels=probe.channels,
+        state=request.state_dtype,
+        slot=probe.dtype if narrow else request.state_dtype,
+        out=probe.dtype,
+        network=network,
+        time=time,
+        device=device,
+    )
+
+
+class Workspace:
+    """Registers of one trajectory with the views that the network reads.
+
+    Attributes:
+        x_in: the network's input, [H B, *shape]; its memory changes from call to call.
+        t: its time input, [H B].
+    """
+
+    def __init__(self, form: Form) -> None:
+        self.form = form
+        self.registers: Registers = allocate(
+            form.batch,
+            elements(form.shape),
+            form.slots,
+            device=form.device,
+            state=form.state,
+            slot=form.slot,
+            time=form.time,
+            network=None if form.direct else form.network,
+            halves=form.halves,
+            channels=form.channels,
+        )
+        flat = self.registers.y if self.registers.net_in is None else self.registers.net_in
+        self.x_in = unflatten(flat, form.shape, form.channels)
+        self.t = self.registers.t
+        self._out_shape = torch.Size(self.x_in.shape)
+        self._strides: tuple[int, ...] | None = None
+        self._bound: tuple[Tensor, Step] | None = None
+
+    def begin(self, request: Request, table: Table, backend: Backend) -> None:
+        """Write the prologue, the first network input and the counters."""
+        r = self.registers
+        r.seeds.copy_(request.seeds)
+        start = {id(plan): row for plan, row in zip(request.distinct, table.start, strict=True)}
+        rows = [start[id(plan)] for plan in request.plans]
+        r.row.copy_(torch.tensor(rows, dtype=torch.int32))
+        r.first_bad.fill_(NEVER)
+        r.done.zero_()
+        r.active.fill_(request.batch)
+        y = self._start(request, backend)
+        r.y[:, : r.n] = y
+        r.x[:, : r.n] = y
+        times = torch.tensor([plan.times[0] for plan in request.plans], dtype=torch.float64)
+        r.t.copy_(times.repeat(r.halves))
+        if r.net_in is not None:
+            scales = torch.tensor([plan.rows[0].in_scale for plan in request.plans], dtype=y.dtype)
+            r.net_in.copy_((y * scales.to(y.device)[:, None]).repeat(r.halves, 1))
+
+    def _start(self, request: Request, backend: Backend) -> Tensor:
+        r = self.registers
+
+        def normal(index: int) -> Tensor:
+            if request.noises is not None:
+                return flatten(noise_at(request, index, r.y.device), r.channels)
+            return backend.normals(r, index).to(r.y.dtype)
+
+        prologues = {plan.prologue for plan in request.distinct}
+        if len(prologues) == 1:
+            return self._prologue(request, prologues.pop(), normal)
+        result = torch.empty(r.batch, r.n, dtype=r.y.dtype, device=r.y.device)
+        for prologue in prologues:
+            members = [b for b, plan in enumerate(request.plans) if plan.prologue == prologue]
+            result[members] = self._prologue(request, prologue, normal)[members]
+        return result
+
+    def _prologue(self, request: Request, prologue: Prologue, normal: Callable[[int], Tensor]) -> Tensor:
+        if request.state is not None:
+            y = flatten(request.state, self.form.channels)
+        else:
+            noise = normal(INITIAL) if request.noise is None else flatten(request.noise, self.form.channels)
+            y = noise * prologue.p0
+        y = y * prologue.a0
+        return y + normal(PROLOGUE) * prologue.c0 if prologue.c0 else y
+
+    def bind(self, table: Tensor, backend: Backend) -> Step:
+        """The row operation on these buffers and that table."""
+        if self._bound is None or self._bound[0] is not table:
+            self._bound = table, backend.bind(self.registers, table, self.form.out)
+        return self._bound[1]
+
+    def accept(self, out: Tensor) -> None:
+        """Check an output against the form: no tensor operation, no copy.
+
+        Raises:
+            ValueError: its shape, dtype, device or layout differs.
+        """
+        if out.dtype is self.form.out and out.shape == self._out_shape and out.device == self.form.device:
+            if out.stride() == self._strides:
+                return
+            if channels_of(out) == self.form.channels:  # strides of size-1 dimensions may differ and mean nothing
+                self._strides = out.stride()
+                return
+        layout = "contiguous" if self.form.channels == 1 else "channels_last"
+        raise ValueError(
+            f"the network's output must stay {self.form.out} {tuple(self._out_shape)} on {self.form.device}, {layout}, "
+            f"as its first one was, got {out.dtype} {tuple(out.shape)} on {out.device}, {describe(out)}"
+        )
+
+    def state(self) -> Tensor:
+        """A contiguous copy of y, [B, *shape]."""
+        r = self.registers
+        dense = r.y[:, : r.n].clone(memory_format=torch.contiguous_format)
+        return unflatten(dense, self.form.shape, r.channels).contiguous()
+
+    def x0(self, seen: Tensor, previews: list[tuple[float, float]], slots: list[int]) -> Tensor:
+        """preview[0] y + preview[1] slot for each sample, [B, *shape], with the y that the network saw."""
+        r = self.registers
+        on_y, on_slot = torch.tensor(previews, dtype=r.y.dtype, device=r.y.device).T[:, :, None]
+        newest = r.slots[slots, range(r.batch), : r.n].to(r.y.dtype)
+        estimate = seen[:, : r.n] * on_y
+        estimate = torch.where(on_slot == 0, estimate, estimate + newest * on_slot)
+        return unflatten(estimate, self.form.shape, r.channels).contiguous()
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the registers."""
+        return sum(value.nbytes for value in vars(self.registers).values() if isinstance(value, Tensor))
+
+
+def check_first_output(out: Tensor, shape: torch.Size, device: torch.device, exact: bool) -> int:
+    """The layout of a network's first output, as its channel count.
+
+    Raises:
+        ValueError, TypeError: another shape, device or dtype, or a layout with gaps or another order.
+    """
+    if out.shape != shape:
+        raise ValueError(f"the network's output must have shape {tuple(shape)}, got {tuple(out.shape)}")
+    if out.device != device:
+        raise ValueError(f"the network's output must be on {device}, got {out.device}")
+    if out.dtype not in FLOATS and not (exact and out.dtype is torch.float64):
+        raise TypeError(f"the network's output must be float32, float16 or bfloat16, got {out.dtype}")
+    channels = channels_of(out)
+    if channels is None:
+        got = describe(out)
+        raise ValueError(f"the network's output must be contiguous or channels_last, got {got}: call .contiguous()")
+    return channels
+
+
+def noise_at(request: Request, index: int, device: torch.device) -> Tensor:
+    """The caller's standard normal of that index, checked.
+
+    Raises:
+        TypeError, ValueError: not a tensor of the samples' shape.
+    """
+    assert request.noises is not None
+    value = request.noises(index)
+    shape = (request.batch, *request.shape)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"noises({index}) must return a tensor, got {type(value).__name__}")
+    if tuple(value.shape) != shape:
+        raise ValueError(f"noises({index}) must have shape {shape}, got {tuple(value.shape)}")
+    return value.to(device=device, dtype=request.state_dtype)
+
+
+def row_noise(request: Request, row: int, registers: Registers) -> Tensor | None:
+    """z of a row where the caller brings noise: [B, n] in physical order."""
+    if request.noises is None or not any(row < p.nfe and p.rows[row].noisy for p in request.distinct):
+        return None
+    return flatten(noise_at(request, row + FIRST_ROW, registers.y.device), registers.channels).contiguous()

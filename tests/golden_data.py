@@ -1,0 +1,36 @@
+"""The golden numbers (float64) and the exact model behind them: tests/golden/README.md tells their origin."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import pndm_fast as pf
+from pndm_fast.demo import gaussian_mixture
+
+DATA = np.load(Path(__file__).parent / "golden" / "pndm.npz")
+START = torch.from_numpy(DATA["meta_x_T"])
+
+
+def schedule(name):
+    return pf.Schedule.from_alphas_cumprod(DATA[f"meta_abar64_{name}"])
+
+
+def mixture(noise_schedule, prediction="eps"):
+    means, variances, weights = (DATA[f"meta_mix_{part}"] for part in ("means", "vars", "weights"))
+    return gaussian_mixture(noise_schedule, means, variances, weights, prediction=prediction)
+
+
+class Recorder:
+    """A network that writes down the times at which it was called."""
+
+    def __init__(self, network):
+        self.network, self.times = network, []
+
+    def __call__(self, x, t, **cond):
+        self.times.append(float(t[0]))
+        return self.network(x, t, **cond)
+
+
+def relative(got, wanted):
+    return float((torch.as_tensor(got) - torch.as_tensor(wanted)).abs().max() / torch.as_tensor(wanted).abs().max())
