@@ -1,3 +1,209 @@
 #include <pybind11/pybind11.h>
 
-PYBIND11_MODULE(_C, m) { m.doc() = "stub"; }
+#include <array>
+#include <stdexcept>
+#include <string>
+
+#include "apply_row.h"
+#include "tile.h"
+
+namespace py = pybind11;
+
+namespace pndm {
+namespace {
+
+constexpr int64_t kReleaseGil =
+    1 << 16;  // elements; below, handing the GIL over costs more than it gives
+constexpr int64_t kMostElements = int64_t{1} << 34;  // per sample: four to each 32-bit counter
+
+[[noreturn]] void refuse(const std::string& name, const std::string& rule, const std::string& got) {
+  throw py::value_error("Run: " + name + " must be " + rule + ", got " + got);
+}
+
+// A number of the constructor, checked: `at_least` and what that is called.
+int64_t number(const char* name, int64_t value, int64_t at_least, const char* rule) {
+  if (value < at_least) refuse(name, rule, std::to_string(value));
+  return value;
+}
+
+template <class T>
+T* pointer(const char* name, uintptr_t address, bool optional = false) {
+  if (!address && !optional) refuse(name, "an address", "0");
+  return reinterpret_cast<T*>(address);
+}
+
+Dtype dtype_of(const char* name, const std::string& text) {
+  if (text == "float32") return Dtype::kFloat32;
+  if (text == "float16") return Dtype::kFloat16;
+  if (text == "bfloat16") return Dtype::kBFloat16;
+  refuse(name, "float32, float16 or bfloat16", text);
+}
+
+bool integer_time(const std::string& text) {
+  if (text != "float32" && text != "int64") refuse("time_dtype", "float32 or int64", text);
+  return text == "int64";
+}
+
+struct Range {
+  uintptr_t first = 0, last = 0;
+};
+
+Range range(const void* start, int64_t bytes) {
+  const auto first = reinterpret_cast<uintptr_t>(start);
+  return {first, start ? first + static_cast<uintptr_t>(bytes) : first};
+}
+
+// A row on fixed memory. Python keeps the tensors alive.
+class Run {
+ public:
+  explicit Run(const Registers& registers) : r_(registers) {
+    if (r_.stride < r_.n) refuse("stride", "at least n", std::to_string(r_.stride));
+    if (r_.n % r_.channels) refuse("channels", "a divisor of n", std::to_string(r_.channels));
+    if (r_.n > kMostElements) refuse("n", "at most 2^34", std::to_string(r_.n));
+    if (r_.n_slots > kMaxSlots) refuse("n_slots", "at most 6", std::to_string(r_.n_slots));
+    const int64_t state = r_.batch * r_.stride, inputs = r_.halves * r_.batch;
+    ours_ = {range(r_.x, state * 4),
+             range(r_.y, state * 4),
+             range(r_.slots, slot_offset(r_.n_slots, 0, r_.batch, r_.stride) * size_of(r_.slot)),
+             range(r_.net_in, inputs * r_.n * size_of(r_.net)),
+             range(r_.t, inputs * (r_.integer_time ? 8 : 4)),
+             range(r_.row, r_.batch * 4),
+             range(r_.seeds, r_.batch * 8),
+             range(r_.first_bad, r_.batch * 4),
+             range(r_.active, 4),
+             range(r_.table, r_.table_rows * kWidth * 4)};
+  }
+
+  // False, with nothing done, where an output overlaps our memory.
+  bool operator()(uintptr_t out, uintptr_t uncond, uintptr_t z) const {
+    const Inputs in{pointer<void>("out", out), reinterpret_cast<void*>(uncond),
+                    reinterpret_cast<float*>(z)};
+    const int64_t elements = r_.batch * r_.n;
+    if (z && overlaps(range(in.z, elements * 4))) refuse("z", "memory of its own", "the run's");
+    if (overlaps(range(in.out, elements * size_of(r_.out)))) return false;
+    if (uncond && overlaps(range(in.uncond, elements * size_of(r_.out)))) return false;
+    check_rows(r_);
+    if (elements >= kReleaseGil) {
+      py::gil_scoped_release released;
+      apply_row(r_, in);
+    } else {
+      apply_row(r_, in);
+    }
+    return true;
+  }
+
+ private:
+  bool overlaps(Range other) const {
+    for (const Range& own : ours_) {
+      if (other.first < own.last && own.first < other.last) return true;
+    }
+    return false;
+  }
+
+  Registers r_;
+  std::array<Range, 10> ours_;
+};
+
+Run make_run(uintptr_t x, uintptr_t y, uintptr_t slots, uintptr_t row, uintptr_t t,
+             uintptr_t net_in, uintptr_t seeds, uintptr_t first_bad, uintptr_t active,
+             uintptr_t table, int64_t batch, int64_t n, int64_t stride, int64_t n_slots,
+             int64_t table_rows, int64_t channels, int64_t halves, const std::string& out_dtype,
+             const std::string& slot_dtype, const std::string& net_dtype,
+             const std::string& time_dtype, int64_t threads) {
+  Registers r;
+  r.x = pointer<float>("x", x);
+  r.y = pointer<float>("y", y);
+  r.slots = pointer<void>("slots", slots);
+  r.row = pointer<int32_t>("row", row);
+  r.t = pointer<void>("t", t);
+  r.net_in = pointer<void>("net_in", net_in, true);
+  r.seeds = pointer<const uint64_t>("seeds", seeds);
+  r.first_bad = pointer<int32_t>("first_bad", first_bad);
+  r.active = pointer<int32_t>("active", active);
+  r.table = pointer<const float>("table", table);
+  r.batch = number("batch", batch, 1, "positive");
+  r.n = number("n", n, 1, "positive");
+  r.stride = number("stride", stride, 1, "positive");
+  r.n_slots = number("n_slots", n_slots, 1, "positive");
+  r.table_rows = number("table_rows", table_rows, 1, "positive");
+  r.channels = number("channels", channels, 1, "positive");
+  r.halves = number("halves", halves, 1, "positive");
+  r.out = dtype_of("out_dtype", out_dtype);
+  r.slot = dtype_of("slot_dtype", slot_dtype);
+  r.net = net_in ? dtype_of("net_dtype", net_dtype) : Dtype::kFloat32;
+  r.integer_time = integer_time(time_dtype);
+  r.threads = number("threads", threads, 1, "positive");
+  return Run(r);
+}
+
+void fill_normals(uintptr_t out, uintptr_t seeds, int64_t batch, int64_t index, int64_t n,
+                  int64_t stride, int64_t channels) {
+  if (!out || !seeds || batch < 1 || n < 1 || n > kMostElements || stride < n || channels < 1 ||
+      n % channels || index < 0 || index > UINT32_MAX) {
+    throw py::value_error(
+        "normals: out and seeds must be addresses, batch and n positive, stride at least n, "
+        "channels a divisor of n and index in [0, 2^32)");
+  }
+  py::gil_scoped_release released;
+  normals(reinterpret_cast<float*>(out), reinterpret_cast<const uint64_t*>(seeds), batch,
+          static_cast<uint32_t>(index), n, stride, channels);
+}
+
+py::dict columns() {
+  py::dict all;
+  const std::pair<const char*, int> named[] = {{"HALT", kHalt},
+                                               {"T", kTime},
+                                               {"IN_SCALE", kInScale},
+                                               {"SLOT", kSlot},
+                                               {"P", kP},
+                                               {"Q", kQ},
+                                               {"P2", kP2},
+                                               {"Q2", kQ2},
+                                               {"CLAMP", kClamp},
+                                               {"GUIDANCE", kGuidance},
+                                               {"NOISE", kNoise},
+                                               {"WRITE_X", kWriteX},
+                                               {"WRITE_Y", kWriteY},
+                                               {"X", kX},
+                                               {"Y", kY},
+                                               {"WIDTH", kWidth}};
+  for (const auto& [name, column] : named) all[name] = column;
+  return all;
+}
+
+// Chooses the instruction set for all later calls, if it is named; returns those to choose from.
+py::tuple choose_instruction_set(const std::string& name) {
+  py::list names;
+  for (const InstructionSet* set = instruction_sets(); set->name; ++set) {
+    names.append(set->name);
+    if (name == set->name) active_set = *set;
+  }
+  if (!name.empty() && name != active_set.name) {
+    throw py::value_error("instruction set must be one of this machine's, got " + name);
+  }
+  return py::tuple(names);
+}
+
+}  // namespace
+}  // namespace pndm
+
+PYBIND11_MODULE(_C, m) {
+  using namespace pndm;
+  using py::literals::operator""_a;
+  m.doc() = "The row operation and its noise on the CPU, on raw pointers.";
+  m.attr("columns") = columns();
+  m.def("normals", &fill_normals, "out"_a, "seeds"_a, "batch"_a, "index"_a, "n"_a, "stride"_a,
+        "channels"_a,
+        "Fill float32 [batch, n], rows `stride` apart, with a noise index's normals.");
+  m.def("slot_offset", &slot_offset, "slot"_a, "sample"_a, "batch"_a, "stride"_a,
+        "Where a sample's slot begins, in elements.");
+  m.def("instruction_sets", &choose_instruction_set, "use"_a = "",
+        "This machine's instruction sets, best first; a name chooses one. For tests.");
+  py::class_<Run>(m, "Run", "One row of the table for every sample, on memory that Python owns.")
+      .def(py::init(&make_run), py::kw_only(), "x"_a, "y"_a, "slots"_a, "row"_a, "t"_a, "net_in"_a,
+           "seeds"_a, "first_bad"_a, "active"_a, "table"_a, "batch"_a, "n"_a, "stride"_a,
+           "n_slots"_a, "table_rows"_a, "channels"_a, "halves"_a, "out_dtype"_a, "slot_dtype"_a,
+           "net_dtype"_a, "time_dtype"_a, "threads"_a = 1)
+      .def("__call__", &Run::operator(), "out"_a, "uncond"_a = 0, "z"_a = 0, py::pos_only(),
+           "Execute each sample's row; False, with nothing done, where an output is our memory.");
+}

@@ -35,8 +35,8 @@ def level(schedule: Schedule, t: float) -> Level:
 class Transfer:
     """The transfer part phi from one noise level to another. PNDM, Liu et al. 2022, arXiv:2202.09778, eq. 11.
 
-    phi(x, eps) = alpha_s/alpha_t x + (sigma_s - alpha_s/alpha_t sigma_t) eps: the exact map of alpha_t x_0 + sigma_t eps
-    to alpha_s x_0 + sigma_s eps. For alpha^2 + sigma^2 = 1 the paper writes the second coefficient as
+    phi(x, eps) = alpha_s/alpha_t x + (sigma_s - alpha_s/alpha_t sigma_t) eps maps alpha_t x_0 + sigma_t eps to
+    alpha_s x_0 + sigma_s eps exactly. For alpha^2 + sigma^2 = 1 the paper writes the second coefficient as
     -(alpha_s^2 - alpha_t^2) / (alpha_t (alpha_t sigma_s + alpha_s sigma_t)); this form holds for any levels.
     """
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from pndm_fast.compat import COMPAT
 from pndm_fast.grids import SPACINGS, make_grid, snap
+from pndm_fast.noise import is_integer
 from pndm_fast.plan import Plan
 from pndm_fast.schedule import Schedule
 from pndm_fast.solvers import FACTS, SOLVERS
@@ -128,7 +129,17 @@ def _call(function: Callable[..., Plan], name: str, options: dict[str, Any], *ar
     for option in options:
         if option not in known:
             choose(f"an option of {name}", option, known) if known else _no_options(name, option)
+        _check_type(option, options[option], get_type_hints(function)[option])
     return function(*args, **options, prediction=prediction)
+
+
+def _check_type(option: str, value: Any, kind: Any) -> None:
+    kinds = get_args(kind) or (kind,)
+    number = isinstance(value, float) or is_integer(value)
+    if type(value) in kinds or (number and float in kinds) or (is_integer(value) and int in kinds):
+        return
+    names = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
+    raise TypeError(f"{option} must be {names}, got {value!r}")
 
 
 def _no_options(name: str, option: str) -> None:

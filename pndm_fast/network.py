@@ -25,8 +25,10 @@ def parameter(model: Any) -> Tensor | None:
 def config_shape(model: Any) -> tuple[int, ...] | None:
     """(C, H, W) from `model.config`: in_channels and sample_size, as diffusers and `pndm_fast.demo` write them."""
     config = getattr(model, "config", None)
-    read = config.get if isinstance(config, Mapping) else lambda key: getattr(config, key, None)
-    channels, size = read("in_channels"), read("sample_size")
+    if isinstance(config, Mapping):
+        channels, size = config.get("in_channels"), config.get("sample_size")
+    else:
+        channels, size = getattr(config, "in_channels", None), getattr(config, "sample_size", None)
     if not isinstance(channels, int):
         return None
     if isinstance(size, int):

@@ -103,7 +103,8 @@ def _box_muller(k1: Tensor, k2: Tensor) -> tuple[Tensor, Tensor]:
     """
     u = k1.to(torch.float32) * 2.0**-32 + 2.0**-33
     a = torch.where(k2 >= 2**31, k2 - 2**32, k2).to(torch.float32) * 2.0**-31
-    radius = torch.sqrt(_log(u) * -2.0)
+    # torch.sqrt of float32 may go through a vector library that is one ulp off; through float64 it is the rounded root
+    radius = torch.sqrt((_log(u) * -2.0).double()).to(torch.float32)
     quarter = torch.floor(a * 2.0 + 0.5)
     r = a - quarter * 0.5  # exact, |r| <= 1/4
     square = r * r

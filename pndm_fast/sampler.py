@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import threading
+import functools
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,43 +14,16 @@ from torch import Tensor
 from pndm_fast.backends import BACKENDS, choose_backend
 from pndm_fast.events import NonFiniteError, Report, Step
 from pndm_fast.make_plan import make_plan
+from pndm_fast.memory import KEPT, Memory, memory_of
 from pndm_fast.network import check_dtype, check_model, config_shape, parameter
+from pndm_fast.noise import is_integer
 from pndm_fast.plan import Plan
 from pndm_fast.progress import progress_bar
-from pndm_fast.request import ON_NAN, check_callable, check_choice, check_shape, complete, distinct
+from pndm_fast.request import ON_NAN, check_callable, check_choice, check_seeds, check_shape, complete, distinct
 from pndm_fast.schedule import Schedule
 from pndm_fast.table import Table, build
 from pndm_fast.trajectory import Trajectory
-from pndm_fast.workspace import Probe, Workspace
-
-Value = TypeVar("Value")
-KEPT = 32  # plans, tables and forms of buffers that one sampler remembers
-
-
-class _Recent(Generic[Value]):
-    """The last `KEPT` values made, by key. Threads may make one twice, never see half of one."""
-
-    def __init__(self) -> None:
-        self._values: OrderedDict[Hashable, Value] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def peek(self, key: Hashable) -> Value | None:
-        with self._lock:
-            return self._values.get(key)
-
-    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
-        return self.put(key, make())
-
-    def put(self, key: Hashable, value: Value) -> Value:
-        with self._lock:
-            value = self._values.setdefault(key, value)
-            while len(self._values) > KEPT:
-                self._values.popitem(last=False)
-            return value
+from pndm_fast.workspace import Workspace
 
 
 class Sampler:
@@ -99,10 +71,7 @@ class Sampler:
 
     def reset(self) -> None:
         """Forget buffers, tables and what is known of the network's outputs."""
-        self._idle: _Recent[list[Workspace]] = _Recent()
-        self._probes: _Recent[Probe] = _Recent()
-        self._tables: _Recent[tuple[tuple[Plan, ...], Table]] = _Recent()
-        self._guided: _Recent[tuple[Plan, Plan]] = _Recent()
+        self.memory = Memory()
 
     @property
     def report(self) -> Report:
@@ -189,7 +158,7 @@ class Sampler:
 
     def _with_guidance(self, plans: tuple[Plan, ...], scale: float | tuple[float, ...]) -> tuple[Plan, ...]:
         def guided(plan: Plan) -> Plan:
-            return self._guided.get((id(plan), scale), lambda: (plan, plan.with_guidance(scale)))[1]
+            return self.memory.guided.get((id(plan), scale), lambda: (plan, plan.with_guidance(scale)))[1]
 
         made = {id(plan): guided(plan) for plan in distinct(plans)}
         return tuple(made[id(plan)] for plan in plans)
@@ -197,21 +166,24 @@ class Sampler:
     def _table(self, plans: tuple[Plan, ...], dtype: torch.dtype) -> Table:
         unique = distinct(plans)
         key = (dtype, *map(id, unique))  # the entry holds the plans, so their ids stay theirs
-        return self._tables.get(key, lambda: (unique, build(unique, dtype, self.device)))[1]
+        return self.memory.tables.get(key, lambda: (unique, build(unique, dtype, self.device)))[1]
 
     @contextlib.contextmanager
     def _workspace(self, trajectory: Trajectory) -> Iterator[tuple[Workspace, Any]]:
         """Buffers that this call alone uses, begun; with the first output where learning the form took a call."""
         request = trajectory.request
-        key = (request.batch, request.state_dtype, trajectory.halves, trajectory.apart)
-        probe = self._probes.peek(key)
+        autocast = torch.is_autocast_enabled(self.device.type) and torch.get_autocast_dtype(self.device.type)
+        key = (request.batch, request.state_dtype, trajectory.halves, trajectory.apart, autocast)
+        probe = self.memory.probes.peek(key)
         if probe is None:
             probe, workspace, first = trajectory.first_call()
-            self._probes.put(key, probe)
+            self.memory.probes.put(key, probe)
             yield workspace, first
             return
         trajectory.apart = probe.apart
-        idle = self._idle.get(trajectory.form(probe), list)
+        # buffers go back while their last kernels may still run: only the same stream may take them up
+        stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
+        idle = self.memory.idle.get((trajectory.form(probe), stream), list)
         try:
             workspace = idle.pop()
         except IndexError:
@@ -280,17 +252,17 @@ def sample(
     """
     check_model(model)
     planned: dict[str, Any] = {"steps": steps, "nfe": nfe, "schedule": schedule, "spacing": spacing, "compat": compat}
-    if isinstance(solver, Plan):
-        for name, value in {**planned, **options}.items():
-            if value is not None:
-                raise ValueError(f"{name} cannot go with a ready plan: give it to make_plan")
-        plan = solver
-    else:
-        plan = make_plan(solver, integer_times=integer_times, prediction=prediction, **planned, **options)
-    given = state if noise is None else noise
-    if shape is None and isinstance(given, Tensor) and given.dim() > 1:
-        shape = tuple(given.shape)
-    sampler = Sampler(model, plan, shape=shape, device=device, dtype=dtype, time_dtype=time_dtype, backend=backend)
+    planned |= {"integer_times": integer_times or None, "prediction": None if prediction == "eps" else prediction}
+    asked = {name: value for name, value in {**planned, **options}.items() if value is not None}
+    if not isinstance(solver, Plan):
+        solver = _plan(solver, asked)
+    elif asked:
+        raise ValueError(f"{next(iter(asked))} cannot go with a ready plan: give it to make_plan")
+    shape = _shape_of_call(shape, seeds, state if noise is None else noise)
+    sampler = Sampler(model, solver, shape=shape, device=device, dtype=dtype, time_dtype=time_dtype, backend=backend)
+    sampler.memory = memory_of(
+        model, (sampler.shape[1:], sampler.device, sampler.dtype, sampler.time_dtype, sampler.backend)
+    )
     return sampler(
         seeds=seeds,
         noise=noise,
@@ -303,3 +275,28 @@ def sample(
         on_step=on_step,
         on_nan=on_nan,
     )
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _remembered_plan(solver: str, asked: tuple[tuple[str, type, Any], ...]) -> Plan:
+    return make_plan(solver, **{name: value for name, _, value in asked})
+
+
+def _plan(solver: str, asked: dict[str, Any]) -> Plan:
+    try:
+        # with its type: 5.0 == 5, but is no number of steps
+        return _remembered_plan(solver, tuple((name, type(value), value) for name, value in asked.items()))
+    except TypeError:  # a value without hash; if that was no value's fault, the same error comes again
+        return make_plan(solver, **asked)
+
+
+def _shape_of_call(shape: Sequence[int] | None, seeds: Any, start: Any) -> Sequence[int] | None:
+    """The shape given, or the start's; both, and the number of seeds, must agree on the batch."""
+    if shape is None:
+        return tuple(start.shape) if isinstance(start, Tensor) and start.dim() > 1 else None
+    batch = check_shape(shape)[0]
+    if isinstance(start, Tensor) and start.dim() > 1 and len(start) != batch:
+        raise ValueError(f"noise must have batch {batch}, the shape's, got {len(start)}")
+    if not is_integer(seeds):
+        check_seeds(seeds, batch)
+    return shape

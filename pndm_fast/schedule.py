@@ -32,6 +32,15 @@ class Schedule:
     discrete: bool
     _nodes: Array  # log alpha-bar at first, first + 1, ..., last; or (beta_min, beta_max)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schedule) and self._value() == other._value()
+
+    def __hash__(self) -> int:
+        return hash(self._value())
+
+    def _value(self) -> tuple[bool, bytes]:
+        return self.discrete, self._nodes.tobytes()
+
     @classmethod
     def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
         """beta linear in t. Ho et al. 2020, arXiv:2006.11239, section 4."""

@@ -53,10 +53,13 @@ class _Pseudo:
         self.name, self.schedule, self.prediction = name, schedule, prediction
         self.times = check_times(schedule, times, FACTS[name].fewest, name)
         self.rows: list[Row] = []
+        self._levels: dict[float, Level] = {}
         self._anchor = self.level(self.times[0])
 
     def level(self, t: float) -> Level:
-        return level(self.schedule, t)
+        if t not in self._levels:
+            self._levels[t] = level(self.schedule, t)
+        return self._levels[t]
 
     def transfer(self, t: float, s: float) -> Callable[[Form, Form], Form]:
         return Transfer(self.level(t), self.level(s))

@@ -1,0 +1,132 @@
+// Definitions of tile.h's loops, included once per instruction set inside PNDM_NAMESPACE. No
+// template of the standard library may be used here: its one instance would be shared by all sets.
+
+namespace pndm::PNDM_NAMESPACE {
+namespace {
+
+constexpr uint32_t kExponent = 0x7f800000u;  // all ones: infinity or NaN
+
+PNDM_INLINE uint32_t not_finite(float value) {
+  return (to_bits(value) & kExponent) == kExponent ? 1u : 0u;
+}
+
+PNDM_INLINE uint32_t not_finite(BFloat16 value) { return (value.bits & 0x7f80) == 0x7f80; }
+
+PNDM_INLINE uint32_t not_finite(Float16 value) { return (value.bits & 0x7c00) == 0x7c00; }
+
+template <class Out, class Slot>
+bool copy(const void* out, void* slot, int64_t at, int64_t count) {
+  const Out* from = static_cast<const Out*>(out) + at;
+  Slot* to = static_cast<Slot*>(slot) + at;
+  std::conditional_t<sizeof(Out) == 4, uint32_t, uint16_t> bad = 0;  // as wide as an element
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    bad |= not_finite(from[i]);
+    if constexpr (std::is_same_v<Out, Slot> && sizeof(Out) == 2) {
+      to[i].bits = from[i].bits;
+    } else {
+      narrow(widen(from[i]), to[i]);
+    }
+  }
+  return bad;
+}
+
+template <class Out, bool kGuided>
+bool load(const void* out, const void* uncond, float guidance, int64_t at, int64_t count,
+          float* e) {
+  const Out* from = static_cast<const Out*>(out) + at;
+  const Out* other = kGuided ? static_cast<const Out*>(uncond) + at : nullptr;
+  uint32_t bad = 0;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    float value = widen(from[i]);
+    if constexpr (kGuided) value = (value - widen(other[i])) * guidance + widen(other[i]);
+    bad |= not_finite(value);
+    e[i] = value;
+  }
+  return bad;
+}
+
+template <bool kInner, bool kOuter>
+void map(const StoreMap& store, const float* y, int64_t count, float* e) {
+  const auto [p, q, p2, q2, clamp] = store;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    float value = e[i] * q;
+    if constexpr (kInner) value = y[i] * p + value;
+    value = value < -clamp ? -clamp : value;  // comparisons with NaN are false, so that NaN stays
+    value = value > clamp ? clamp : value;
+    value = value * q2;
+    if constexpr (kOuter) value = y[i] * p2 + value;
+    e[i] = value;
+  }
+}
+
+template <class T>
+void scale(const float* from, float factor, int64_t at, int64_t count, void* to_) {
+  T* to = static_cast<T*>(to_) + at;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) narrow(from[i] * factor, to[i]);
+}
+
+template <class Slot, int kFronts, int kSlots>
+void combine(const Form& form, int64_t at, int64_t count, float* to) {
+  const float* front[kFronts + 1];  // one more, because an array may not be empty
+  const Slot* slot[kSlots + 1];
+  float front_scale[kFronts + 1], slot_scale[kSlots + 1];
+  for (int k = 0; k < kFronts; ++k) {
+    front[k] = form.front[k] + at;
+    front_scale[k] = form.front_scale[k];
+  }
+  for (int k = 0; k < kSlots; ++k) {
+    slot[k] = static_cast<const Slot*>(form.slot[k]) + at;
+    slot_scale[k] = form.slot_scale[k];
+  }
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    float total = 0.0f;  // the reference adds to zero: a lone -0 becomes +0
+    for (int k = 0; k < kFronts; ++k) total = total + front[k][i] * front_scale[k];
+    for (int k = 0; k < kSlots; ++k) total = total + widen(slot[k][i]) * slot_scale[k];
+    to[i] = total;
+  }
+}
+
+void add(const float* z, float factor, int64_t count, float* to) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) to[i] = to[i] + z[i] * factor;
+}
+
+void normals(uint64_t seed, uint32_t index, int64_t at, int64_t count, int64_t n, int64_t channels,
+             float* to) {
+  if (channels == 1) return normals_run(seed, index, at, count, 1, to);
+  // Of channel c, the tile holds the positions rest with at <= rest * channels + c < at + count.
+  for (int64_t c = 0; c < channels; ++c) {
+    const int64_t first = (at - c + channels - 1) / channels;
+    const int64_t last = (at + count - c + channels - 1) / channels;
+    if (first >= last) continue;
+    normals_run(seed, index, c * (n / channels) + first, last - first, channels,
+                to + (first * channels + c - at));
+  }
+}
+
+#define PNDM_COMBINE(Slot, F)                                                          \
+  {combine<Slot, F, 0>, combine<Slot, F, 1>, combine<Slot, F, 2>, combine<Slot, F, 3>, \
+   combine<Slot, F, 4>, combine<Slot, F, 5>, combine<Slot, F, 6>}
+#define PNDM_COMBINES(Slot) {PNDM_COMBINE(Slot, 0), PNDM_COMBINE(Slot, 1), PNDM_COMBINE(Slot, 2)}
+#define PNDM_COPIES(Out) {copy<Out, float>, copy<Out, Float16>, copy<Out, BFloat16>}
+
+}  // namespace
+
+const Loops loops = {
+    {PNDM_COPIES(float), PNDM_COPIES(Float16), PNDM_COPIES(BFloat16)},
+    {{load<float, false>, load<float, true>},
+     {load<Float16, false>, load<Float16, true>},
+     {load<BFloat16, false>, load<BFloat16, true>}},
+    {{map<false, false>, map<false, true>}, {map<true, false>, map<true, true>}},
+    {scale<float>, scale<Float16>, scale<BFloat16>},
+    {PNDM_COMBINES(float), PNDM_COMBINES(Float16), PNDM_COMBINES(BFloat16)},
+    add,
+    normals,
+};
+
+}  // namespace pndm::PNDM_NAMESPACE

@@ -1,0 +1,5 @@
+"""`python -m pndm_fast`."""
+
+from pndm_fast.cli import main
+
+main()

@@ -1,0 +1,347 @@
+"""The command line `pndm-fast`: arguments and printing; `jobs` does the work.
+
+Exit codes: 0 done, 1 the model or a write failed, 2 a mistake in the arguments, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+import pndm_fast as pf
+from pndm_fast.jobs import BATCH, DEMO, Job, JobError, ModelArgs, Run, UsageError
+from pndm_fast.make_plan import choose
+from pndm_fast.progress import progress_bar
+from pndm_fast.schedule import Schedule
+from pndm_fast.solvers import FACTS, SOLVERS
+
+SCHEDULES = {"linear": Schedule.linear, "scaled-linear": Schedule.scaled_linear, "cosine": Schedule.cosine}
+FLAGS = ("solver", "schedule", "steps", "nfe", "spacing", "prediction", "compat")  # not to be given as --option
+MOST_CLASSES = 1_000_000
+WORDS = {"true": True, "false": False, "none": None}
+
+
+class Commands(TyperGroup):
+    """Commands whose mistakes end in one line on stderr and an exit code, without a traceback."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        extra["standalone_mode"] = False
+        try:
+            with _short_warnings():
+                code = super().main(*args, **extra)
+        except (KeyboardInterrupt, typer.Abort):
+            code = 130
+        except JobError as error:
+            code = _fail(1, error)
+        except (UsageError, TypeError, ValueError, OverflowError) as error:
+            code = _fail(2, error)
+        except Exception as error:
+            told = getattr(error, "format_message", None)  # typer's own, whose class has no lasting public name
+            if told is None:
+                raise
+            code = _fail(2, told())
+        sys.exit(code)
+
+
+def _fail(code: int, error: object) -> int:
+    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+    return code
+
+
+@contextlib.contextmanager
+def _short_warnings() -> Iterator[None]:
+    told: set[str] = set()
+
+    def show(message: Warning | str, *args: Any, **extra: Any) -> None:
+        if str(message) not in told:
+            typer.echo(f"warning: {message}", err=True)
+        told.add(str(message))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+Solver = Annotated[str, typer.Option(help="A solver; `pndm-fast solvers` lists them.")]
+Steps = Annotated[int | None, typer.Option(help="Time points, default 50.")]
+Nfe = Annotated[int | None, typer.Option(help="Network calls, in place of --steps.")]
+Spacing = Annotated[str | None, typer.Option(help="leading, trailing or linspace; default the solver's own.")]
+Prediction = Annotated[str, typer.Option(help="What the network predicts: eps, v, x0 or flow.")]
+ScheduleName = Annotated[str, typer.Option("--schedule", help="linear, scaled-linear or cosine.")]
+Options = Annotated[list[str] | None, typer.Option("--option", help="A solver's option, such as eta=0.5; repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Model = Annotated[str, typer.Option(help=f"{DEMO}, or package.module:factory with --trust.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Allow --model to import and run code.")]
+Shape = Annotated[str | None, typer.Option(help="C,H,W of a model whose config does not say.")]
+Number = Annotated[int, typer.Option("--number", "-n", min=1, help="Pictures.")]
+Seed = Annotated[int, typer.Option(help="Picture i has seed + i.")]
+Classes = Annotated[
+    list[str] | None,
+    typer.Option("--class", help="Labels such as 3, 1,4 or 0-9, cycled over the pictures; or none. Repeatable."),
+]
+Guidance = Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is none.")]
+NullClass = Annotated[int | None, typer.Option(help="The label that means none, for --guidance with your own model.")]
+Batch = Annotated[
+    int | None, typer.Option(min=1, help=f"Pictures at a time, default {BATCH}. It does not change them.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, typer.Option(help="Of the network: fp32, fp16 or bf16.")]
+Backend = Annotated[str, typer.Option(help="auto, cpp, triton or reference.")]
+Out = Annotated[str, typer.Option(help="A sheet .png, an array .npz, or a folder for one PNG a seed, which resumes.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+OnNan = Annotated[str, typer.Option(help="raise, mark (black, or left out of a folder) or ignore.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors and warnings alone.")]
+
+
+@app.command()
+def sample(
+    model: Model = DEMO,
+    trust: Trust = False,
+    shape: Shape = None,
+    solver: Solver = "f-pndm",
+    steps: Steps = None,
+    nfe: Nfe = None,
+    spacing: Spacing = None,
+    prediction: Prediction = "eps",
+    schedule: ScheduleName = "linear",
+    option: Options = None,
+    number: Number = 64,
+    seed: Seed = 0,
+    classes: Classes = None,
+    guidance: Guidance = 1.0,
+    null_class: NullClass = None,
+    batch: Batch = None,
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    backend: Backend = "auto",
+    on_nan: OnNan = "raise",
+    out: Out = "digits.png",
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw pictures from a model: pndm-fast sample --solver f-pndm --steps 50 --out digits.png"""
+    options = parse_options(option or [])
+    plan = make_plan(solver, schedule, steps, nfe, spacing, prediction, None, options)
+    recipe = {"spacing": spacing or FACTS[solver].spacing, "schedule": schedule, "options": options}
+    place = find_device(device)
+    network = ModelArgs(model, trust, parse_shape(shape), null_class, place, dtype, backend)
+    wanted = parse_classes(classes)
+    run = Run(Job(plan, network, out, recipe, force, number, seed, wanted, guidance, batch, on_nan))
+    if device == "auto" and place.type == "cpu" and not quiet:
+        typer.echo("no GPU found: sampling on the CPU", err=True)
+    execute(run, as_json, quiet)
+
+
+def execute(run: Run, as_json: bool, quiet: bool) -> None:
+    """Sample with a bar, then tell."""
+    job, summary = run.job, run.summary()
+    if summary["skipped"] and not quiet:
+        typer.echo(f"{summary['skipped']} of {job.number} pictures are in {job.out} already: skipped", err=True)
+    shown = bool(run.calls) and not quiet and (not as_json or sys.stderr.isatty())
+    try:
+        with progress_bar(shown, job.plan.solver, run.calls) as advance:
+            run.run(advance if shown else None)
+    finally:
+        summary = run.summary()
+        if run.unfinished and summary["images"]:
+            typer.echo(f"{summary['images']} finished pictures are kept in {job.out}", err=True)
+    if as_json:
+        typer.echo(json.dumps(summary))
+    elif not quiet:
+        print_summary(summary)
+    if run.interrupted:
+        raise typer.Exit(130)
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """A small table; a note for what did not go well."""
+    table = Table(show_header=False)
+    names = {"images_per_second": "images/s"}
+    for name, value in summary.items():
+        if name not in ("bad_seeds", "interrupted", "skipped") and value is not None:
+            table.add_row(names.get(name, name), Text(f"{value:.4g}" if isinstance(value, float) else str(value)))
+    Console().print(table)
+    if summary["bad_seeds"]:
+        seeds = ", ".join(map(str, summary["bad_seeds"]))
+        typer.echo(f"the network's output was not finite for seeds {seeds}", err=True)
+
+
+@app.command()
+def plan(
+    solver: Annotated[str, typer.Argument(help="A solver; `pndm-fast solvers` lists them.")],
+    steps: Steps = None,
+    nfe: Nfe = None,
+    spacing: Spacing = None,
+    prediction: Prediction = "eps",
+    schedule: ScheduleName = "linear",
+    compat: Annotated[str | None, typer.Option(help="diffusers, for plans equal to its scheduler.")] = None,
+    option: Options = None,
+    as_json: Json = False,
+    save: Annotated[str | None, typer.Option(help="Write the plan to this JSON file, replacing it.")] = None,
+) -> None:
+    """Print a solver's plan: one row for each network call."""
+    made = make_plan(solver, schedule, steps, nfe, spacing, prediction, compat, parse_options(option or []))
+    if save is not None:
+        try:
+            made.save(save)
+        except OSError as error:
+            raise UsageError(f"--save must be a file that can be written, got {save}: {error.strerror}") from error
+    typer.echo(json.dumps(made.to_json()) if as_json else str(made))
+
+
+@app.command()
+def solvers(as_json: Json = False) -> None:
+    """List the solvers."""
+    rows = [
+        {
+            "name": name,
+            "fewest_steps": FACTS[name].fewest,
+            "extra_calls": FACTS[name].extra_calls,
+            "spacing": FACTS[name].spacing,
+            "about": (function.__doc__ or "").strip().split("\n")[0],
+        }
+        for name, function in SOLVERS.items()
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    table = Table("name", "fewest\nsteps", "calls for\nn steps", "spacing", Column("about", overflow="fold"))
+    for row in rows:
+        calls = f"n + {row['extra_calls']}" if row["extra_calls"] else "n"
+        cells = (row["name"], row["fewest_steps"], calls, row["spacing"], row["about"])
+        table.add_row(*(Text(str(cell)) for cell in cells))
+    Console().print(table)
+
+
+@app.callback(invoke_without_command=True)
+def about(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    """Sampling of diffusion models: every solver is a table of rows."""
+    if version:
+        typer.echo(f"pndm-fast {pf.__version__}")
+        raise typer.Exit()
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def make_plan(
+    solver: str,
+    schedule: str,
+    steps: int | None,
+    nfe: int | None,
+    spacing: str | None,
+    prediction: str,
+    compat: str | None,
+    options: dict[str, Any],
+) -> pf.Plan:
+    """`pf.make_plan` from words.
+
+    Raises:
+        UsageError, TypeError, ValueError: naming the argument.
+    """
+    for name, value in options.items():
+        if name in FLAGS:
+            raise UsageError(f"--option {name} must be given as --{name}, got {value!r}")
+        if name in ("times", "integer_times"):
+            raise UsageError(f"--option must be one of the solver's own, got {name!r}")
+    form = SCHEDULES[choose("schedule", schedule, SCHEDULES)]()
+    words: dict[str, Any] = {"spacing": spacing, "prediction": prediction, "compat": compat}
+    return pf.make_plan(solver, form, steps=steps, nfe=nfe, **words, **options)
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """key=value, ... with values as numbers, true, false, none or text.
+
+    Raises:
+        UsageError: no such pair, or a key given twice.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"--option must be key=value, got {pair!r}")
+        if key in options:
+            raise UsageError(f"--option must give each key once, got {key!r} twice")
+        options[key] = _value(text.strip())
+    return options
+
+
+def _value(text: str) -> Any:
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def parse_classes(words: Sequence[str] | None) -> tuple[int, ...] | None:
+    """3, 1,4 or 0-9, joined; none is an empty tuple; None where nothing was given.
+
+    Raises:
+        UsageError: another form.
+    """
+    if not words:
+        return None
+    if list(words) == ["none"]:
+        return ()
+    labels: list[int] = []
+    for part in ",".join(words).split(","):
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip(), re.ASCII)
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not low <= high < low + MOST_CLASSES:
+            raise UsageError(f"--class must be labels such as 3, 1,4 or 0-9, or none alone, got {part!r}")
+        labels.extend(range(low, high + 1))
+    return tuple(labels)
+
+
+def find_device(text: str) -> torch.device:
+    """The device of that name; auto is the first GPU, or the CPU where there is none.
+
+    Raises:
+        UsageError: another word, or a GPU that is not there.
+    """
+    if text == "auto":
+        text = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text):
+        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, got {text!r}")
+    device = torch.device(text)
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= count:
+        raise UsageError(f"--device must be one that PyTorch finds, got {text!r} where it finds {count} CUDA devices")
+    return device
+
+
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    """C,H,W.
+
+    Raises:
+        UsageError: not positive integers.
+    """
+    if text is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5}){2}", text, re.ASCII):
+        raise UsageError(f"--shape must be C,H,W, got {text!r}")
+    return tuple(map(int, text.split(",")))
+
+
+def main() -> None:
+    """The console entry."""
+    app(prog_name="pndm-fast")

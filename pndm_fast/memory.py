@@ -1,0 +1,77 @@
+"""What a sampler remembers between calls: plans, tables, what is known of the network, idle buffers."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, TypeVar
+
+from pndm_fast.plan import Plan
+from pndm_fast.table import Table
+from pndm_fast.workspace import Probe, Workspace
+
+Value = TypeVar("Value")
+KEPT = 32  # entries of each kind
+
+
+class Recent(Generic[Value]):
+    """The last `KEPT` values made, by key. Threads may make one twice, never see half of one."""
+
+    def __init__(self) -> None:
+        self._values: OrderedDict[Hashable, Value] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def peek(self, key: Hashable) -> Value | None:
+        with self._lock:
+            return self._values.get(key)
+
+    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        return self.put(key, make())
+
+    def put(self, key: Hashable, value: Value) -> Value:
+        with self._lock:
+            value = self._values.setdefault(key, value)
+            while len(self._values) > KEPT:
+                self._values.popitem(last=False)
+            return value
+
+
+class Memory:
+    """Everything is bounded, holds no network, and may be used by several threads.
+
+    Attributes:
+        idle: buffers that no call uses, by their form.
+        probes: what is known of the network's outputs.
+        tables: rows in device memory, with the plans that they are of.
+        guided: plans at another guidance scale, with the plan that they were made from.
+    """
+
+    def __init__(self) -> None:
+        self.idle: Recent[list[Workspace]] = Recent()
+        self.probes: Recent[Probe] = Recent()
+        self.tables: Recent[tuple[tuple[Plan, ...], Table]] = Recent()
+        self.guided: Recent[tuple[Plan, Plan]] = Recent()
+
+
+_OF_MODEL: weakref.WeakKeyDictionary[Any, Recent[Memory]] = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+def memory_of(model: Any, key: Hashable) -> Memory:
+    """The memory of earlier calls with this network (a bound method counts as its owner's), or a new one.
+
+    It goes when the network goes.
+    """
+    owner = getattr(model, "__self__", model)
+    try:
+        with _LOCK:
+            recent = _OF_MODEL.setdefault(owner, Recent())
+    except TypeError:  # neither hashable nor weakly referable: nothing to remember it by
+        return Memory()
+    return recent.get((getattr(model, "__func__", None), key), Memory)

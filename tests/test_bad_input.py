@@ -1,0 +1,187 @@
+"""What a user can get wrong: each is refused by name, with what was got, before the first network call."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import pndm_fast as pf
+
+S = pf.Schedule.linear()
+PLAN = pf.make_plan("ddim", steps=5)
+SHAPE = (2, 8)
+X = torch.zeros(SHAPE)
+
+
+def network(x, t, **cond):
+    raise AssertionError("the network was called")
+
+
+def sample(**arguments):
+    return lambda: pf.sample(network, **{"steps": 5, "shape": SHAPE, "solver": "ddim", **arguments})
+
+
+def plan(*positional, **arguments):
+    return lambda: pf.make_plan(*positional, **{"steps": 5, **arguments} if "times" not in arguments else arguments)
+
+
+def row(**changes):
+    fields = {"t": 1.0, "slot": 0, "y": PLAN.rows[0].y, "levels": PLAN.rows[0].levels, **changes}
+    return lambda: pf.Row(**fields)
+
+
+CASES = [
+    # the network
+    (lambda: pf.sample(None, 5, shape=SHAPE), TypeError, "model must be callable.*None"),
+    (lambda: pf.sample(torch.nn.Linear, 5, shape=SHAPE), TypeError, "model must be callable"),
+    # steps, nfe, times
+    (sample(steps=0), ValueError, "steps must be .*1.*got 0"),
+    (sample(steps=-3), ValueError, "steps must be .*got -3"),
+    (sample(steps=1001), ValueError, "steps must be in .1, 1000.*got 1001"),
+    (sample(steps=5.0), TypeError, "steps must be an integer, got 5.0"),
+    (sample(steps="5"), TypeError, "steps must be an integer, got '5'"),
+    (sample(steps=True), TypeError, "steps must be an integer, got True"),
+    (sample(steps=3, solver="f-pndm"), ValueError, "steps must be at least 4 for f-pndm, got 3"),
+    (sample(steps=3, solver="fon"), ValueError, "steps must be at least 4 for fon, got 3"),
+    (sample(steps=1, solver="s-pndm"), ValueError, "steps must be at least 2 for s-pndm, got 1"),
+    (sample(steps=1, solver="plms"), ValueError, "steps must be at least 2 for plms, got 1"),
+    (sample(steps=None, nfe=12, solver="f-pndm"), ValueError, "nfe must be at least 13 for f-pndm, got 12"),
+    (sample(steps=None, nfe=2.5), TypeError, "nfe must be an integer, got 2.5"),
+    (sample(nfe=10), ValueError, "steps, nfe and times exclude"),
+    (plan("ddim", S, times=[10, 20, 30]), ValueError, "times must decrease, got 10 then 20 at index 1"),
+    (plan("ddim", S, times=[999, 5, 5]), ValueError, "times must decrease, got 5 then 5 at index 2"),
+    (plan("ddim", S, times=[1200, 5]), ValueError, r"times must be in \[-1, 999\], got 1200"),
+    (plan("ddim", S, times=[5, -2]), ValueError, r"times must be in \[-1, 999\], got -2"),
+    (plan("ddim", S, times=[math.nan, 5]), ValueError, "times must decrease, got nan"),
+    (plan("ddim", S, times=[999]), ValueError, "steps must be at least 1 for ddim, got 0"),
+    (plan("ddim", S, times=[9, 5], spacing="leading"), ValueError, "spacing and times exclude"),
+    (plan("ddim", S, times=[2.4, 2.3, -1], integer_times=True), ValueError, "integer_times: 2 steps need"),
+    (plan("ddim", pf.Schedule.vp(), integer_times=True), ValueError, "integer_times must have a discrete schedule"),
+    # names
+    (sample(solver="f-pmdn"), ValueError, "solver must be one of .*got 'f-pmdn'; did you mean 'f-pndm'"),
+    (sample(solver=3), ValueError, "solver must be one of .*got 3"),
+    (sample(spacing="trailling"), ValueError, "spacing must be one of .*did you mean 'trailing'"),
+    (sample(prediction="epsilon"), ValueError, "prediction must be one of eps, v, x0, flow, got 'epsilon'"),
+    (sample(schedule="linear"), TypeError, "schedule must be a Schedule, got str"),
+    (sample(compat="k-diffusion", solver="plms"), ValueError, "compat must be one of diffusers"),
+    (sample(compat="diffusers", solver="ddim"), ValueError, "solver must be one of f-pndm, plms for compat"),
+    (sample(compat="diffusers", solver="plms", prediction="x0"), ValueError, "prediction must be 'eps' or 'v'"),
+    (sample(compat="diffusers", solver="plms", steps=1000, steps_offset=1), ValueError, "steps_offset must keep"),
+    (sample(backend="cuda"), ValueError, "backend must be one of .*got 'cuda'"),
+    (sample(on_nan="skip"), ValueError, "on_nan must be one of raise, mark, ignore, got 'skip'"),
+    # the solver's options
+    (sample(eta=1.5), ValueError, r"eta must be in \[0, 1\], got 1.5"),
+    (sample(eta=-0.1), ValueError, "eta must be in .*got -0.1"),
+    (sample(eta="abc"), TypeError, "eta must be float, got 'abc'"),
+    (sample(eta=True), TypeError, "eta must be float, got True"),
+    (sample(clip="1"), TypeError, "clip must be float or None, got '1'"),
+    (sample(solver="ipndm", order=2.0), TypeError, "order must be int, got 2.0"),
+    (sample(clip=0.0), ValueError, "clip must be positive, got 0.0"),
+    (sample(etta=1.0), ValueError, "an option of ddim must be one of clip, eta, got 'etta'; did you mean 'eta'"),
+    (sample(solver="s-pndm", eta=1.0), ValueError, "s-pndm has no options, got 'eta'"),
+    (sample(solver="ddpm", variance="learned"), ValueError, "variance must be 'small' or 'large', got 'learned'"),
+    (sample(solver="ipndm", order=5), ValueError, "order must be 1, 2, 3 or 4, got 5"),
+    (sample(solver="fon", delta=-1.0), ValueError, "delta must be 0 or a positive time, got -1"),
+    (sample(solver=PLAN, steps=5), ValueError, "steps cannot go with a ready plan"),
+    (sample(solver=PLAN, steps=None, eta=0.5), ValueError, "eta cannot go with a ready plan"),
+    (sample(solver=PLAN, steps=None, prediction="v"), ValueError, "prediction cannot go with a ready plan"),
+    # shape, seeds, noise
+    (sample(shape=None), ValueError, "shape must be given"),
+    (sample(shape=8), TypeError, "shape must be a sequence"),
+    (sample(shape=(2,)), ValueError, r"shape must be \(batch, ...\)"),
+    (sample(shape=(0, 8)), ValueError, "shape must be .*positive"),
+    (sample(shape=(2, 8.5)), TypeError, "shape must hold integers"),
+    (sample(seeds=-1), ValueError, r"seeds must be in \[0, 2\^64\), got -1"),
+    (sample(seeds=2**64), ValueError, "seeds must be in .*got 18446744073709551616"),
+    (sample(seeds=2**64 - 1), ValueError, "seeds must be in .*at position 1"),
+    (sample(seeds=[1, 2, 3]), ValueError, "seeds must have one entry for each of the 2 samples, got 3"),
+    (sample(seeds=[1, 2.5]), TypeError, "seeds must be integers, got 2.5 at position 1"),
+    (sample(seeds="12"), TypeError, "seeds must be an integer or a sequence"),
+    (sample(seeds=None), TypeError, "seeds must be an integer or a sequence of integers, got None"),
+    (sample(seeds=[]), ValueError, "seeds must have"),
+    (sample(noise=torch.zeros(2, 9)), ValueError, r"noise must have shape \(batch, 8\), got \(2, 9\)"),
+    (sample(noise=torch.zeros(3, 8)), ValueError, "noise must have batch 2.*got 3"),
+    (sample(noise=[0.0]), TypeError, "noise must be a floating-point tensor, got list"),
+    (
+        sample(noise=torch.zeros(2, 8, dtype=torch.int64)),
+        TypeError,
+        "noise must be a floating-point tensor, got torch",
+    ),
+    (sample(noise=X + math.nan), ValueError, "noise must be finite, got NaN or infinity in sample 0"),
+    (sample(state=X + math.inf), ValueError, "state must be finite"),
+    (sample(noise=X, state=X), ValueError, "noise and state exclude each other"),
+    (sample(noise=X.to("meta")), ValueError, "noise must be on cpu, got meta"),
+    (sample(noises=3), TypeError, "noises must be callable, got 3"),
+    (sample(noises=lambda i: 0), TypeError, r"noises\(0\) must return a tensor, got int"),
+    (sample(noises=lambda i: torch.zeros(2, 7)), ValueError, r"noises\(0\) must have shape \(2, 8\), got \(2, 7\)"),
+    # conditioning
+    (sample(cond=[1]), TypeError, "cond must be a dict.*got list"),
+    (sample(cond={1: 2}), TypeError, "cond must be a dict of the network's keyword arguments"),
+    (
+        sample(cond={"y": torch.zeros(3)}),
+        ValueError,
+        r"cond\['y'\] must have one entry for each of the 2 .*got 3",
+    ),
+    (
+        sample(cond={"y": {"z": torch.zeros(2, device="meta")}}),
+        ValueError,
+        r"cond\['y'\]\['z'\] must be on cpu",
+    ),
+    (sample(guidance=2.0), ValueError, "guidance other than 1 must have uncond"),
+    (sample(guidance=2.0, cond={}, uncond={"y": 1}), ValueError, "uncond must have keys of cond alone, got 'y'"),
+    (sample(guidance=math.inf, uncond={}), ValueError, "guidance must be finite, got inf"),
+    (sample(guidance="2", uncond={}), TypeError, "guidance must be a number"),
+    (
+        sample(guidance=[1.0, 2.0], uncond={}),
+        ValueError,
+        "guidance must be .* one for each of the 5 rows, got 2",
+    ),
+    # dtypes, devices, callbacks
+    (sample(dtype=torch.int8), TypeError, "dtype must be one of .*got torch.int8"),
+    (sample(time_dtype=torch.float16), TypeError, "time_dtype must be one of float32, int64, got torch.float16"),
+    (sample(backend="cpp", noise=X.double()), ValueError, "backend must be 'reference' for a float64 state"),
+    (sample(on_step=1), TypeError, "on_step must be callable, got 1"),
+    (lambda: pf.Sampler(network, "ddim"), TypeError, "plan must be a Plan, got str"),
+    (lambda: pf.Sampler(network, PLAN, shape=SHAPE)(plan=3), TypeError, "plan must be a Plan or one for each"),
+    (lambda: pf.Sampler(network, PLAN, shape=SHAPE)(plan=[PLAN]), ValueError, "plan must be one Plan or one for each"),
+    # schedules
+    (lambda: pf.Schedule.linear(T=0), ValueError, "T must be an integer in .*got 0"),
+    (lambda: pf.Schedule.cosine(T=2.5), ValueError, "T must be an integer in .*got 2.5"),
+    (lambda: pf.Schedule.linear(beta_start=0), ValueError, "beta_start and beta_end must be .*got 0"),
+    (lambda: pf.Schedule.linear(beta_end=1.0), ValueError, "beta_start and beta_end must be .*1.0"),
+    (lambda: pf.Schedule.from_betas([0.1, 1.5]), ValueError, r"betas must be in \(0, 1\), got 1.5 at index 1"),
+    (lambda: pf.Schedule.from_betas([]), ValueError, "betas must be a non-empty vector"),
+    (lambda: pf.Schedule.from_betas("abc"), TypeError, "betas must be a sequence of numbers"),
+    (lambda: pf.Schedule.from_alphas_cumprod([0.5, 0.6]), ValueError, "alphas_cumprod must decrease, got 0.5 then 0.6"),
+    (lambda: pf.Schedule.from_alphas_cumprod(np.ones((2, 2))), ValueError, "alphas_cumprod must be a non-empty vector"),
+    (lambda: pf.Schedule.vp(5, 1), ValueError, "beta_min and beta_max must be"),
+    (lambda: S.alpha(1000.5), ValueError, r"times must be in \[-1, 999\], got 1000.5"),
+    (lambda: S.time(0.5), ValueError, "log alpha-bar must be in"),
+    # rows and plans
+    (row(t=math.nan), ValueError, "coefficients of a row must be finite"),
+    (row(slot=6), ValueError, r"slot must be in \[0, 6\), got 6"),
+    (row(y=(1.0, 2.0)), ValueError, "y must have 9 coefficients, got 2"),
+    (row(store=pf.Store(clamp=-1.0)), ValueError, "clamp must be positive, got -1.0"),
+    (lambda: pf.Plan(()), ValueError, "a plan must have 1 to 65536 rows, got 0"),
+    (
+        lambda: pf.Plan(pf.make_plan("s-pndm", steps=5).rows[1:]),
+        ValueError,
+        "row 0: reads slot 0, which no",
+    ),
+    (lambda: pf.Plan(PLAN.rows[::2]), ValueError, "row 1: is called at level"),
+    (lambda: pf.Plan.from_json([]), ValueError, "a plan file must be a JSON object"),
+    (lambda: pf.Plan.from_json({"format": "pndm_fast.plan.1", "rows": [{}]}), ValueError, "row 0: "),
+    (lambda: pf.Plan.from_json({"format": "pndm_fast.plan.1", "rows": 3}), ValueError, "rows must be a list, got int"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:the grid starts")
+@pytest.mark.parametrize("call, kind, message", CASES, ids=[message[:50] for _, _, message in CASES])
+def test_refused(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_there_are_many():
+    assert len(CASES) >= 60

@@ -1,0 +1,231 @@
+"""The C++ row operation equals `reference`, bit for bit, on every instruction set of this machine."""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+import torch
+from rowcase import assert_equal_bits, assert_same, clone, random_case, shapes
+
+from pndm_fast import _C, noise, reference, table
+from pndm_fast.registers import NEVER
+
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+SETS = _C.instruction_sets()
+
+
+@pytest.fixture(params=SETS)
+def instruction_set(request):
+    yield _C.instruction_sets(request.param)
+    _C.instruction_sets(SETS[0])
+
+
+def name(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def arguments(r, plans, out_dtype, threads=1):
+    given = {
+        field.name: getattr(r, field.name)
+        for field in dataclasses.fields(r)
+        if field.name not in ("done", "n", "channels")
+    }
+    pointers = {key: 0 if tensor is None else tensor.data_ptr() for key, tensor in given.items()}
+    return dict(
+        **pointers,
+        table=plans.data_ptr(),
+        batch=r.batch,
+        n=r.n,
+        stride=r.y.shape[1],
+        n_slots=len(r.slots),
+        table_rows=len(plans),
+        channels=r.channels,
+        halves=r.halves,
+        out_dtype=name(out_dtype),
+        slot_dtype=name(r.slots.dtype),
+        net_dtype=name(F32 if r.net_in is None else r.net_in.dtype),
+        time_dtype=name(r.t.dtype),
+        threads=threads,
+    )
+
+
+def apply_row(r, plans, out, uncond=None, z=None, threads=1):
+    run = _C.Run(**arguments(r, plans, out.dtype, threads))
+    assert run(out.data_ptr(), 0 if uncond is None else uncond.data_ptr(), 0 if z is None else z.data_ptr())
+
+
+def assert_matches(case):
+    assert_same(case.run(apply_row), case.run(reference.apply_row))
+
+
+def test_columns_are_those_of_the_table():
+    assert _C.columns == {column: getattr(table, column) for column in _C.columns}
+    assert set(_C.columns) >= {key for key in vars(table) if key.isupper()} - {"ANCHOR", "STATE", "FIRST_ROW"} - {
+        "WIDTH_FORM"
+    }
+
+
+@pytest.mark.parametrize("net_dtype", [None, F32, F16, BF16], ids=str)
+@pytest.mark.parametrize("slot_dtype", [F32, F16, BF16], ids=str)
+@pytest.mark.parametrize("out_dtype", [F32, F16, BF16], ids=str)
+def test_every_dtype(instruction_set, out_dtype, slot_dtype, net_dtype):
+    dtypes = {"out_dtype": out_dtype, "slot_dtype": slot_dtype, "net_dtype": net_dtype}
+    for seed in range(4):
+        guidance, z = bool(seed & 1), seed == 3
+        time_dtype = torch.int64 if seed & 1 else F32
+        assert_matches(random_case(seed, 3, 784, guidance=guidance, z=z, time_dtype=time_dtype, **dtypes))
+
+
+@pytest.mark.parametrize("batch, n", [*shapes(), (4, 1024), (2, 1025)], ids=str)
+def test_every_size(instruction_set, batch, n):
+    for seed in range(6):
+        options = {"guidance": bool(seed & 1), "slots": 1 + seed, "halt_some": seed > 2}
+        assert_matches(random_case(seed, batch, n, net_dtype=BF16, out_dtype=F16, **options))
+
+
+@pytest.mark.parametrize("channels, n", [(3, 3 * 700), (4, 4 * 33), (320, 320 * 9), (5, 5)])
+def test_channels_last_numbers_elements_logically(instruction_set, channels, n):
+    for seed in range(4):
+        assert_matches(random_case(seed, 2, n, channels=channels))
+
+
+def test_not_finite_outputs_are_found_and_survive_the_clamp(instruction_set):
+    found = 0
+    for seed in range(24):
+        dtype = (F32, F16, BF16)[seed % 3]
+        case = random_case(seed, 3, 784, out_dtype=dtype, slot_dtype=dtype, guidance=bool(seed & 1), bad=True)
+        assert_matches(case)
+        found += int((case.run(apply_row).first_bad != NEVER).sum())
+    assert found > 20
+
+
+@pytest.mark.parametrize("n, channels", [(1, 1), (5, 1), (65_537, 1), (3 * 1111, 3), (1 << 20, 1)])
+def test_normals_are_the_reference_s(instruction_set, n, channels):
+    seeds = noise.seed_tensor([2**64 - 1, 0, 2**63, 12345])
+    for index in (0, 1, 2, 65_537):
+        out = torch.full((4, n + 3), torch.nan)
+        _C.normals(out.data_ptr(), seeds.data_ptr(), 4, index, n, n + 3, channels)
+        assert_equal_bits(out[:, :n].contiguous(), noise.normals(seeds, index, n, channels))
+        assert out[:, n:].isnan().all()
+
+
+def convert(values, dtype):
+    """One row whose network input is `values`, rounded to dtype; y takes `values` from the output."""
+    case = random_case(0, 1, values.numel(), net_dtype=dtype, slots=1)
+    line = torch.zeros(2, table.WIDTH)
+    line[0, [table.Q, table.Q2, table.CLAMP, table.WRITE_Y, table.Y + 2]] = torch.tensor([1, 1, torch.inf, 1, 1])
+    line[1, [table.HALT, table.IN_SCALE]] = 1.0
+    r = clone(case.registers)
+    r.row.zero_()
+    apply_row(r, line, values.view(1, -1))
+    return r.y[0, : r.n], r.net_in[0]
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
+def test_widening_is_exact_for_all_values(instruction_set, dtype):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    wide, again = convert(every, dtype)
+    assert_equal_bits(wide, every.float() + 0.0)  # a sum that starts at zero has no -0
+    assert_equal_bits(again, (every.float() + 0.0).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
+def test_narrowing_rounds_to_nearest_even(instruction_set, dtype):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    bits = every[every.isfinite()].float().view(torch.int32)
+    half = (bits & 0x7FFFFFFF).view(F32) * 0.5 + ((bits & 0x7FFFFFFF).view(F32) + 1e-9) * 0.5
+    low, high = every[every.isfinite()].float(), torch.nextafter(every, torch.tensor(torch.inf, dtype=dtype)).float()
+    middle = (low.double() + high[every.isfinite()].double()).div(2).float()
+    rng = np.random.default_rng(0)
+    anything = torch.from_numpy(rng.integers(-(2**31), 2**31, 1 << 18).astype(np.int32)).view(F32)
+    values = torch.cat([middle, bits_around(middle, 1), bits_around(middle, -1), half, anything])
+    assert_equal_bits(convert(values, dtype)[1], (values + 0.0).to(dtype))
+
+
+def bits_around(values, step):
+    return (values.view(torch.int32) + step).view(F32)
+
+
+def test_threads_do_not_change_the_bits():
+    case = random_case(5, 3, 1_500_001, guidance=True, net_dtype=F16, calls=2, bad=True)
+    one = case.run(apply_row)
+    for threads in (2, 3, 64):
+        assert_same(case.run(lambda *given, count=threads: apply_row(*given, threads=count)), one)
+
+
+def test_runs_in_several_python_threads():
+    cases = [random_case(seed, 2, 65_537) for seed in range(4)]
+    results = [None] * 4
+    workers = [threading.Thread(target=lambda i=i: results.__setitem__(i, cases[i].run(apply_row))) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for case, result in zip(cases, results, strict=True):
+        assert_same(result, case.run(reference.apply_row))
+
+
+def test_an_output_in_our_own_memory_is_refused_and_nothing_changes():
+    case = random_case(1, 2, 784, net_dtype=F32, guidance=True)
+    r, before = case.registers, clone(case.registers)
+    run = _C.Run(**arguments(r, case.table, F32))
+    elsewhere = torch.zeros(2, 784)
+    for own in (r.x, r.y, r.slots, r.t, r.net_in, r.row, r.seeds, r.first_bad, r.active, case.table):
+        last = own.data_ptr() + own.nbytes - 1
+        for address in (own.data_ptr(), last, own.data_ptr() - elsewhere.nbytes + 1):
+            assert run(address) is False
+            assert run(elsewhere.data_ptr(), address) is False
+    with pytest.raises(ValueError, match="z must be memory of its own"):
+        run(elsewhere.data_ptr(), 0, r.y.data_ptr())
+    with pytest.raises(ValueError, match="out must be an address, got 0"):
+        run(0)
+    assert_same(r, before)
+
+
+@pytest.mark.parametrize("row, message", [(-1, "in"), (10**6, "in"), (0, "slots"), (1, "slots"), (2, "the last")])
+def test_a_row_outside_its_range_raises_before_anything_changes(row, message):
+    case = random_case(0, 2, 7, slots=2)
+    lines = torch.zeros(3, table.WIDTH)
+    lines[0, table.SLOT] = 2
+    lines[1, table.Y + 2 + 5] = 1.0
+    r = case.registers
+    r.row[0], r.row[1] = 0, row
+    if row > 1:
+        lines[0, table.SLOT] = 0
+    before = clone(r)
+    with pytest.raises(IndexError, match=rf"Run: row\[\d\] must be .*{message}"):
+        apply_row(r, lines, torch.zeros(2, 7))
+    assert_same(r, before)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"n": 0}, "Run: n must be positive, got 0"),
+        ({"batch": -1}, "Run: batch must be positive, got -1"),
+        ({"halves": 0}, "Run: halves must be positive, got 0"),
+        ({"threads": 0}, "Run: threads must be positive, got 0"),
+        ({"table_rows": 0}, "Run: table_rows must be positive, got 0"),
+        ({"n_slots": 7}, "Run: n_slots must be at most 6, got 7"),
+        ({"stride": 783}, "Run: stride must be at least n, got 783"),
+        ({"channels": 5}, "Run: channels must be a divisor of n, got 5"),
+        ({"n": 2**35, "stride": 2**35}, "Run: n must be at most 2\\^34, got 34359738368"),
+        ({"y": 0}, "Run: y must be an address, got 0"),
+        ({"out_dtype": "float64"}, "Run: out_dtype must be float32, float16 or bfloat16, got float64"),
+        ({"time_dtype": "int32"}, "Run: time_dtype must be float32 or int64, got int32"),
+    ],
+)
+def test_bad_arguments_are_named(change, message):
+    case = random_case(0, 2, 784)
+    with pytest.raises(ValueError, match=message):
+        _C.Run(**(arguments(case.registers, case.table, F32) | change))
+
+
+def test_normals_check_their_arguments():
+    with pytest.raises(ValueError, match="normals: .*channels a divisor"):
+        _C.normals(1, 1, 1, 0, 10, 10, 3)
+
+
+def test_offsets_pass_2_to_the_31():
+    assert _C.slot_offset(5, 3, 4, 2**31) == (5 * 4 + 3) * 2**31

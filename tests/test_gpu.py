@@ -1,0 +1,88 @@
+"""The engine on a CUDA device: the same bits as on the CPU, and no host synchronization in the loop."""
+
+import pytest
+import torch
+
+import pndm_fast as pf
+from pndm_fast.noise import normals, seed_tensor
+
+pytestmark = pytest.mark.gpu
+
+SHAPE = (3, 8, 8)
+
+
+def pointwise(x, t):
+    """Two rounded operations an element: the same bits on every device."""
+    return x * 0.5 + (t * 0.001).view(-1, *[1] * (x.dim() - 1))
+
+
+@pytest.mark.parametrize("solver", sorted(pf.SOLVERS))
+@pytest.mark.parametrize("size", [(5,), SHAPE, (1031,)])
+def test_same_bits_as_the_cpu(solver, size):
+    results = [
+        pf.sample(pointwise, 6, solver=solver, shape=(3, *size), seeds=9, device=device) for device in ("cpu", "cuda")
+    ]
+    assert torch.equal(results[0], results[1].cpu())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_triton_is_the_reference(dtype, layout):
+    def network(x, t):
+        return pointwise(x, t).to(dtype).contiguous(memory_format=layout)
+
+    results = [
+        pf.sample(network, 6, solver="ddpm", shape=(2, *SHAPE), device="cuda", dtype=dtype, backend=backend)
+        for backend in ("triton", "reference")
+    ]
+    assert torch.equal(*results)
+
+
+def test_noise_is_the_cpus():
+    seen = []
+    pf.sample(lambda x, t: seen.append(x.clone()) or x * 0, 4, shape=(2, 784), seeds=3, device="cuda")
+    assert torch.equal(seen[0].cpu(), normals(seed_tensor([3, 4]), 0, 784))
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "f-pndm"])
+def test_no_synchronization_between_calls(solver):
+    calls = []
+
+    def network(x, t):
+        calls.append(1)
+        torch.cuda.set_sync_debug_mode("error" if len(calls) < sampler.plan.nfe else "default")
+        return x * 0.5
+
+    sampler = pf.Sampler(network, pf.make_plan(solver, steps=6), shape=(2, *SHAPE), device="cuda")
+    try:
+        for _ in range(2):
+            calls.clear()
+            sampler()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_another_stream():
+    sampler = pf.Sampler(pointwise, pf.make_plan("f-pndm", steps=6), shape=(2, *SHAPE), device="cuda")
+    wanted = sampler()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        got = sampler()
+    stream.synchronize()
+    assert torch.equal(got, wanted)
+
+
+def test_guidance_and_nan():
+    def network(x, t, shift):
+        return pointwise(x, t) + shift.view(-1, 1, 1, 1)
+
+    arguments = {"cond": {"shift": torch.ones(2)}, "uncond": {"shift": torch.zeros(2)}, "guidance": 2.0}
+    on_gpu = {
+        k: {n: v.cuda() for n, v in value.items()} if k != "guidance" else value for k, value in arguments.items()
+    }
+    cpu = pf.sample(network, 5, shape=(2, *SHAPE), **arguments)
+    gpu = pf.sample(network, 5, shape=(2, *SHAPE), device="cuda", **on_gpu)
+    assert torch.equal(cpu, gpu.cpu())
+    with pytest.raises(pf.NonFiniteError, match="sample 0 at row 0"):
+        pf.sample(lambda x, t: x / 0, 5, shape=(1, 8), device="cuda")

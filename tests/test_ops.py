@@ -1,0 +1,115 @@
+"""The row operation as a torch operator, and the columns that three languages share."""
+
+import pytest
+import torch
+from rowcase import assert_same, clone, random_case
+
+import pndm_fast as pf
+from pndm_fast import reference, table
+from pndm_fast.plan import MAX_SLOTS
+
+
+def arguments(case):
+    r, (out, uncond, z) = case.registers, case.calls[0]
+    return (
+        r.x, r.y, r.slots, r.row, r.t, r.net_in, r.seeds, r.first_bad, r.active, r.done, r.n, r.channels,
+        case.table, out, uncond, z,
+    )  # fmt: skip
+
+
+CASES = [
+    random_case(1, 3, 48),
+    random_case(2, 2, 7, guidance=True, net_dtype=torch.bfloat16, out_dtype=torch.bfloat16),
+    random_case(3, 4, 12, channels=3, z=True, net_dtype=torch.float32),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_opcheck(case):
+    # NaN marks memory that must not be read; opcheck compares with plain equality
+    quiet = [a.nan_to_num() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments(case)]
+    quiet[12] = case.table  # its infinite clamps mean none
+    torch.library.opcheck(torch.ops.pndm_fast.apply_row.default, tuple(quiet))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_operator_is_the_reference(case):
+    assert_same(case.run(pf.ops.apply_row), case.run(reference.apply_row), pads=False)
+
+
+def test_version_counters_rise():
+    """A raw write that autograd does not see would give wrong gradients in silence."""
+    registers = clone(CASES[0].registers)
+    y = registers.y.clone().requires_grad_()
+    kept = (y * registers.y.nan_to_num()).sum()
+    before = {name: getattr(registers, name)._version for name in ("x", "y", "slots", "row", "t", "active")}
+    pf.ops.apply_row(registers, CASES[0].table, *CASES[0].calls[0])
+    assert all(getattr(registers, name)._version > version for name, version in before.items())
+    scaled = registers.y.clone().requires_grad_()
+    product = (scaled * registers.y).sum()
+    pf.ops.apply_row(registers, CASES[0].table, *CASES[0].calls[1])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+    kept.backward()
+
+
+def test_compile_has_no_graph_break():
+    case = CASES[0]
+
+    def three_rows(registers, outputs):
+        for out, uncond, z in outputs:
+            pf.ops.apply_row(registers, case.table, out * 1.0, uncond, z)
+        return registers.y * 1.0
+
+    compiled = torch.compile(three_rows, fullgraph=True, backend="aot_eager")
+    ours, wanted = clone(case.registers), clone(case.registers)
+    y = compiled(ours, case.calls[:3])
+    assert torch.equal(y.nan_to_num(), three_rows(wanted, case.calls[:3]).nan_to_num())
+    assert_same(ours, wanted, pads=False)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"y": torch.zeros(3, 64)}, r"x must have shape \(3, 64\)"),
+        ({"row": torch.zeros(3, dtype=torch.int64)}, "row must be torch.int32, got torch.int64"),
+        ({"n": 49}, r"n must be in \[1, 48\], got 49"),
+        ({"channels": 5}, "channels must divide n = 48, got 5"),
+        ({"slots": torch.zeros(6, 48, 3).mT}, "slots must be contiguous"),
+        ({"seeds": torch.zeros(4, dtype=torch.int64)}, r"seeds must have shape \(3,\), got \(4,\)"),
+        ({"net_in": torch.zeros(3, 48, dtype=torch.int8)}, "net_in must be .* got torch.int8"),
+    ],
+)
+def test_wrong_tensors_are_named(change, message):
+    import dataclasses
+
+    case = CASES[0]
+    with pytest.raises(ValueError, match=message):
+        pf.ops.apply_row(dataclasses.replace(clone(case.registers), **change), case.table, *case.calls[0])
+
+
+def test_wrong_operands_are_named():
+    case = CASES[0]
+    out = case.calls[0][0]
+    for bad, message in (
+        (out[:, :-1], "out must have shape"),
+        (out.double(), "out must be"),
+        (out[:2], "out must have"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pf.ops.apply_row(clone(case.registers), case.table, bad)
+    with pytest.raises(ValueError, match="uncond must have shape"):
+        pf.ops.apply_row(clone(case.registers), case.table, out, out[:1])
+
+
+def test_columns_are_the_same_in_python_and_cpp():
+    from pndm_fast import _C
+
+    assert _C.columns == {
+        name: getattr(table, name)
+        for name in (
+            "HALT", "T", "IN_SCALE", "SLOT", "P", "Q", "P2", "Q2", "CLAMP", "GUIDANCE", "NOISE", "WRITE_X", "WRITE_Y",
+            "X", "Y", "WIDTH",
+        )
+    }  # fmt: skip
+    assert table.Y + 2 + MAX_SLOTS + 1 <= table.WIDTH

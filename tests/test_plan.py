@@ -1,0 +1,108 @@
+"""Plans and schedules as objects: printing, JSON, guidance, inverse times."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pndm_fast as pf
+
+
+@pytest.mark.parametrize("solver", sorted(pf.SOLVERS))
+def test_json_round_trip(solver, tmp_path):
+    plan = pf.make_plan(solver, steps=7, prediction="v", **({"clip": 1.0} if solver.startswith("dd") else {}))
+    path = tmp_path / "plan.json"
+    plan.save(path)
+    assert pf.Plan.load(path) == plan
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+    json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_a_broken_file_is_named(tmp_path):
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(ValueError, match="plan.json is not JSON"):
+        pf.Plan.load(tmp_path / "plan.json")
+    tree = pf.make_plan("ddim", steps=3).to_json()
+    tree["rows"][1]["y"]["s9"] = 1.0
+    with pytest.raises(ValueError, match="row 1: y has no operand 's9'"):
+        pf.Plan.from_json(tree)
+
+
+def test_str_shows_every_row():
+    text = str(pf.make_plan("s-pndm", steps=3))
+    assert text.splitlines()[0] == "s-pndm: 3 steps, 4 network calls, 2 slots, eps"
+    assert len(text.splitlines()) == 2 + 4
+    assert "x <- +1 y" in text and "1.5" not in text.splitlines()[2]
+    assert "clamp(" in str(pf.make_plan("ddim", steps=3, clip=1.0))
+
+
+def test_with_guidance():
+    plan = pf.make_plan("ddim", steps=3)
+    assert [row.guidance for row in plan.with_guidance(2.0)] == [2.0, 2.0, 2.0]
+    assert [row.guidance for row in plan.with_guidance([1, 2, 3])] == [1.0, 2.0, 3.0]
+    assert plan.raw and not plan.with_guidance(2.0).raw
+
+
+def test_plans_are_values():
+    assert pf.make_plan("f-pndm", steps=9) == pf.make_plan("f-pndm", steps=9)
+    assert hash(pf.make_plan("f-pndm", steps=9)) == hash(pf.make_plan("f-pndm", steps=9))
+    with pytest.raises(AttributeError):
+        pf.make_plan("ddim", steps=3).rows = ()
+
+
+def test_grids():
+    assert pf.make_plan("ddim", steps=4).times == (750, 500, 250, 0)
+    assert pf.make_plan("ddim", steps=3).times == (666, 333, 0)
+    assert pf.make_plan("ddim", steps=4, spacing="trailing").times == (999, 749, 499, 249)
+    assert pf.make_plan("ddim", steps=4, spacing="linspace").times == (999, 666, 333, 0)
+    assert pf.make_plan("ddim", steps=7, spacing="trailing", integer_times=True).times == (
+        999, 856, 713, 570, 428, 285, 142,
+    )  # fmt: skip
+    assert pf.make_plan("ddim", pf.Schedule.vp(), steps=4, spacing="trailing").times == (1.0, 0.75, 0.5, 0.25)
+    assert pf.make_plan("f-pndm", steps=40, integer_times=True).times[1] == 962  # between 975 and 950
+
+
+@pytest.mark.parametrize("schedule", [pf.Schedule.linear(), pf.Schedule.cosine(), pf.Schedule.vp()])
+@given(fraction=st.floats(0, 1))
+def test_time_is_the_inverse(schedule, fraction):
+    t = schedule.first + fraction * (schedule.last - schedule.first)
+    log = schedule.log_alpha_bar(t)
+    assert schedule.log_alpha_bar(schedule.time(log)) == pytest.approx(log, rel=1e-12, abs=1e-15)
+    assert schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2 == pytest.approx(1, abs=1e-14)
+
+
+def test_schedules():
+    betas = np.linspace(1e-4, 0.02, 1000)
+    linear = pf.Schedule.linear()
+    np.testing.assert_allclose(linear.alpha(np.arange(1000)) ** 2, np.cumprod(1 - betas), rtol=1e-13)
+    assert linear.alpha(-1) == 1 and linear.sigma(-1) == 0 and linear.lam(-1) == np.inf
+    assert linear.sigma(0) == pytest.approx(0.01, rel=1e-12)
+    scaled = pf.Schedule.scaled_linear()
+    np.testing.assert_allclose(scaled.alpha(0) ** 2, 1 - 0.00085, rtol=1e-13)
+    half = (linear.log_alpha_bar(10) + linear.log_alpha_bar(11)) / 2
+    assert linear.log_alpha_bar(10.5) == pytest.approx(half, rel=1e-15)
+    vp = pf.Schedule.vp(0.1, 20)
+    assert vp.alpha(1) == pytest.approx(np.exp(-0.5 * 10.05), rel=1e-14)
+    step = 1e-6
+    slope = (np.log(vp.alpha(0.5 + step)) - np.log(vp.alpha(0.5 - step))) / (2 * step)
+    assert vp.log_alpha_slope(0.5) == pytest.approx(slope, rel=1e-8)
+    slope = np.log(linear.alpha(500)) - np.log(linear.alpha(499))
+    assert linear.log_alpha_slope(500) == pytest.approx(slope, rel=1e-9)
+
+
+def test_probability_flow_of_one_gaussian():
+    """For N(0, s^2) data the flow scales the state by the ratio of standard deviations."""
+    import torch
+
+    schedule, s = pf.Schedule.vp(), 0.3
+
+    def eps(x, t):
+        alpha, sigma = float(schedule.alpha(float(t[0]))), float(schedule.sigma(float(t[0])))
+        return sigma * x / (alpha**2 * s**2 + sigma**2)
+
+    x = torch.randn(3, 4, dtype=torch.float64)
+    end = pf.probability_flow(eps, schedule, x, end=0.0)
+    scale = s / float(np.sqrt(schedule.alpha(1) ** 2 * s**2 + schedule.sigma(1) ** 2))
+    torch.testing.assert_close(end, x * scale, rtol=1e-8, atol=1e-10)

@@ -1,0 +1,130 @@
+"""The reference row against the formula of `Row`, written here a second time, in float64."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from rowcase import clone, random_case
+
+import pndm_fast as pf
+from pndm_fast import reference, table
+from pndm_fast import registers as memory
+from pndm_fast.noise import normals
+from pndm_fast.plan import WIDTH_FORM
+from pndm_fast.registers import NEVER
+
+EPS = torch.finfo(torch.float32).eps
+
+
+def by_hand(case):
+    """x, y, slots and row after the first call, in float64 numpy, and the sums of absolute terms behind y."""
+    r, (out, uncond, z) = case.registers, case.calls[0]
+    x, y, slots = (t[..., : r.n].double().numpy().copy() for t in (r.x, r.y, r.slots))
+    scale = np.zeros_like(y)
+    row, lines = r.row.numpy().copy(), case.table.double().numpy()
+    for b in range(r.batch):
+        line = lines[row[b]]
+        if line[table.HALT]:
+            continue
+        e = out[b].double().numpy()
+        size = np.abs(e)
+        if uncond is not None:
+            u = uncond[b].double().numpy()
+            size = np.abs(u) + abs(line[table.GUIDANCE]) * (np.abs(e) + np.abs(u))
+            e = u + line[table.GUIDANCE] * (e - u)
+        p, q, p2, q2, clamp = (line[c] for c in (table.P, table.Q, table.P2, table.Q2, table.CLAMP))
+        inner = q * e + (p * y[b] if p else 0)
+        stored = q2 * np.clip(inner, -clamp, clamp) + (p2 * y[b] if p2 else 0)
+        size = abs(q2) * (abs(q) * size + np.abs(p * y[b])) + np.abs(p2 * y[b])
+        slots[int(line[table.SLOT]), b] = stored
+        index = int(line[table.NOISE])
+        noise = np.zeros(r.n)
+        if index:
+            drawn = normals(r.seeds[b : b + 1], index, r.n, r.channels)[0] if z is None else z[b]
+            noise = drawn.double().numpy()
+        operands = [x[b].copy(), y[b].copy(), *slots[:, b], *[None] * (6 - len(slots)), noise]
+
+        def combine(start, operands=operands, line=line):
+            form = line[start : start + WIDTH_FORM]
+            return sum(c * v for c, v in zip(form, operands, strict=True) if c)
+
+        new_x, new_y = combine(table.X), combine(table.Y)
+        form = line[table.Y : table.Y + WIDTH_FORM]
+        scale[b] = sum(abs(c) * np.abs(v) for c, v in zip(form, operands, strict=True) if c)
+        scale[b] += abs(form[2 + int(line[table.SLOT])]) * size
+        x[b] = new_x if line[table.WRITE_X] else x[b]
+        y[b] = new_y if line[table.WRITE_Y] else y[b]
+        row[b] += 1
+    return x, y, slots, row, scale
+
+
+def wide(case):
+    """The same case with float64 registers and outputs, slots included."""
+    r = case.registers
+    doubled = {name: getattr(r, name).double() for name in ("x", "y", "slots")}
+    net_in = None if r.net_in is None else r.net_in.double()
+    registers = dataclasses.replace(clone(r), **doubled, net_in=net_in, t=r.t.double())
+    calls = tuple(tuple(None if v is None else v.double() for v in call) for call in case.calls)
+    return dataclasses.replace(case, registers=registers, table=case.table.double(), calls=calls)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("guidance, z, channels", [(False, False, 1), (True, False, 1), (False, True, 3)])
+def test_float64_is_the_formula(seed, guidance, z, channels):
+    case = wide(random_case(seed, 4, 12, guidance=guidance, z=z, channels=channels, halt_some=True))
+    x, y, slots, row, _ = by_hand(case)
+    after = clone(case.registers)
+    reference.apply_row(after, case.table, *case.calls[0])
+    for got, wanted in ((after.x[:, :12], x), (after.y[:, :12], y), (after.slots[..., :12], slots)):
+        np.testing.assert_allclose(got.numpy(), wanted, rtol=1e-13, atol=1e-13)
+    assert after.row.tolist() == row.tolist()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_float32_error_is_bounded(seed):
+    """|error| <= (operations in the longest chain) eps_mach sum |terms|: derived, not tuned."""
+    case = random_case(seed, 4, 1000)
+    _, wanted, _, _, scale = by_hand(case)
+    after = clone(case.registers)
+    reference.apply_row(after, case.table, *case.calls[0])
+    error = np.abs(after.y[:, :1000].double().numpy() - wanted)
+    chain = 6 + WIDTH_FORM  # guidance and store map, then a product and a sum for each operand
+    bound = chain * EPS * (scale + np.abs(wanted)) + 1e-40
+    assert (error <= bound).all(), float((error / bound).max())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_results_are_correctly_rounded(dtype):
+    """The next network input is the float64 result rounded once, for at least 99 % of elements."""
+    right = total = 0
+    for seed in range(10):
+        case = random_case(seed, 4, 4096, out_dtype=dtype, net_dtype=dtype)
+        narrow, exact = clone(case.registers), wide(case)
+        reference.apply_row(narrow, case.table, *case.calls[0])
+        registers = dataclasses.replace(clone(exact.registers), net_in=torch.zeros(4, 4096, dtype=torch.float64))
+        reference.apply_row(registers, exact.table, *exact.calls[0])
+        wanted = registers.net_in.to(dtype)
+        right += int((narrow.net_in == wanted).sum())
+        total += wanted.numel()
+    assert right >= 0.99 * total, right / total
+
+
+def test_counters():
+    """active falls as samples reach their halt row, time stays, first_bad keeps the first row."""
+    plans = [pf.make_plan("ddim", steps=n) for n in (1, 3)]
+    lines = table.build(plans, torch.float32, torch.device("cpu"))
+    assert lines.start == (0, 2) and lines.slots == 1
+    r = memory.allocate(2, 3, 1, device=torch.device("cpu"))
+    r.y.zero_(), r.x.zero_(), r.active.fill_(2), r.first_bad.fill_(NEVER), r.seeds.zero_()
+    r.row.copy_(torch.tensor(lines.start)), r.t.copy_(torch.tensor([0.0, 666.0]))
+    seen = []
+    for i in range(4):
+        out = torch.zeros(2, 3)
+        out[1, 1] = float("nan") if i == 1 else 0.0
+        reference.apply_row(r, lines.data, out)
+        seen.append((r.active.item(), r.row.tolist(), r.t.tolist(), r.first_bad.tolist()))
+    assert [s[0] for s in seen] == [1, 1, 0, 0]
+    assert [s[1] for s in seen] == [[1, 3], [1, 4], [1, 5], [1, 5]]
+    assert [s[2] for s in seen] == [[0, 333], [0, 0], [0, 0], [0, 0]]
+    assert [s[3] for s in seen] == [[NEVER, NEVER], [NEVER, 3], [NEVER, 3], [NEVER, 3]]
