@@ -18,7 +18,7 @@ from pndm_fast.registers import Registers
 def apply_row(
     registers: Registers, table: Tensor, out: Tensor, uncond: Tensor | None = None, z: Tensor | None = None
 ) -> None:
-    """Execute each sample's row of the table in place: DESIGN of a row in `pndm_fast.plan.Row`.
+    """Execute each sample's row of the table in place; `pndm_fast.plan.Row` says what a row is.
 
     Samples at a halt row are left alone. The others store their slot, update x and y, advance `row`, and get the next
     network input in_scale y and time; `active` falls by one for each sample whose next row halts.
@@ -30,11 +30,12 @@ def apply_row(
         uncond: its unconditional output, for guidance.
         z: standard normals [B, n] in place of Philox.
     """
-    for index in sorted(set(registers.row.tolist())):
+    rows = registers.row.clone()  # a sample that advances must not be taken up again
+    for index in sorted(set(rows.tolist())):
         line = table[index].tolist()
         if line[columns.HALT]:
             continue
-        members = (registers.row == index).nonzero()[:, 0]
+        members = (rows == index).nonzero()[:, 0]
         _apply(registers, line, members, out, uncond, z)
         _advance(registers, table, index, members)
 

@@ -135,7 +135,7 @@ class Sampler:
             plan=plan,
         )
         # inference tensors have no version counters, and buffers made in inference mode cannot be used outside it
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), self._current_device():
             trajectory = Trajectory(
                 self.model,
                 request,
@@ -155,6 +155,10 @@ class Sampler:
         if bad:
             samples[[b.sample for b in bad]] = float("nan")
         return samples
+
+    def _current_device(self) -> contextlib.AbstractContextManager[Any]:
+        """Kernels are launched on the current device, which need not be the model's."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
 
     def _with_guidance(self, plans: tuple[Plan, ...], scale: float | tuple[float, ...]) -> tuple[Plan, ...]:
         def guided(plan: Plan) -> Plan:

@@ -128,3 +128,14 @@ def test_counters():
     assert [s[1] for s in seen] == [[1, 3], [1, 4], [1, 5], [1, 5]]
     assert [s[2] for s in seen] == [[0, 333], [0, 0], [0, 0], [0, 0]]
     assert [s[3] for s in seen] == [[NEVER, NEVER], [NEVER, 3], [NEVER, 3], [NEVER, 3]]
+
+
+def test_samples_at_neighboring_rows_advance_once():
+    lines = table.build([pf.make_plan("ddim", steps=4)], torch.float32, torch.device("cpu"))
+    r = memory.allocate(3, 2, 1, device=torch.device("cpu"))
+    r.y.zero_(), r.x.zero_(), r.active.fill_(3), r.first_bad.fill_(NEVER), r.seeds.zero_(), r.t.zero_()
+    r.row.copy_(torch.tensor([0, 1, 2]))
+    reference.apply_row(r, lines.data, torch.ones(3, 2))
+    assert r.row.tolist() == [1, 2, 3]
+    wanted = [row.y[2] for row in pf.make_plan("ddim", steps=4).rows[:3]]
+    assert r.y[:, 0].tolist() == pytest.approx(wanted, rel=1e-6)

@@ -1,0 +1,94 @@
+"""Ahead-of-time compilation of the Triton kernels and a reader of their machine code; no GPU needed.
+
+`python aot.py` compiles the variants named in its arguments and prints JSON: the tests run it in a process of its own,
+because TRITON_INTERPRET is read when Triton is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ARCHITECTURES = (80, 90, 100)
+
+# What differs from fp32 throughout: dtypes of slots, network and time; a guided call; a separate network input; z from
+# a pointer; channels-last numbering; n that is no multiple of 16.
+VARIANTS = {
+    "fp32": dict(),
+    "fp32-guided": dict(guided=True, net_in=True),
+    "mixed": dict(network="bf16", net_in=True),
+    "mixed-guided": dict(network="bf16", net_in=True, guided=True),
+    "bf16": dict(slots="bf16", network="bf16", net_in=True, time="i64"),
+    "fp16": dict(slots="fp16", network="fp16", net_in=True),
+    "z": dict(z=True),
+    "channels-last": dict(channels_last=True),
+    "z-guided": dict(z=True, guided=True, net_in=True),
+    "odd": dict(aligned=False),
+    "odd-bf16": dict(network="bf16", slots="bf16", net_in=True, aligned=False),
+}
+
+
+def _source(kernel, slots="fp32", network="fp32", time="fp32", guided=False, net_in=False, z=False,
+            channels_last=False, aligned=True):  # fmt: skip
+    from triton.compiler import ASTSource
+
+    signature = {
+        "x_ptr": "*fp32", "y_ptr": "*fp32", "slots_ptr": f"*{slots}", "row_ptr": "*i32", "t_ptr": f"*{time}",
+        "net_in_ptr": f"*{network}", "seeds_ptr": "*i64", "first_bad_ptr": "*i32", "active_ptr": "*i32",
+        "done_ptr": "*i32", "table_ptr": "*fp32", "out_ptr": f"*{network}", "uncond_ptr": f"*{network}",
+        "z_ptr": "*fp32", "n": "i32", "stride": "i32", "batch": "i32", "channels": "i32",
+    }  # fmt: skip
+    constants = {"HALVES": 2 if guided else 1, "CHANNELS_LAST": channels_last, "BLOCK": 1024}
+    absent = [name for name, given in (("net_in_ptr", net_in), ("uncond_ptr", guided), ("z_ptr", z)) if not given]
+    constants |= dict.fromkeys(absent)
+    signature |= dict.fromkeys(constants, "constexpr")
+    assert list(signature) == kernel.arg_names
+    wide = [name for name, kind in signature.items() if kind.startswith("*")] + ["stride"] + ["n"] * aligned
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in wide}
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def compile_variant(name: str, architecture: int) -> dict:
+    """One kernel compiled as the launcher has it compiled: its Triton IR, and its machine code as lines of text."""
+    import triton
+    from pndm_fast.kernels.apply_row import OPTIONS, _apply_row_kernel
+    from triton.backends.compiler import GPUTarget
+
+    compiled = triton.compile(
+        _source(_apply_row_kernel, **VARIANTS[name]),
+        target=GPUTarget("cuda", architecture, 32),
+        options=OPTIONS,
+    )
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        code = subprocess.run([tools / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout
+        use = subprocess.run([tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True)
+    resources = dict(re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", use.stdout + use.stderr))
+    return {
+        "sass": [m[1].strip() for m in re.finditer(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", code)],
+        "resources": {key: int(value) for key, value in resources.items()},
+        "ttir": compiled.asm["ttir"],
+        "ptx": compiled.asm["ptx"],
+    }
+
+
+def compile_all(pairs: list[tuple[str, int]], cache: Path) -> dict[tuple[str, int], dict]:
+    """Compile in a process without the interpreter, caching under `cache`."""
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
+    arguments = [f"{name}:{architecture}" for name, architecture in pairs]
+    done = subprocess.run([sys.executable, __file__, *arguments], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"ahead-of-time compilation failed:\n{done.stderr[-4000:]}")
+    return dict(zip(pairs, json.loads(done.stdout), strict=True))
+
+
+if __name__ == "__main__":
+    chosen = [argument.rsplit(":", 1) for argument in sys.argv[1:]]
+    print(json.dumps([compile_variant(name, int(architecture)) for name, architecture in chosen]))

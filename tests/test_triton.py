@@ -1,0 +1,181 @@
+"""The Triton kernel equals `reference`, bit for bit: on the GPU, or in Triton's interpreter where there is none."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from pndm_fast.kernels import apply_row
+from pndm_fast.kernels.apply_row import BLOCK, _place
+from rowcase import Case, assert_same, clone, random_case
+
+from pndm_fast import reference, table
+from pndm_fast.plan import WIDTH_FORM
+from pndm_fast.registers import NEVER
+
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+
+pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")  # interpreter
+
+DTYPES = {
+    "fp32": dict(),
+    "fp32-input": dict(net_dtype=F32),
+    "fp16": dict(out_dtype=F16, net_dtype=F16),
+    "bf16": dict(out_dtype=BF16, net_dtype=BF16),
+    "bf16-slots": dict(out_dtype=BF16, net_dtype=BF16, slot_dtype=BF16),
+    "fp16-slots": dict(out_dtype=F16, slot_dtype=F16),
+    "fp32-bf16-slots": dict(slot_dtype=BF16),
+}
+
+
+@pytest.fixture
+def triton_device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def poison(r, data):
+    """NaN in all that the samples' next rows must not read."""
+    for b, row in enumerate(r.row.tolist()):
+        line = data[row]
+        if line[table.HALT]:
+            continue
+        x = line[table.X : table.X + WIDTH_FORM] * line[table.WRITE_X]
+        y = line[table.Y : table.Y + WIDTH_FORM] * line[table.WRITE_Y]
+        read = (x != 0) | (y != 0)
+        if line[table.WRITE_X] and not read[0]:
+            r.x[b] = torch.nan
+        if line[table.WRITE_Y] and not read[1] and not line[table.P] and not line[table.P2]:
+            r.y[b] = torch.nan
+        for k in range(len(r.slots)):
+            if not read[2 + k] or k == line[table.SLOT]:
+                r.slots[k, b] = torch.nan
+
+
+def compare(case: Case, device: str, poisoned: bool = False):
+    """Run the kernel beside the reference and compare after every row."""
+    expected, calls, data = clone(case.registers), case.calls, case.table.to(device)
+    got = clone(case.to(device).registers)
+    for call in calls:
+        if poisoned:
+            before = clone(expected)
+            poison(expected, case.table)
+            got = clone(Case(expected, case.table, ()).to(device).registers)
+        reference.apply_row(expected, case.table, *call)
+        apply_row(got, data, *(None if operand is None else operand.to(device) for operand in call))
+        assert_same(got, expected, pads=False)
+        if poisoned:
+            expected = _restore(expected, before)
+    return got
+
+
+def _restore(after, before):
+    """Numbers again where `poison` put NaN, so that later rows still compare numbers."""
+    for name in ("x", "y", "slots"):
+        a, b = getattr(after, name), getattr(before, name)
+        a.copy_(torch.where(a.isnan(), b, a))
+    return after
+
+
+@pytest.mark.parametrize("n, batch", [(1, 2), (7, 5), (784, 4), (5000, 1)])
+@pytest.mark.parametrize("guidance", [False, True], ids=["plain", "guided"])
+@pytest.mark.parametrize("name", DTYPES)
+def test_equals_the_reference(name, guidance, n, batch, triton_device):
+    case = random_case(len(name) + 100 * n + guidance, batch, n, guidance=guidance, **DTYPES[name])
+    compare(case, triton_device)
+
+
+@pytest.mark.parametrize("n, channels", [(3072, 3), (784, 4), (5000, 8), (21, 7)])
+@pytest.mark.parametrize("guidance", [False, True], ids=["plain", "guided"])
+def test_channels_last(n, channels, guidance, triton_device):
+    compare(random_case(n, 3, n, channels=channels, guidance=guidance), triton_device)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_rows(seed, triton_device):
+    """Halt rows beside live ones, bad outputs, z from a pointer, few slots, integer times."""
+    case = random_case(
+        seed, 1 + seed % 5, (33, 1000, 1024, 1040)[seed % 4], z=seed % 3 == 0, guidance=seed % 2 == 0,
+        time_dtype=(F32, torch.int64)[seed // 2 % 2], slots=1 + seed % 6, halt_some=seed % 4 > 1, bad=seed % 5 == 0,
+        **DTYPES[list(DTYPES)[seed % len(DTYPES)]],
+    )  # fmt: skip
+    compare(case, triton_device)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_a_row_does_not_use_may_hold_nan(seed, triton_device):
+    case = random_case(seed, 4, 100, net_dtype=(None, F16)[seed % 2], z=seed % 3 == 0, calls=6)
+    compare(case, triton_device, poisoned=True)
+
+
+def test_samples_run_to_their_halts_and_stay(triton_device):
+    case = random_case(5, 4, 2500, halt_some=True, calls=4, net_dtype=F32)
+    got = compare(replace(case, calls=case.calls + case.calls), triton_device)
+    assert case.table[got.row.long().cpu(), table.HALT].all()
+    assert got.active.tolist() == [0]
+    assert got.done.tolist() == [0] * 4
+
+
+def test_many_programs_per_sample(triton_device):
+    """With 65 programs a sample, one that read `row` late would execute the next row."""
+    compare(random_case(11, 2, 65_537, calls=2), triton_device)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=["fp32", "bf16"])
+def test_the_first_bad_row_is_kept(value, dtype, triton_device):
+    case = random_case(2, 3, 1500, out_dtype=dtype, guidance=True, calls=3)
+    case.registers.row.copy_(torch.tensor([0, 1, 0]))
+    (_, (second, _, _), (third, uncond, _)) = case.calls
+    second[1, 1499] = value
+    third[1, 0] = uncond[2, 7] = value
+    assert compare(case, triton_device).first_bad.tolist() == [NEVER, 2, 2]
+
+
+def test_clamp_keeps_nan(triton_device):
+    case = random_case(3, 1, 100, calls=1)
+    case.table[:, table.CLAMP] = 0.5
+    case.calls[0][0][0, 5] = torch.nan
+    got = compare(case, triton_device)
+    slot = int(case.table[case.registers.row[0], table.SLOT])
+    assert got.slots[slot, 0, :100].isnan().nonzero().flatten().tolist() == [5]
+
+
+@triton.jit
+def _locate(out_ptr, pid, stride, BLOCK: tl.constexpr):
+    b, start, _ = _place(pid, stride, BLOCK)
+    tl.store(out_ptr, b)
+    tl.store(out_ptr + 1, b * stride + start)
+
+
+@pytest.mark.parametrize("pid, stride", [(2**31 - 3, 2**20 + 16), (70_001, 2**30), (2**21 + 3, 2**31 - 16), (5, 16)])
+def test_offsets_past_2_31_elements(pid, stride, triton_device):
+    """`test_machine_code` checks that the kernel adds nothing narrower than this to a pointer."""
+    out = torch.zeros(2, dtype=torch.int64, device=triton_device)
+    _locate[(1,)](out, pid, stride, BLOCK)
+    blocks = -(-stride // BLOCK)
+    assert out.tolist() == [pid // blocks, pid // blocks * stride + pid % blocks * BLOCK]
+
+
+def test_errors(triton_device, monkeypatch):
+    on_cpu = random_case(1, 3, 784)
+    case = on_cpu.to(triton_device)
+    r, data, out = case.registers, case.table, case.calls[0][0]
+    with pytest.raises(ValueError, match=r"out must be contiguous \[3, 784\].*got \[3, 783\]"):
+        apply_row(r, data, out[:, 1:])
+    with pytest.raises(ValueError, match="uncond must be contiguous"):
+        apply_row(r, data, out, out.T.contiguous().T)
+    with pytest.raises(ValueError, match="x must be float32 .*got torch.float64"):
+        apply_row(replace(r, x=r.x.double()), data, out)
+    monkeypatch.setattr(sys.modules[apply_row.__module__], "INTERPRETED", tl.constexpr(False))
+    with pytest.raises(ValueError, match="x must be on a CUDA device .*got cpu"):
+        apply_row(on_cpu.registers, on_cpu.table, on_cpu.calls[0][0])
+
+
+def test_kernels_is_no_top_level_package():
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", "import kernels"], cwd=root, capture_output=True, text=True)
+    assert "ImportError" in done.stderr and "pndm_fast.kernels" in done.stderr
