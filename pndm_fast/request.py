@@ -233,6 +233,7 @@ def complete(
     guided: Callable[[tuple[Plan, ...], Any], tuple[Plan, ...]],
     shape: tuple[int, ...],
     device: torch.device,
+    dtype: torch.dtype | None,
     time_dtype: torch.dtype | None,
     seeds: Any,
     noise: Any,
@@ -255,9 +256,10 @@ def complete(
     start = noise if state is None else state
     batch = shape[0] if is_integer(seeds) else None
     bits = check_seeds(seeds, batch if start is None else len(start))
-    exact = start is not None and start.dtype is torch.float64
+    exact = dtype is torch.float64 or (start is not None and start.dtype is torch.float64)
     if exact and device.type != "cpu":
-        raise ValueError(f"a float64 noise or state must be on the CPU, got {device}")
+        raise ValueError(f"a float64 network, noise or state must be on the CPU, got {device}")
+    state_dtype = torch.float64 if exact else torch.float32
     plans = check_plans(plan, default, len(bits))
     if guidance is not None:
         plans = guided(plans, check_guidance(guidance))
@@ -269,10 +271,10 @@ def complete(
         shape=shape[1:],
         plans=plans,
         seeds=bits.to(device),
-        noise=noise,
-        state=state,
+        noise=None if noise is None else noise.to(state_dtype),
+        state=None if state is None else state.to(state_dtype),
         noises=check_callable("noises", noises),
         cond=with_cond,
         uncond=without,
-        state_dtype=torch.float64 if exact else torch.float32,
+        state_dtype=state_dtype,
     )

@@ -99,7 +99,7 @@ class Sampler:
         on_step: Callable[[Step], Any] | None = None,
         on_nan: str = "raise",
     ) -> Tensor:
-        """Sample. Returns float32 [B, *shape], contiguous (float64 where noise or state is float64).
+        """Sample. Returns float32 [B, *shape], contiguous (float64 where the network, noise or state is float64).
 
         Args:
             seeds: s means s, s + 1, ...; a sequence gives one for each sample, and so the batch.
@@ -124,6 +124,7 @@ class Sampler:
             guided=self._with_guidance,
             shape=self.shape,
             device=self.device,
+            dtype=self.dtype,
             time_dtype=self.time_dtype,
             seeds=seeds,
             noise=noise,

@@ -13,6 +13,7 @@ import pndm_fast as pf
 from pndm_fast.noise import normals, seed_tensor
 
 SHAPE = (3, 8, 8)
+pytestmark = pytest.mark.filterwarnings("ignore:the grid starts")
 
 
 class Conv(nn.Module):
@@ -146,6 +147,15 @@ def test_float64_is_exact_and_float32_near():
     near = pf.sample(mixture(pf.Schedule.linear()), 20, noise=START.float())
     # rounding of the start and of each row: sum |coefficients| eps_mach rows
     assert (near - exact).abs().max() < 29 * 10 * torch.finfo(torch.float32).eps
+
+
+def test_a_float64_network_has_a_float64_state():
+    network = Conv(torch.float64)
+    x = pf.sample(network, 5, shape=(2, *SHAPE), seeds=3)
+    start = normals(seed_tensor([3, 4]), 0, 192).view(2, *SHAPE)
+    assert x.dtype is torch.float64
+    assert torch.equal(x, pf.sample(network, 5, noise=start.double()))
+    assert torch.equal(x, pf.sample(network, 5, noise=start))
 
 
 def test_noises_replace_philox():
