@@ -14,7 +14,8 @@
 namespace pndm {
 namespace {
 
-constexpr int64_t kElementsPerThread = 1 << 20;  // below this a thread's start costs what it saves
+// Two threads at twice this: 0.92 -> 0.74 ms alone, but 1.5 -> 3.1 ms where others hold the cores.
+constexpr int64_t kElementsPerThread = 1 << 20;
 
 // One sample's row, read once.
 struct Work {

@@ -35,4 +35,10 @@ class Run:
         """False, with nothing done, where an output overlaps the run's own memory."""
 
 def normals(out: int, seeds: int, batch: int, index: int, n: int, stride: int, channels: int) -> None:
-    """Standard normals, float32 [batch, stride], of a noise index."""
+    """Fill float32 [batch, n], rows `stride` apart, with a noise index's normals."""
+
+def slot_offset(slot: int, sample: int, batch: int, stride: int) -> int:
+    """Where a sample's slot begins, in elements."""
+
+def instruction_sets(use: str = "") -> tuple[str, ...]:
+    """This machine's instruction sets, best first; a name chooses one for all later calls. For tests."""

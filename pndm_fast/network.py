@@ -68,7 +68,7 @@ def check_model(model: Any) -> None:
     """
     if not callable(model) or isinstance(model, type):
         raise TypeError(f"model must be callable as model(x, t, **cond), got {model!r}")
-    if getattr(model, "training", False) is True and any(True for _ in getattr(model, "modules", list)()):
+    if getattr(model, "training", False) is True:
         warnings.warn("the model is in training mode: call model.eval() for dropout and batch norm", stacklevel=4)
 
 

@@ -100,7 +100,7 @@ def test_not_finite_outputs_are_found_and_survive_the_clamp(instruction_set):
     assert found > 20
 
 
-@pytest.mark.parametrize("n, channels", [(1, 1), (5, 1), (65_537, 1), (3 * 1111, 3), (1 << 20, 1)])
+@pytest.mark.parametrize("n, channels", [(1, 1), (5, 1), (65_537, 1), (3 * 1111, 3), (1 << 18, 1)])
 def test_normals_are_the_reference_s(instruction_set, n, channels):
     seeds = noise.seed_tensor([2**64 - 1, 0, 2**63, 12345])
     for index in (0, 1, 2, 65_537):
@@ -133,13 +133,12 @@ def test_widening_is_exact_for_all_values(instruction_set, dtype):
 @pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
 def test_narrowing_rounds_to_nearest_even(instruction_set, dtype):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-    bits = every[every.isfinite()].float().view(torch.int32)
-    half = (bits & 0x7FFFFFFF).view(F32) * 0.5 + ((bits & 0x7FFFFFFF).view(F32) + 1e-9) * 0.5
-    low, high = every[every.isfinite()].float(), torch.nextafter(every, torch.tensor(torch.inf, dtype=dtype)).float()
-    middle = (low.double() + high[every.isfinite()].double()).div(2).float()
+    every = every[every.isfinite()]
+    above = torch.nextafter(every, torch.tensor(torch.inf, dtype=dtype))
+    middle = ((every.double() + above.double()) / 2).float()
     rng = np.random.default_rng(0)
     anything = torch.from_numpy(rng.integers(-(2**31), 2**31, 1 << 18).astype(np.int32)).view(F32)
-    values = torch.cat([middle, bits_around(middle, 1), bits_around(middle, -1), half, anything])
+    values = torch.cat([middle, bits_around(middle, 1), bits_around(middle, -1), anything])
     assert_equal_bits(convert(values, dtype)[1], (values + 0.0).to(dtype))
 
 
