@@ -44,6 +44,5 @@ class NinjaBuild(build_ext):
 
 SOURCES, HEADERS = (sorted(map(str, Path("csrc").glob(pattern))) for pattern in ("*.cpp", "*.h"))
 MODULE = Pybind11Extension("pndm_fast._C", SOURCES, depends=HEADERS, cxx_std=17, extra_compile_args=COMPILE)
-MODULE.extra_link_args += ["-pthread"]
 
 setup(ext_modules=[MODULE], cmdclass={"build_ext": NinjaBuild})

@@ -34,6 +34,17 @@ struct Inputs {
   const float* z;
 };
 
+// The threads of the OpenMP runtime that this process has already: torch's, so that the row and the
+// network do not fight for cores. GNU's entry points, which LLVM's and Intel's runtimes have too.
+struct Pool {
+  void (*parallel)(void (*body)(void*), void* data, unsigned threads, unsigned flags) = nullptr;
+  int (*index)() = nullptr;
+  int (*size)() = nullptr;
+};
+
+// Without entry points, everything runs on the calling thread.
+extern Pool pool;
+
 // Throws std::out_of_range, with nothing changed, where a row or slot is outside its range.
 void check_rows(const Registers& r);
 

@@ -184,6 +184,13 @@ py::tuple choose_instruction_set(const std::string& name) {
   return py::tuple(names);
 }
 
+void use_pool(uintptr_t parallel, uintptr_t index, uintptr_t size) {
+  if (!parallel || !index || !size) throw py::value_error("use_pool: an address must not be 0");
+  pool.parallel = reinterpret_cast<decltype(pool.parallel)>(parallel);
+  pool.index = reinterpret_cast<decltype(pool.index)>(index);
+  pool.size = reinterpret_cast<decltype(pool.size)>(size);
+}
+
 }  // namespace
 }  // namespace pndm
 
@@ -195,6 +202,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("normals", &fill_normals, "out"_a, "seeds"_a, "batch"_a, "index"_a, "n"_a, "stride"_a,
         "channels"_a,
         "Fill float32 [batch, n], rows `stride` apart, with a noise index's normals.");
+  m.def("use_pool", &use_pool, "parallel"_a, "index"_a, "size"_a,
+        "Run large rows on the threads of an OpenMP runtime: GOMP_parallel, omp_get_thread_num and "
+        "omp_get_num_threads.");
   m.def("slot_offset", &slot_offset, "slot"_a, "sample"_a, "batch"_a, "stride"_a,
         "Where a sample's slot begins, in elements.");
   m.def("instruction_sets", &choose_instruction_set, "use"_a = "",

@@ -37,6 +37,9 @@ class Run:
 def normals(out: int, seeds: int, batch: int, index: int, n: int, stride: int, channels: int) -> None:
     """Fill float32 [batch, n], rows `stride` apart, with a noise index's normals."""
 
+def use_pool(parallel: int, index: int, size: int) -> None:
+    """Run large rows on an OpenMP runtime: addresses of GOMP_parallel, omp_get_thread_num and omp_get_num_threads."""
+
 def slot_offset(slot: int, sample: int, batch: int, stride: int) -> int:
     """Where a sample's slot begins, in elements."""
 

@@ -12,6 +12,7 @@ from pndm_fast import reference
 from pndm_fast.layout import flatten
 from pndm_fast.noise import normals
 from pndm_fast.registers import Registers
+from pndm_fast.threads import share_threads
 
 BACKENDS = ("auto", "cpp", "triton", "reference")
 
@@ -111,7 +112,11 @@ def _cpp_run(registers: Registers, table: Tensor, out_dtype: torch.dtype) -> Cal
 
 
 def _cpp() -> Backend:
-    from pndm_fast import _C
+    try:
+        from pndm_fast import _C
+    except ImportError as error:
+        raise ValueError(f"backend 'cpp' must have the built extension, pip install .: {error}") from error
+    share_threads()
 
     def apply_row(r: Registers, table: Tensor, out: Tensor, uncond: Tensor | None, z: Tensor | None) -> None:
         run = _cpp_run(r, table, out.dtype)

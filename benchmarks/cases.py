@@ -1,0 +1,214 @@
+"""Solver steps in steady state, on the buffers that `Sampler` uses and without a network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from compare import Side
+from torch import Tensor
+
+import pndm_fast as pf
+from pndm_fast import reference
+from pndm_fast.backends import choose_backend
+from pndm_fast.plan import Plan
+from pndm_fast.registers import NEVER, Registers
+from pndm_fast.table import SLOT, Y, build
+from pndm_fast.workspace import Form, Workspace
+
+ROWS = 16_384
+FIRST = 10  # of a plan used as it is: four outputs are kept by then, whatever the solver's start
+
+
+class Steps:
+    """Steps as `Sampler` executes them between two network calls: the output's check and the bound row.
+
+    Args:
+        plan: used from row `FIRST` on; default PLMS, with four of its steady rows repeated `ROWS` times. They are
+            from the end of a 1000-step plan, where so many of them keep the state in range.
+        direct: the network reads y itself; default where its dtype is the state's.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        network: torch.dtype = torch.float32,
+        *,
+        plan: Plan | None = None,
+        solver: str = "plms",
+        direct: bool | None = None,
+        halves: int = 1,
+        device: str = "cpu",
+        backend: str = "auto",
+    ) -> None:
+        place = torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
+        rows = build([plan or pf.make_plan(solver, steps=1000)], torch.float32, place)
+        self.first = FIRST if plan else 0
+        self.table = rows.data if plan else torch.cat([rows.data[-9:-5].repeat(ROWS // 4, 1), rows.data[-1:]])
+        self.batch, slot = shape[0], network if plan is None or plan.raw else torch.float32
+        same = network is torch.float32 and halves == 1 if direct is None else direct
+        self.workspace = Workspace(
+            Form(
+                batch=self.batch,
+                shape=tuple(shape[1:]),
+                slots=rows.slots,
+                halves=halves,
+                direct=same,
+                channels=1,
+                state=torch.float32,
+                slot=slot,
+                out=network,
+                network=network,
+                time=torch.float32,
+                device=place,
+            )
+        )
+        self._fill(network, halves, shape)
+        self.step = self.workspace.bind(self.table, choose_backend(backend, place, torch.float32))
+
+    def _fill(self, network: torch.dtype, halves: int, shape: Sequence[int]) -> None:
+        r = self.registers
+        generator = torch.Generator(r.y.device).manual_seed(0)
+        for tensor in (r.y, r.slots, r.seeds):
+            tensor.copy_(
+                torch.randn(tensor.shape, generator=generator, device=r.y.device) * (1 if tensor is r.y else 3)
+            )
+        self.start = r.y.clone()
+        full = (halves * shape[0], *shape[1:])
+        self.out = torch.randn(full, generator=generator, device=r.y.device).to(network)
+        self.reset()
+
+    @property
+    def registers(self) -> Registers:
+        return self.workspace.registers
+
+    def reset(self, row: int | None = None) -> None:
+        """To the first row, or another."""
+        r = self.registers
+        r.row.fill_(self.first if row is None else row)
+        r.active.fill_(self.batch)
+        r.first_bad.fill_(NEVER)
+        r.done.zero_()
+        for tensor in (r.x, r.y):
+            tensor.copy_(self.start)
+
+    def run(self, calls: int) -> None:
+        """That many steps."""
+        accept, step, out = self.workspace.accept, self.step, self.out
+        for _ in range(calls):
+            accept(out)
+            step(out, None, None)
+        if out.is_cuda:
+            torch.cuda.synchronize()
+
+    def side(self) -> Side:
+        """These steps as a contestant."""
+        return Side(self.run, self.reset, len(self.table) - 1 - self.first)
+
+    def weights(self) -> list[float]:
+        """The first row's coefficients of y and of the outputs, newest first."""
+        line = self.table[self.first].tolist()
+        newest = int(line[SLOT])
+        return [line[Y + 1], *(line[Y + 2 + (newest - age) % 4] for age in range(4))]
+
+    def newest_slot(self) -> int:
+        """The slot that the first row writes."""
+        return int(self.table[self.first, SLOT])
+
+    def check(self, rows: int = 5) -> None:
+        """Our registers after some rows are the reference's, bit for bit."""
+        self.reset()
+        expected = copied(self.registers)
+        flat = self.out.reshape(len(self.out), -1)
+        uncond, out = (flat[: self.batch], flat[self.batch :]) if expected.halves == 2 else (None, flat)
+        for _ in range(rows):
+            reference.apply_row(expected, self.table, out, uncond)
+        self.run(rows)
+        got, n = self.registers, expected.n
+        for name in ("x", "y", "slots", "row", "t", "net_in", "active"):
+            a, b = getattr(got, name), getattr(expected, name)
+            if a is not None:
+                a, b = (a[..., :n], b[..., :n]) if name in ("x", "y", "slots") else (a, b)
+                assert torch.equal(a, b), f"{name} is not the reference's"
+        self.reset()
+
+    def moved(self, reads: int = 3, x: bool = False) -> int:
+        """Bytes of a row: reads y, out and old slots; writes slot, y and the network's input where it is separate."""
+        r = self.registers
+        state, slot = r.y.element_size(), r.slots.element_size()
+        each = 2 * state + self.out.element_size() * r.halves + (reads + 1) * slot + x * state
+        if r.net_in is not None:
+            each += r.net_in.element_size() * r.halves
+        return each * self.batch * r.n
+
+
+def copied(registers: Registers) -> Registers:
+    """Registers that share no memory with these."""
+    tensors = {name: value.clone() for name, value in vars(registers).items() if isinstance(value, Tensor)}
+    return dataclasses.replace(registers, **tensors)
+
+
+class Diffusers:
+    """`PNDMScheduler.step` in steady state, called as diffusers' pipelines call it.
+
+    Args:
+        guidance: the output holds [uncond; cond], and each step also makes the next doubled input.
+    """
+
+    def __init__(self, steps: Steps, guidance: float | None = None) -> None:
+        from diffusers import PNDMScheduler
+
+        self.scheduler = PNDMScheduler(skip_prk_steps=True, beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
+        device = steps.out.device
+        self.scheduler.set_timesteps(1000, device=device)
+        self.times = list(self.scheduler.timesteps)
+        shape = (steps.batch, *steps.out.shape[1:])
+        self.start, self.out, self.guidance = steps.start[:, : steps.registers.n].reshape(shape), steps.out, guidance
+        self.sample, self.double, self.at = self.start, None, 0
+
+    def rewind(self) -> None:
+        """To the very start, for the equality check."""
+        self.scheduler.set_timesteps(1000, device=self.start.device)
+        self.sample, self.at = self.start, 0
+
+    def reset(self) -> None:
+        """To the first steady row."""
+        self.sample, self.at = self.start, FIRST
+
+    def run(self, calls: int) -> None:
+        """That many steps."""
+        step, out, sample, guidance = self.scheduler.step, self.out, self.sample, self.guidance
+        for t in self.times[self.at : self.at + calls]:
+            if guidance is None:
+                sample = step(out, t, sample, return_dict=False)[0]
+            else:
+                uncond, cond = out.chunk(2)
+                sample = step(uncond + guidance * (cond - uncond), t, sample, return_dict=False)[0]
+                self.double = torch.cat([sample] * 2)
+        self.sample, self.at = sample, self.at + calls
+        if out.is_cuda:
+            torch.cuda.synchronize()
+
+    def side(self) -> Side:
+        """These steps as a contestant."""
+        return Side(self.run, self.reset, len(self.times) - FIRST)
+
+
+def against_diffusers(shape: Sequence[int], guidance: float | None = None, device: str = "cpu") -> tuple[Steps, Any]:
+    """Our steps and diffusers', after both have walked the same `FIRST` + 10 rows to the same samples."""
+    plan = pf.make_plan("plms", pf.Schedule.linear(), steps=1000, compat="diffusers")
+    if guidance is not None:
+        plan = plan.with_guidance(guidance)
+    ours = Steps(shape, plan=plan, halves=1 if guidance is None else 2, device=device)
+    theirs = Diffusers(ours, guidance)
+    ours.reset(0)
+    theirs.rewind()
+    for _ in range(FIRST + 10):
+        ours.run(1)
+        theirs.run(1)
+        difference = (ours.workspace.state() - theirs.sample).abs().max().item()
+        assert difference <= 5e-5, f"differs from diffusers by {difference}"
+    ours.reset()
+    return ours, theirs

@@ -1,0 +1,150 @@
+"""Alternate our code with others' in short blocks and compare block by block: a shared machine drifts."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+BLOCK_SECONDS = 0.008
+
+
+def nothing() -> None:
+    """No preparation."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One contestant.
+
+    Attributes:
+        run: makes that many calls, and on a GPU waits for the last.
+        reset: prepares a block, untimed.
+        most: calls that a block may make.
+    """
+
+    run: Callable[[int], Any]
+    reset: Callable[[], Any] = field(default=nothing)
+    most: int = 10_000
+
+    def block(self, calls: int) -> float:
+        """Seconds for a call, after one untimed one that brings its memory into the caches."""
+        self.reset()
+        self.run(1)
+        began = time.perf_counter()
+        self.run(calls)
+        return (time.perf_counter() - began) / calls
+
+    def calls(self) -> int:
+        """As many as fill a block."""
+        trials = [self.block(1) for _ in range(5)]
+        return max(1, min(self.most - 1, math.ceil(BLOCK_SECONDS / statistics.median(trials))))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on a ratio: `at_most` bounds ours / theirs, else theirs / ours must reach it."""
+
+    value: float
+    at_most: bool = False
+
+    def ratio(self, ours: float, theirs: float) -> float:
+        return ours / theirs if self.at_most else theirs / ours
+
+    def met(self, ratio: float) -> bool:
+        return ratio <= self.value if self.at_most else ratio >= self.value
+
+    def __str__(self) -> str:
+        return f"{'<=' if self.at_most else '>='} {self.value:g}"
+
+
+def contest(
+    benchmark: Any,
+    ours: Side,
+    theirs: Mapping[str, Side],
+    target: Target,
+    *,
+    rounds: int,
+    moved: int | None = None,
+    **more: Any,
+) -> None:
+    """Run ours and each of theirs by turns; write ratios and quartiles over the rounds into `extra_info`.
+
+    pytest-benchmark times our blocks, its setup times theirs: `stats` holds seconds for a block of `calls` calls.
+
+    Args:
+        theirs: the fastest of these, by its median, is the rival that the target is about.
+        moved: bytes that one of our calls reads and writes.
+        more: further entries for `extra_info`.
+    """
+    if benchmark.disabled:
+        for side in (ours, *theirs.values()):
+            side.block(1)
+        benchmark.pedantic(nothing)
+        return
+    calls = {name: side.calls() for name, side in theirs.items()}
+    own_calls = ours.calls()
+    seconds: dict[str, list[float]] = {name: [] for name in theirs}
+
+    def others_first() -> None:
+        for name, side in theirs.items():
+            seconds[name].append(side.block(calls[name]))
+        ours.reset()
+        ours.run(1)
+
+    benchmark.pedantic(ours.run, args=(own_calls,), setup=others_first, rounds=rounds)
+    own = [block / own_calls for block in benchmark.stats.stats.data]
+    results = {name: against(own, values, target) for name, values in seconds.items()}
+    rival = min(results, key=lambda name: results[name]["us"])
+    record(benchmark, own, target, results[rival]["ratio"], results[rival]["quartiles"], calls=own_calls, **more)
+    benchmark.extra_info |= {"rival": rival, "rivals": results}
+    if moved:
+        benchmark.extra_info |= {"bytes": moved, "GB/s": round(moved / statistics.median(own) / 1e9, 2)}
+
+
+def against(own: list[float], theirs: list[float], target: Target) -> dict[str, Any]:
+    """Median time of a rival, and median and quartiles of the per-round ratios."""
+    ratios = [target.ratio(a, b) for a, b in zip(own, theirs, strict=True)]
+    return {
+        "us": round(statistics.median(theirs) * 1e6, 3),
+        "ratio": round(statistics.median(ratios), 4),
+        "quartiles": quartiles(ratios),
+    }
+
+
+def quartiles(values: list[float]) -> list[float]:
+    """First and third."""
+    if len(values) == 1:
+        return [round(values[0], 4)] * 2
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return [round(first, 4), round(third, 4)]
+
+
+def record(
+    benchmark: Any,
+    own: list[float],
+    target: Target | None,
+    ratio: float | None,
+    spread: list[float] | None,
+    **more: Any,
+) -> None:
+    """The entries that every benchmark has; `more` holds its own."""
+    benchmark.extra_info |= {
+        "us": round(statistics.median(own) * 1e6, 3),
+        "ratio": ratio,
+        "quartiles": spread,
+        "target": None if target is None else str(target),
+        "met": None if target is None or ratio is None else target.met(ratio),
+        **more,
+    }
+
+
+def skip_unless_full(request: pytest.FixtureRequest, benchmark: Any) -> None:
+    """Leave a large or slow case to full runs."""
+    if benchmark.disabled or request.config.getoption("--quick"):
+        pytest.skip("only in a full run of benchmarks/run.py")

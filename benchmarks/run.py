@@ -1,0 +1,116 @@
+"""Run the benchmarks, write benchmarks/results/<cpu or GPU>/<suite>.json, print a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+SUITES = {
+    "cpu": ("stream", "diffusers_step", "compiled", "overhead", "plan_time"),
+    "cuda": ("gpu_speed",),
+}
+KEPT = ("min", "median", "iqr")
+
+
+def environment() -> dict[str, str]:
+    """Ours, with what makes timings repeat."""
+    cores = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    settings = {
+        # glibc otherwise returns large blocks to the system and faults them in again: a factor of 5 against eager code
+        "MALLOC_TRIM_THRESHOLD_": str(2**34),
+        "MALLOC_MMAP_THRESHOLD_": str(2**34),
+        "OMP_NUM_THREADS": cores,
+        "MKL_NUM_THREADS": cores,
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    }
+    return {**os.environ, **settings}
+
+
+def run_suite(suite: str, quick: bool) -> tuple[int, dict[str, Any]]:
+    """A fresh process for each suite. Returns pytest's exit status and its report."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        command = [sys.executable, "-m", "pytest", str(HERE / f"test_{suite}.py"), "--benchmark-enable"]
+        command += [f"--benchmark-json={report}", "--benchmark-quiet", "--benchmark-disable-gc", "-o", "timeout=1200"]
+        status = subprocess.run(
+            [*command, *(["--quick"] if quick else [])], cwd=HERE.parent, env=environment()
+        ).returncode
+        written = report.is_file() and report.stat().st_size
+        return status, json.loads(report.read_text()) if written else {"benchmarks": [], "machine_info": {}}
+
+
+def summary(suite: str, report: dict[str, Any], quick: bool) -> dict[str, Any]:
+    """What is kept: no raw data, times for one call."""
+    results = []
+    for one in report["benchmarks"]:
+        calls = one["extra_info"].get("calls", 1)
+        stats = {key: one["stats"][key] / calls for key in KEPT} | {"rounds": one["stats"]["rounds"]}
+        results.append({"name": one["name"], **one["extra_info"], "seconds": stats})
+    return {
+        "suite": suite,
+        "date": report.get("datetime"),
+        "quick": quick,
+        "machine": report["machine_info"],
+        "results": results,
+    }
+
+
+def folder_of(device: str, machine: dict[str, Any]) -> Path:
+    """results/cpu, or the GPU's name in lower case with hyphens."""
+    gpu = machine.get("gpu") or {}
+    name = "cpu" if device == "cpu" else re.sub(r"[^a-z0-9]+", "-", (gpu.get("name") or "gpu").lower()).strip("-")
+    return HERE / "results" / name
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """One line for each result."""
+    lines = [f"{'benchmark':<62} {'ours us':>10} {'rival us':>10} {'ratio':>8} {'quartiles':>15} {'target':>8}  met"]
+    for one in results:
+        rival = one.get("rivals", {}).get(one.get("rival"), {}).get("us")
+        spread = "..".join(f"{x:.3g}" for x in one.get("quartiles") or [])
+        ratio = "" if one.get("ratio") is None else f"{one['ratio']:.4g}"
+        met = {True: "yes", False: "MISSED", None: ""}[one.get("met")]
+        lines.append(
+            f"{one['name'].removeprefix('test_'):<62} {one.get('us', 0):>10.2f} "
+            f"{'' if rival is None else format(rival, '.2f'):>10} {ratio:>8} {spread:>15} "
+            f"{one.get('target') or '':>8}  {met}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("suites", nargs="*", help="default: all of the device")
+    parser.add_argument("--device", choices=SUITES, default="cpu")
+    parser.add_argument("--quick", action="store_true", help="few rounds, no large sizes, nothing written")
+    arguments = parser.parse_args()
+    unknown = set(arguments.suites) - set(SUITES[arguments.device])
+    if unknown:
+        parser.error(f"suites must be among {', '.join(SUITES[arguments.device])}, got {', '.join(sorted(unknown))}")
+    failed, results = [], []
+    for suite in arguments.suites or SUITES[arguments.device]:
+        status, report = run_suite(suite, arguments.quick)
+        kept = summary(suite, report, arguments.quick)
+        results += kept["results"]
+        if status or not kept["results"]:
+            failed.append(suite)
+        elif not arguments.quick:
+            folder = folder_of(arguments.device, kept["machine"])
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{suite}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    print(table(results))
+    if failed:
+        print(f"failed, or nothing was measured: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

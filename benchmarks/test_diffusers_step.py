@@ -1,0 +1,29 @@
+"""One solver step through Python, as `Sampler` makes it, against diffusers' `PNDMScheduler.step`."""
+
+import pytest
+from cases import against_diffusers
+from compare import Target, contest, skip_unless_full
+
+SHAPES = {
+    "4x64x64-B1": ((1, 4, 64, 64), 12.0),
+    "4x64x64-B16": ((16, 4, 64, 64), 4.0),
+    "3x32x32-B1": ((1, 3, 32, 32), 12.0),
+    "3x32x32-B16": ((16, 3, 32, 32), 4.0),
+    "3x32x32-B256": ((256, 3, 32, 32), 4.0),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_step_against_diffusers(benchmark, request, rounds, threads, shape):
+    shape, bound = SHAPES[shape]
+    if shape[0] > 16:
+        skip_unless_full(request, benchmark)
+    ours, theirs = against_diffusers(shape)
+    contest(benchmark, ours.side(), {"diffusers": theirs.side()}, Target(bound), rounds=rounds, moved=ours.moved())
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_guided_step_against_diffusers(benchmark, rounds, threads, batch):
+    """Guidance, the step and the doubled input: one row of ours, against the eager expressions that pipelines write."""
+    ours, theirs = against_diffusers((batch, 4, 64, 64), guidance=7.5)
+    contest(benchmark, ours.side(), {"eager": theirs.side()}, Target(4.0), rounds=rounds, moved=ours.moved())
