@@ -16,7 +16,7 @@ from pndm_fast.backends import choose_backend
 from pndm_fast.plan import Plan
 from pndm_fast.registers import NEVER, Registers
 from pndm_fast.table import SLOT, Y, build
-from pndm_fast.workspace import Form, Workspace
+from pndm_fast.workspace import BufferForm, Workspace
 
 ROWS = 16_384
 FIRST = 10  # of a plan used as it is: four outputs are kept by then, whatever the solver's start
@@ -50,7 +50,7 @@ class Steps:
         self.batch, slot = shape[0], network if plan is None or plan.raw else torch.float32
         same = network is torch.float32 and halves == 1 if direct is None else direct
         self.workspace = Workspace(
-            Form(
+            BufferForm(
                 batch=self.batch,
                 shape=tuple(shape[1:]),
                 slots=rows.slots,
@@ -96,9 +96,9 @@ class Steps:
 
     def run(self, calls: int) -> None:
         """That many steps."""
-        accept, step, out = self.workspace.accept, self.step, self.out
+        fits, step, out = self.workspace.fits, self.step, self.out
         for _ in range(calls):
-            accept(out)
+            assert fits(out)
             step(out, None, None)
         if out.is_cuda:
             torch.cuda.synchronize()

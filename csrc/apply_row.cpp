@@ -25,6 +25,7 @@ struct Work {
   char* slot;
   Form to_x, to_y;
   StoreMap store;
+  bool guided;  // at scale 1 a sample owes nothing to the other half
   bool writes_x, writes_y, same, copied;
 };
 
@@ -60,6 +61,7 @@ Work work_of(const Registers& r, const Inputs& in, int64_t b) {
          {},
          {},
          {line[kP], line[kQ], line[kP2], line[kQ2], line[kClamp]},
+         in.uncond && line[kGuidance] != 1.0f,
          line[kWriteX] != 0.0f,
          line[kWriteY] != 0.0f,
          false,
@@ -69,7 +71,7 @@ Work work_of(const Registers& r, const Inputs& in, int64_t b) {
   if (w.writes_y) w.to_y = form_of(r, b, line + kY, noisy);
   w.same = w.writes_x && w.writes_y && std::equal(line + kX, line + kX + kForm, line + kY);
   const auto& [p, q, p2, q2, clamp] = w.store;
-  w.copied = !in.uncond && p == 0 && q == 1 && p2 == 0 && q2 == 1 && !(clamp < INFINITY);
+  w.copied = !w.guided && p == 0 && q == 1 && p2 == 0 && q2 == 1 && !(clamp < INFINITY);
   return w;
 }
 
@@ -79,7 +81,7 @@ bool store_tile(const Work& w, int64_t at, int64_t count) {
   const int64_t skip = w.b * w.r.n * size_of(w.r.out);
   const char* first = static_cast<const char*>(w.in.out) + skip;
   if (w.copied) return w.loops.copy[out][slot](first, w.slot, at, count);
-  const char* second = w.in.uncond ? static_cast<const char*>(w.in.uncond) + skip : nullptr;
+  const char* second = w.guided ? static_cast<const char*>(w.in.uncond) + skip : nullptr;
   alignas(64) float e[kTile];
   const bool bad =
       w.loops.load[out][second != nullptr](first, second, w.line[kGuidance], at, count, e);

@@ -162,7 +162,7 @@ def _apply_row_kernel(
     ticket = tl.atomic_add(done_ptr + b, 1)
 
     if uncond_ptr is not None:
-        e = (e - u) * guidance + u
+        e = tl.where(guidance == 1, e, (e - u) * guidance + u)  # at scale 1 a sample owes nothing to the other half
     bad = (e.to(tl.int32, bitcast=True) & EXPONENT) == EXPONENT
     if tl.max(bad.to(tl.int32), 0) != 0:
         tl.atomic_min(first_bad_ptr + b, row, sem="relaxed")

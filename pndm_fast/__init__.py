@@ -3,6 +3,7 @@
 from pndm_fast import ops, solvers
 from pndm_fast.events import BadSample, Cancelled, NonFiniteError, Report, Step
 from pndm_fast.make_plan import make_plan
+from pndm_fast.memory import clear
 from pndm_fast.oracle import probability_flow
 from pndm_fast.plan import Level, Levels, Plan, Prologue, Row, Store
 from pndm_fast.sampler import Sampler, sample
@@ -26,6 +27,7 @@ __all__ = [
     "Schedule",
     "Step",
     "Store",
+    "clear",
     "make_plan",
     "ops",
     "probability_flow",

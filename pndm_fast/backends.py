@@ -19,11 +19,11 @@ BACKENDS = ("auto", "cpp", "triton", "reference")
 ApplyRow = Callable[[Registers, Tensor, Tensor, Tensor | None, Tensor | None], None]
 """apply_row(registers, table, out, uncond, z): one row for each sample; tensors [B, n] in physical order."""
 
-Step = Callable[[Tensor, Tensor | None, Tensor | None], None]
+BoundRow = Callable[[Tensor, Tensor | None, Tensor | None], None]
 """step(out, uncond, z) on bound buffers: outputs as the network returns them, [uncond; cond] where H = 2."""
 
 
-def _step_of_tensors(apply_row: ApplyRow, registers: Registers, table: Tensor, _: torch.dtype) -> Step:
+def _step_of_tensors(apply_row: ApplyRow, registers: Registers, table: Tensor, _: torch.dtype) -> BoundRow:
     r = registers
     ours = {tensor.untyped_storage().data_ptr() for tensor in vars(r).values() if isinstance(tensor, Tensor)}
 
@@ -42,7 +42,7 @@ def _step_of_tensors(apply_row: ApplyRow, registers: Registers, table: Tensor, _
     return step
 
 
-def _step_of_pointers(_: ApplyRow, registers: Registers, table: Tensor, out_dtype: torch.dtype) -> Step:
+def _step_of_pointers(_: ApplyRow, registers: Registers, table: Tensor, out_dtype: torch.dtype) -> BoundRow:
     run = _cpp_run(registers, table, out_dtype)
     half = 0 if registers.halves == 1 else registers.batch * registers.n * out_dtype.itemsize
 
@@ -71,9 +71,9 @@ class Backend:
     name: str
     apply_row: ApplyRow
     normals: Callable[[Registers, int], Tensor]
-    binder: Callable[[ApplyRow, Registers, Tensor, torch.dtype], Step] = _step_of_tensors
+    binder: Callable[[ApplyRow, Registers, Tensor, torch.dtype], BoundRow] = _step_of_tensors
 
-    def bind(self, registers: Registers, table: Tensor, out_dtype: torch.dtype) -> Step:
+    def bind(self, registers: Registers, table: Tensor, out_dtype: torch.dtype) -> BoundRow:
         """The row operation on one set of buffers, which the caller keeps alive."""
         return self.binder(self.apply_row, registers, table, out_dtype)
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from pndm_fast.plan import Form, Level, Store
+from pndm_fast.plan import PREDICTIONS, Form, Level, Store
 from pndm_fast.schedule import Schedule
-
-PREDICTIONS = ("eps", "v", "x0", "flow")
 
 # Adams-Bashforth weights, newest first: the gradient part (55, -59, 37, -9)/24 and its lower orders.
 ADAMS_BASHFORTH: dict[int, tuple[Fraction, ...]] = {
@@ -33,7 +31,7 @@ def level(schedule: Schedule, t: float) -> Level:
 
 
 class Transfer:
-    """The transfer part phi from one noise level to another. PNDM, Liu et al. 2022, arXiv:2202.09778, eq. 11.
+    """The transfer part phi from one noise level to another. PNDM, Liu et al. 2022, arXiv:2202.09778, eq. 9.
 
     phi(x, eps) = alpha_s/alpha_t x + (sigma_s - alpha_s/alpha_t sigma_t) eps maps alpha_t x_0 + sigma_t eps to
     alpha_s x_0 + sigma_s eps exactly. For alpha^2 + sigma^2 = 1 the paper writes the second coefficient as

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pndm_fast.coefficients import ADAMS_BASHFORTH, Transfer, combine, level, preview_of_eps
+from pndm_fast.noise import is_integer
 from pndm_fast.plan import ANCHOR, SLOT, STATE, Form, Level, Levels, Plan, Row
 from pndm_fast.schedule import Schedule
 
@@ -21,9 +22,11 @@ class _DiffusersPNDM:
             raise ValueError(f"prediction must be 'eps' or 'v' for compat='diffusers', got {prediction!r}")
         self.schedule, self.prediction, self.offset = schedule, prediction, offset
         self.length = int(schedule.last) + 1
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= self.length:
+        if not is_integer(steps) or not 1 <= steps <= self.length:
             raise ValueError(f"steps must be an integer in [1, {self.length}] for compat='diffusers', got {steps!r}")
-        self.steps, self.stride = steps, self.length // steps
+        if not 0 <= offset < self.length:
+            raise ValueError(f"steps_offset must be in [0, {self.length}), got {offset}")
+        self.steps, self.stride = int(steps), self.length // int(steps)
         self.final = level(schedule, -1.0 if set_alpha_to_one else 0.0)
         self.rows: list[Row] = []
         self.history: list[int] = []

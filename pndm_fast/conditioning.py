@@ -20,7 +20,7 @@ def check(name: str, tree: Tree | None, batch: int, device: torch.device) -> dic
 
     Raises:
         TypeError: not a mapping with names as keys.
-        ValueError: a tensor on another device, or a key that names the network's own arguments.
+        ValueError: a tensor on another device, or labels for another number of samples.
     """
     if tree is None:
         return {}
@@ -31,7 +31,8 @@ def check(name: str, tree: Tree | None, batch: int, device: torch.device) -> dic
             continue
         if leaf.device != device:
             raise ValueError(f"{path} must be on {device}, got {leaf.device}")
-        if leaf.dim() == 1 and leaf.shape[0] not in (1, batch):  # a value for each sample, such as class labels
+        labels = leaf.dim() == 1 and not leaf.dtype.is_floating_point
+        if labels and leaf.shape[0] not in (1, batch):
             raise ValueError(f"{path} must have one entry for each of the {batch} samples, got {leaf.shape[0]}")
     return dict(tree)
 
@@ -65,13 +66,21 @@ def batched(uncond: Any, cond: Any, batch: int) -> Any:
     if isinstance(cond, Mapping) and isinstance(uncond, Mapping) and cond.keys() == uncond.keys():
         return {key: batched(uncond[key], cond[key], batch) for key in cond}
     if isinstance(cond, (tuple, list)) and isinstance(uncond, type(cond)) and len(cond) == len(uncond):
-        return type(cond)(batched(u, c, batch) for u, c in zip(uncond, cond, strict=True))
+        values = [batched(u, c, batch) for u, c in zip(uncond, cond, strict=True)]
+        return type(cond)(*values) if hasattr(cond, "_fields") else type(cond)(values)
     if isinstance(cond, Tensor) and isinstance(uncond, Tensor):
         if cond.dim() and cond.shape == uncond.shape and cond.shape[0] == batch and cond.dtype == uncond.dtype:
             return torch.cat([uncond, cond])
         if cond is uncond or (cond.shape == uncond.shape and torch.equal(cond, uncond)):
             return cond
         raise CannotBatch(f"tensors of shapes {tuple(uncond.shape)} and {tuple(cond.shape)}")
-    if cond is uncond or (type(cond) is type(uncond) and not isinstance(cond, Tensor) and bool(cond == uncond)):
+    if cond is uncond or (not isinstance(cond, Tensor) and _equal(uncond, cond)):
         return cond
     raise CannotBatch(f"values {uncond!r} and {cond!r}")
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if type(a) is not type(b):
+        return False
+    same = a == b
+    return bool(same.all() if hasattr(same, "all") else same)  # arrays compare element by element

@@ -25,7 +25,7 @@ class Cancelled(Exception):
 
 
 class NonFiniteError(ArithmeticError):
-    """The network produced NaN or infinity.
+    """The network produced NaN or infinity, or outputs so large that the state overflowed.
 
     Attributes:
         bad: (sample, row, time) for each sample, at its first such output.
@@ -35,7 +35,7 @@ class NonFiniteError(ArithmeticError):
     def __init__(self, bad: tuple[BadSample, ...], samples: Tensor) -> None:
         listed = "; ".join(f"sample {b.sample} at row {b.row}, t = {b.t:g}" for b in bad[:5])
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-        super().__init__(f"the network's output was not finite: {listed}{more}")
+        super().__init__(f"the network's output, or the state that it led to, was not finite: {listed}{more}")
         self.bad, self.samples = bad, samples
 
 
@@ -94,6 +94,8 @@ class Step:
     _state: Callable[[], Tensor]
     _x0: Callable[[], Tensor]
     cancelled: bool = field(default=False, init=False)
+    _read: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _over: bool = field(default=False, init=False)
 
     @property
     def row(self) -> Row:
@@ -107,13 +109,28 @@ class Step:
 
     @property
     def state(self) -> Tensor:
-        """A copy of the state after the row, [B, *shape]; its level is `row.levels.y`."""
-        return self._state()
+        """A copy of the state after the row, [B, *shape]; its level is `row.levels.y`.
+
+        Raises:
+            RuntimeError: first read after the callback has returned: the buffers have moved on.
+        """
+        return self._once("state", self._state)
 
     @property
     def x0(self) -> Tensor:
         """The network's estimate of x_0 at this row's call, [B, *shape]; of a sample that has ended, its state."""
-        return self._x0()
+        return self._once("x0", self._x0)
+
+    def _once(self, name: str, read: Callable[[], Tensor]) -> Tensor:
+        if name not in self._read:
+            if self._over:
+                raise RuntimeError(f"Step.{name} must be read inside on_step: later rows have changed the buffers")
+            self._read[name] = read()
+        return self._read[name]
+
+    def close(self) -> None:
+        """The callback has returned."""
+        self._over = True
 
     def cancel(self) -> None:
         """End sampling after this row with `Cancelled`."""

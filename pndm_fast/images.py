@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+from pndm_fast.files import atomic_path
 
 Bytes = NDArray[np.uint8]
 
@@ -111,23 +110,6 @@ def save_npz(path: str | Path, images: Bytes, recipe: Mapping[str, Any] | None =
     extra = {} if recipe is None else {"recipe": np.array(json.dumps(recipe))}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:  # a file: np.savez would append .npz to a name
         np.savez(file, allow_pickle=False, arr_0=images, **extra)
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which it replaces if the block succeeds: readers never see half a file."""
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 is for secrets
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_channels(channels: int) -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import numbers
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, get_args, get_type_hints
 
 from pndm_fast.compat import COMPAT
 from pndm_fast.grids import SPACINGS, make_grid, snap
 from pndm_fast.noise import is_integer
-from pndm_fast.plan import Plan
+from pndm_fast.plan import PREDICTIONS, Plan
 from pndm_fast.schedule import Schedule
 from pndm_fast.solvers import FACTS, SOLVERS
 
 DEFAULT_STEPS = 50
+
+
+# diffusers' words for what a network predicts
+_PEERS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
 
 
 def choose(what: str, name: Any, known: Iterable[str]) -> str:
@@ -26,8 +31,8 @@ def choose(what: str, name: Any, known: Iterable[str]) -> str:
     names = sorted(known)
     if name in names:
         return str(name)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    near = [_PEERS.get(str(name)), *difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)]
+    hint = next((f"; did you mean {word!r}?" for word in near if word in names), "")
     raise ValueError(f"{what} must be one of {', '.join(names)}, got {name!r}{hint}")
 
 
@@ -63,6 +68,7 @@ def make_plan(
     schedule = Schedule.linear() if schedule is None else schedule
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule must be a Schedule, got {type(schedule).__name__}")
+    choose("prediction", prediction, PREDICTIONS)
     if sum(value is not None for value in (steps, nfe, times)) > 1:
         raise ValueError("steps, nfe and times exclude one another: give one of them")
     if compat is not None:
@@ -71,11 +77,13 @@ def make_plan(
     if times is None:
         grid = choose("spacing", FACTS[name].spacing if spacing is None else spacing, SPACINGS)
         count = steps_of(name, steps, nfe)
-        if isinstance(count, int) and count < FACTS[name].fewest:
+        if is_integer(count) and count < FACTS[name].fewest:
             raise ValueError(f"steps must be at least {FACTS[name].fewest} for {name}, got {count}")
         times = make_grid(schedule, count, grid)
     elif spacing is not None:
         raise ValueError("spacing and times exclude each other")
+    elif isinstance(times, str) or not hasattr(times, "__iter__"):
+        raise TypeError(f"times must be a decreasing sequence of numbers, got {times!r}")
     if integer_times:
         if not schedule.discrete:
             raise ValueError(f"integer_times must have a discrete schedule, got {schedule.name}")
@@ -93,12 +101,12 @@ def steps_of(name: str, steps: int | None, nfe: int | None) -> int:
     """
     if nfe is None:
         return DEFAULT_STEPS if steps is None else steps
-    if isinstance(nfe, bool) or not isinstance(nfe, int):
+    if not is_integer(nfe):
         raise TypeError(f"nfe must be an integer, got {nfe!r}")
     facts = FACTS[name]
     if nfe < facts.fewest + facts.extra_calls:
         raise ValueError(f"nfe must be at least {facts.fewest + facts.extra_calls} for {name}, got {nfe}")
-    return nfe - facts.extra_calls
+    return int(nfe) - facts.extra_calls
 
 
 def _compatible(
@@ -128,19 +136,24 @@ def _call(function: Callable[..., Plan], name: str, options: dict[str, Any], *ar
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "prediction"]
     for option in options:
         if option not in known:
-            choose(f"an option of {name}", option, known) if known else _no_options(name, option)
+            _unknown_option(name, option, known)
         _check_type(option, options[option], get_type_hints(function)[option])
     return function(*args, **options, prediction=prediction)
 
 
 def _check_type(option: str, value: Any, kind: Any) -> None:
     kinds = get_args(kind) or (kind,)
-    number = isinstance(value, float) or is_integer(value)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if type(value) in kinds or (number and float in kinds) or (is_integer(value) and int in kinds):
         return
     names = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
     raise TypeError(f"{option} must be {names}, got {value!r}")
 
 
-def _no_options(name: str, option: str) -> None:
-    raise ValueError(f"{name} has no options, got {option!r}")
+def _unknown_option(name: str, option: str, known: list[str]) -> None:
+    if option == "generator":
+        raise ValueError("generator is no argument here: seeds= gives each sample its own reproducible noise")
+    near = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    options = ", ".join(known) or "none"
+    raise ValueError(f"{option!r} is neither an argument nor an option of {name} (its options: {options}){hint}")

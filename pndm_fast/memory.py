@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
@@ -32,14 +32,20 @@ class Recent(Generic[Value]):
             if key in self._values:
                 self._values.move_to_end(key)
                 return self._values[key]
-        return self.put(key, make())
-
-    def put(self, key: Hashable, value: Value) -> Value:
+        made = make()
         with self._lock:
-            value = self._values.setdefault(key, value)
-            while len(self._values) > KEPT:
-                self._values.popitem(last=False)
+            value = self._values.setdefault(key, made)
+            self._trim()
             return value
+
+    def put(self, key: Hashable, value: Value) -> None:
+        with self._lock:
+            self._values[key] = value
+            self._trim()
+
+    def _trim(self) -> None:
+        while len(self._values) > KEPT:
+            self._values.popitem(last=False)
 
 
 class Memory:
@@ -53,7 +59,7 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        self.idle: Recent[list[Workspace]] = Recent()
+        self.idle: Recent[deque[Workspace]] = Recent()
         self.probes: Recent[Probe] = Recent()
         self.tables: Recent[tuple[tuple[Plan, ...], Table]] = Recent()
         self.guided: Recent[tuple[Plan, Plan]] = Recent()
@@ -61,6 +67,12 @@ class Memory:
 
 _OF_MODEL: weakref.WeakKeyDictionary[Any, Recent[Memory]] = weakref.WeakKeyDictionary()
 _LOCK = threading.Lock()
+
+
+def clear() -> None:
+    """Free what `pndm_fast.sample` keeps between calls: buffers, tables, what it knows of networks."""
+    with _LOCK:
+        _OF_MODEL.clear()
 
 
 def memory_of(model: Any, key: Hashable) -> Memory:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import numbers as numbers_abc
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,8 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pndm_fast.files import atomic_path
+
 MAX_SLOTS = 6  # F-PNDM and FON: three kept derivatives and three Runge-Kutta stages
 MAX_ROWS = 65_536
+LARGEST = float(np.finfo(np.float32).max)
+PREDICTIONS = ("eps", "v", "x0", "flow")
 WIDTH_FORM = 2 + MAX_SLOTS + 1
 
 Form = NDArray[np.float64]  # [WIDTH_FORM]: a linear combination of x, y, the slots and z
@@ -62,7 +66,8 @@ class Store(NamedTuple):
 class Row:
     """One network call and the linear update after it.
 
-    out = network(in_scale y, t), under guidance uncond + guidance (cond - uncond); slot <- store(y, out);
+    out = network(in_scale y, t), at a guidance other than 1 uncond + guidance (cond - uncond);
+    slot <- store(y, out);
     x, y <- X . [x, y, slots, z], Y . [x, y, slots, z]. X and Y read the old x and y, the new slot and one z.
     `preview` gives the network's x_0 estimate as preview[0] y + preview[1] slot, with the y that it saw.
 
@@ -88,11 +93,12 @@ class Row:
                 raise ValueError(f"{name} must have {WIDTH_FORM} coefficients, got {len(form)}")
             object.__setattr__(self, name, form)
         numbers = (self.t, *self.x, *self.y, *self.store[:4], self.in_scale, self.guidance, *self.preview)
-        if not all(map(math.isfinite, numbers)):
-            raise ValueError(f"the coefficients of a row must be finite, got {self}")
-        if not 0 <= self.slot < MAX_SLOTS:
+        _check_numbers("the coefficients of a row", (*numbers, *sum(self.levels, ())))
+        if len(self.preview) != 2 or not isinstance(self.ends_step, bool):
+            raise ValueError(f"preview must be two numbers and ends_step true or false, got {self}")
+        if isinstance(self.slot, bool) or not isinstance(self.slot, int) or not 0 <= self.slot < MAX_SLOTS:
             raise ValueError(f"slot must be in [0, {MAX_SLOTS}), got {self.slot}")
-        if not self.store.clamp > 0:
+        if isinstance(self.store.clamp, bool) or not self.store.clamp > 0:
             raise ValueError(f"clamp must be positive, got {self.store.clamp}")
 
     @property
@@ -107,10 +113,9 @@ class Row:
 
 
 class Prologue(NamedTuple):
-    """x_0 = y_0 = a0 (p0 noise + s0 init) + c0 z: the start, before the first network call."""
+    """x_0 = y_0 = a0 p0 noise + c0 z: the start, before the first network call. A given state stands for p0 noise."""
 
     p0: float = 1.0
-    s0: float = 0.0
     a0: float = 1.0
     c0: float = 0.0
 
@@ -130,6 +135,12 @@ class Plan:
     prologue: Prologue = field(default_factory=Prologue)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(self.rows))
+        _check_numbers("the prologue", self.prologue)
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}")
+        if not all(isinstance(row, Row) for row in self.rows):
+            raise TypeError("rows must be of type Row")
         if not 1 <= len(self.rows) <= MAX_ROWS:
             raise ValueError(f"a plan must have 1 to {MAX_ROWS} rows, got {len(self.rows)}")
         written: set[int] = set()
@@ -176,9 +187,12 @@ class Plan:
 
     def with_guidance(self, scale: float | Sequence[float]) -> Plan:
         """The same plan at another guidance scale, one for all rows or one for each."""
-        scales = [scale] * self.nfe if isinstance(scale, (int, float)) else list(scale)
+        scales: list[Any] = [scale] * self.nfe if isinstance(scale, numbers_abc.Real) else list(scale)  # type: ignore[arg-type]
         if len(scales) != self.nfe:
-            raise ValueError(f"guidance must be a number or one for each of the {self.nfe} rows, got {len(scales)}")
+            raise ValueError(
+                f"guidance must be a number or one for each of the {self.nfe} rows, got {len(scales)}: "
+                "plans of several lengths take theirs by with_guidance"
+            )
         rows = tuple(replace(row, guidance=float(g)) for row, g in zip(self.rows, scales, strict=True))
         return replace(self, rows=rows)
 
@@ -219,26 +233,35 @@ class Plan:
         try:
             prologue = Prologue(**{k: float(v) for k, v in tree.get("prologue", {}).items()})
             steps = int(tree.get("steps", 0))
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"a plan's prologue and steps must be numbers: {error}") from error
         parsed = tuple(_row_from_json(i, row) for i, row in enumerate(rows))
         return cls(parsed, str(tree.get("solver", "custom")), steps, str(tree.get("prediction", "eps")), prologue)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON: whole or not at all."""
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        os.replace(partial, path)
+        with atomic_path(path) as partial:
+            partial.write_text(json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         """Read a plan that `save` wrote. Numbers come back exactly."""
         try:
             tree = json.loads(Path(path).read_text())
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # not JSON, not text, or nested too deep
             raise ValueError(f"{path} is not JSON: {error}") from error
         return cls.from_json(tree)
+
+
+def _check_numbers(what: str, numbers: Sequence[float]) -> None:
+    """Numbers that float32 can hold.
+
+    Raises:
+        ValueError: another type, not finite, or too large.
+    """
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, numbers_abc.Real) or not abs(number) <= LARGEST:
+            raise ValueError(f"{what} must be finite float32 numbers, got {number!r}")
 
 
 def _form(form: tuple[float, ...]) -> str:
@@ -275,5 +298,5 @@ def _row_from_json(i: int, tree: Any) -> Row:
         fields["store"] = Store(**fields["store"])
         fields["preview"] = tuple(map(float, fields["preview"]))
         return Row(**fields)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"row {i}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ValueError(f"row {i}: {error if isinstance(error, ValueError) else repr(error)}") from error

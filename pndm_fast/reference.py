@@ -43,7 +43,7 @@ def apply_row(
 def _apply(r: Registers, line: list[float], b: Tensor, out: Tensor, uncond: Tensor | None, z: Tensor | None) -> None:
     dtype, n = r.x.dtype, r.n
     e = out[b].to(dtype)
-    if uncond is not None:
+    if uncond is not None and line[columns.GUIDANCE] != 1:  # at scale 1 a sample owes nothing to the other half
         u = uncond[b].to(dtype)
         e = (e - u) * line[columns.GUIDANCE] + u
     bad = b[~e.isfinite().all(dim=1)]

@@ -16,8 +16,8 @@ ALIGN = 16  # elements: rows of our buffers start on vector boundaries, so that 
 class Registers:
     """Buffers of a batch of B samples with n elements each; H is 2 under guidance, else 1.
 
-    Sample b's elements lie at [b, :n] in the physical order of the network's output; `stride` is n rounded up to
-    `ALIGN`. `net_in` is None where y itself is what the network reads.
+    Sample b's elements lie at [b, :n] in the physical order of the network's output; rows are `stride` apart, n rounded
+    up to `ALIGN`. `net_in` is None where y itself is what the network reads.
 
     Attributes:
         x: anchor, [B, stride], float32 (float64 for exact runs).

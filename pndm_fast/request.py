@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +44,7 @@ class Request:
     cond: dict[str, Any]
     uncond: dict[str, Any] | None
     state_dtype: torch.dtype
+    drawn: dict[int, Tensor] = field(default_factory=dict)  # noises before the first row: they are asked for once
 
     @property
     def batch(self) -> int:
@@ -81,6 +83,7 @@ def check_shape(shape: Any) -> tuple[int, ...]:
     Raises:
         TypeError, ValueError: not a sequence of positive integers with at least two entries.
     """
+    shape = shape.tolist() if isinstance(shape, np.ndarray) else shape
     if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence):
         raise TypeError(f"shape must be a sequence such as (16, 3, 32, 32), got {shape!r}")
     if any(isinstance(s, bool) or not hasattr(s, "__index__") for s in shape):
@@ -101,7 +104,7 @@ def check_seeds(seeds: Any, batch: int | None) -> Tensor:
         return seed_tensor(range(int(seeds), int(seeds) + (1 if batch is None else batch)))
     if isinstance(seeds, (str, bytes, bool)) or not hasattr(seeds, "__iter__"):
         raise TypeError(f"seeds must be an integer or a sequence of integers, got {seeds!r}")
-    tensor = seed_tensor(seeds)
+    tensor = seed_tensor(seeds.tolist() if hasattr(seeds, "tolist") else seeds)
     if len(tensor) == 0 or (batch is not None and len(tensor) != batch):
         wanted = "at least one entry" if batch is None else f"one entry for each of the {batch} samples"
         raise ValueError(f"seeds must have {wanted}, got {len(tensor)}")
@@ -152,6 +155,8 @@ def check_guidance(guidance: Any) -> float | tuple[float, ...]:
     Raises:
         TypeError, ValueError: not numbers, or not finite.
     """
+    if hasattr(guidance, "tolist"):
+        guidance = guidance.tolist()
     several = isinstance(guidance, Sequence) and not isinstance(guidance, str)
     for g in guidance if several else (guidance,):
         if isinstance(g, (bool, str)) or not hasattr(g, "__float__"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,8 +23,8 @@ from pndm_fast.progress import progress_bar
 from pndm_fast.request import ON_NAN, check_callable, check_choice, check_seeds, check_shape, complete, distinct
 from pndm_fast.schedule import Schedule
 from pndm_fast.table import Table, build
-from pndm_fast.trajectory import Trajectory
-from pndm_fast.workspace import Workspace
+from pndm_fast.trajectory import Output, Trajectory
+from pndm_fast.workspace import BufferForm, Workspace
 
 
 class Sampler:
@@ -149,7 +150,7 @@ class Sampler:
             with self._workspace(trajectory) as (workspace, first):
                 with progress_bar(progress, request.plans[0].solver, request.nfe) as advance:
                     samples = trajectory.run(workspace, first, on_step, advance)
-                bad = () if on_nan == "ignore" else trajectory.bad(workspace)
+                bad = () if on_nan == "ignore" else trajectory.bad(workspace, samples)
         self._report = trajectory.report(workspace, bad, time.perf_counter() - began)
         if bad and on_nan == "raise":
             raise NonFiniteError(bad, samples)
@@ -174,30 +175,36 @@ class Sampler:
         return self.memory.tables.get(key, lambda: (unique, build(unique, dtype, self.device)))[1]
 
     @contextlib.contextmanager
-    def _workspace(self, trajectory: Trajectory) -> Iterator[tuple[Workspace, Any]]:
-        """Buffers that this call alone uses, begun; with the first output where learning the form took a call."""
-        request = trajectory.request
+    def _workspace(self, trajectory: Trajectory) -> Iterator[tuple[Workspace, Output | None]]:
+        """Buffers that this call alone uses, begun, with the network's first output where it fits them."""
+        request, apart = trajectory.request, trajectory.apart
         autocast = torch.is_autocast_enabled(self.device.type) and torch.get_autocast_dtype(self.device.type)
-        key = (request.batch, request.state_dtype, trajectory.halves, trajectory.apart, autocast)
+        key = (request.batch, request.state_dtype, trajectory.halves, apart, autocast)
         probe = self.memory.probes.peek(key)
-        if probe is None:
-            probe, workspace, first = trajectory.first_call()
-            self.memory.probes.put(key, probe)
-            yield workspace, first
-            return
-        trajectory.apart = probe.apart
+        if probe is not None:
+            trajectory.apart = probe.apart
+            idle = self._idle(trajectory.form(probe))
+            try:
+                workspace = idle.pop()
+            except IndexError:
+                workspace = Workspace(trajectory.form(probe))
+            try:
+                workspace.begin(request, trajectory.table, trajectory.backend)
+                first = trajectory.evaluate(workspace)
+                if trajectory.fits(workspace, first):
+                    yield workspace, first
+                    return
+            finally:
+                idle.append(workspace)
+            trajectory.apart = apart  # the network has changed since: learn its form anew
+        probe, workspace, first_or_none = trajectory.first_call()
+        self.memory.probes.put(key, probe)
+        yield workspace, first_or_none
+
+    def _idle(self, form: BufferForm) -> deque[Workspace]:
         # buffers go back while their last kernels may still run: only the same stream may take them up
         stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
-        idle = self.memory.idle.get((trajectory.form(probe), stream), list)
-        try:
-            workspace = idle.pop()
-        except IndexError:
-            workspace = Workspace(trajectory.form(probe))
-        workspace.begin(request, trajectory.table, trajectory.backend)
-        try:
-            yield workspace, None
-        finally:
-            idle.append(workspace)
+        return self.memory.idle.get((form, stream), deque)
 
 
 def _batch_shape(model: Any, shape: Sequence[int] | None) -> tuple[int, ...]:
@@ -214,6 +221,7 @@ def sample(
     steps: int | None = None,
     *,
     nfe: int | None = None,
+    times: Sequence[float] | None = None,
     solver: str | Plan = "f-pndm",
     schedule: Schedule | None = None,
     spacing: str | None = None,
@@ -241,7 +249,7 @@ def sample(
 
     Args:
         model: called as model(x, t, **cond): a module, a compiled or TorchScript module, or any callable.
-        steps: time points, default 50; or `nfe`, network calls.
+        steps: time points, default 50; or `nfe`, network calls; or `times`, decreasing.
         solver: a name of `SOLVERS`, or a ready `Plan`, which then says all of schedule, spacing and prediction.
         options: the solver's own, such as eta.
 
@@ -256,7 +264,9 @@ def sample(
         NonFiniteError, Cancelled: both carry what was computed.
     """
     check_model(model)
+    seeds = seeds if is_integer(seeds) or not isinstance(seeds, Iterator) else list(seeds)
     planned: dict[str, Any] = {"steps": steps, "nfe": nfe, "schedule": schedule, "spacing": spacing, "compat": compat}
+    planned["times"] = times
     planned |= {"integer_times": integer_times or None, "prediction": None if prediction == "eps" else prediction}
     asked = {name: value for name, value in {**planned, **options}.items() if value is not None}
     if not isinstance(solver, Plan):

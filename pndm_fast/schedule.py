@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
@@ -149,6 +150,8 @@ def _betas(kind: str, T: int, start: float, end: float) -> Array:
 
 def _vector(name: str, values: ArrayLike | Sequence[float]) -> Array:
     try:
+        if isinstance(values, torch.Tensor):
+            values = values.detach().cpu().numpy()
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be a sequence of numbers, got {type(values).__name__}") from error

@@ -124,6 +124,9 @@ class _Classical(_Pseudo):
         if self.delta == 0:
             slope = self.schedule.log_alpha_slope(t)
             return -slope, slope / self.level(t).sigma
+        if t - self.delta < self.schedule.first:
+            first = self.schedule.first
+            raise ValueError(f"delta must keep t - delta at {first:g} or later, got {self.delta:g} at t = {t:g}")
         phi = Transfer(self.level(t), self.level(t - self.delta))
         return (phi.scale - 1) / self.delta, phi.eps / self.delta
 
@@ -146,7 +149,7 @@ def _adams_bashforth(rows: _Pseudo, order: int, first: int = 0) -> None:
 
 
 def _improved_euler(rows: _Pseudo) -> None:
-    """First step with gradient part (e_1 + e_2)/2; only e_1 enters the history. arXiv:2202.09778, eq. 24."""
+    """First step with gradient part (e_1 + e_2)/2; only e_1 enters the history."""
     t, s = rows.times[:2]
     phi = rows.transfer(t, s)
     rows.call(t, 0, phi(STATE, SLOT[0]), s, x=STATE, ends=False)
@@ -245,7 +248,7 @@ def _ancestral(
 
 @_solver("s-pndm", fewest=2, extra_calls=1)
 def s_pndm(schedule: Schedule, times: Sequence[float], *, prediction: str = "eps") -> Plan:
-    """S-PNDM. Liu et al. 2022, arXiv:2202.09778, section 3.4: phi with improved Euler once, then (3, -1)/2.
+    """S-PNDM. Liu et al. 2022, arXiv:2202.09778: phi with improved Euler once, then (3, -1)/2.
 
     n + 1 network calls, second order. The weights are the paper's integers on every grid.
 
@@ -260,7 +263,7 @@ def s_pndm(schedule: Schedule, times: Sequence[float], *, prediction: str = "eps
 
 @_solver("f-pndm", fewest=4, extra_calls=9)
 def f_pndm(schedule: Schedule, times: Sequence[float], *, integer_times: bool = False, prediction: str = "eps") -> Plan:
-    """F-PNDM. Liu et al. 2022, arXiv:2202.09778, algorithm 2: Runge-Kutta thrice, then (55, -59, 37, -9)/24.
+    """F-PNDM. Liu et al. 2022, arXiv:2202.09778: phi with Runge-Kutta thrice, then (55, -59, 37, -9)/24.
 
     n + 9 network calls. The weights are the paper's integers on every grid, its short last step included.
 
@@ -293,7 +296,7 @@ def plms(schedule: Schedule, times: Sequence[float], *, prediction: str = "eps")
 
 @_solver("ipndm")
 def ipndm(schedule: Schedule, times: Sequence[float], *, order: int = 4, prediction: str = "eps") -> Plan:
-    """iPNDM. Zhang & Chen 2023, arXiv:2204.13902, section 4: F-PNDM started with lower orders in place of Runge-Kutta.
+    """iPNDM. Zhang & Chen 2023, arXiv:2204.13902: F-PNDM started with lower orders in place of Runge-Kutta.
 
     phi with 1, (3, -1)/2, (23, -16, 5)/12, (55, -59, 37, -9)/24. n network calls.
 
@@ -342,7 +345,7 @@ def fon(
     integer_times: bool = False,
     prediction: str = "eps",
 ) -> Plan:
-    """FON as its authors run it. Liu et al. 2022, arXiv:2202.09778, section 3.1, released code. n + 9 network calls.
+    """FON as the authors of arXiv:2202.09778 (Liu et al. 2022) run it in their released code. n + 9 network calls.
 
     As `fon_rk4`, but each Runge-Kutta stage takes only eps at the stage's point: x and t in its derivative stay at the
     step's start. That makes the start second order; `fon_rk4` is the textbook method.

@@ -1,6 +1,6 @@
 """How a plan's rows stand in device memory: one line of `WIDTH` numbers a row, a halt row last.
 
-`csrc/row.h` and `kernels/apply_row.py` read the same columns; `tests/test_table.py` compares the three.
+`kernels/apply_row.py` takes its columns from here; those of `csrc/row.h` are compared by `tests/test_ops.py`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pndm_fast.network import result_tensor
 from pndm_fast.registers import NEVER
 from pndm_fast.request import Request
 from pndm_fast.table import Table
-from pndm_fast.workspace import Form, Probe, Workspace, check_first_output, form_of, row_noise
+from pndm_fast.workspace import BufferForm, Probe, Workspace, check_first_output, form_of, row_noise
 
 Output = tuple[Tensor, Tensor | None]  # (out, uncond); uncond is None where out holds both, or without guidance
 
@@ -44,6 +44,7 @@ class Trajectory:
         self.model, self.request, self.table, self.backend = model, request, table, backend
         self.device, self.network, self.time = device, network, time
         self.calls = 0
+        self.wrote = False  # whether the last call changed its input
         self.apart: str | None = None  # why guidance takes two calls
         self.merged: dict[str, Any] = request.cond
         if request.uncond is not None:
@@ -57,7 +58,7 @@ class Trajectory:
         """2 where one call carries both evaluations of guidance."""
         return 2 if self.request.uncond is not None and self.apart is None else 1
 
-    def form(self, probe: Probe) -> Form:
+    def form(self, probe: Probe) -> BufferForm:
         """The buffers that this request needs, given what the network does."""
         return form_of(
             self.request,
@@ -69,7 +70,7 @@ class Trajectory:
             halves=self.halves,
         )
 
-    def first_call(self) -> tuple[Probe, Workspace, Output | None]:
+    def first_call(self, again: bool = False) -> tuple[Probe, Workspace, Output | None]:
         """Call the network in careful buffers and learn its form.
 
         The output is the first row's, unless its layout asks for other buffers: then it is None, and the call is made
@@ -78,17 +79,18 @@ class Trajectory:
         careful = Probe(self.request.state_dtype, channels=1, writes_input=True)
         workspace = Workspace(self.form(careful))
         workspace.begin(self.request, self.table, self.backend)
-        before = workspace.x_in._version
         try:
             out, uncond = self.evaluate(workspace)
         except (RuntimeError, ValueError) as error:
             if self.halves == 1 or isinstance(error, torch.OutOfMemoryError):
                 raise
+            if not again:  # what comes and goes is no refusal
+                return self.first_call(again=True)
             self.apart = f"two calls: the network refused a batch of {2 * self.request.batch}: {error}"
             return self.first_call()
         exact = self.request.state_dtype is torch.float64
         channels = check_first_output(out, workspace.x_in.shape, self.device, exact)
-        probe = Probe(out.dtype, channels, workspace.x_in._version != before, self.apart)
+        probe = Probe(out.dtype, channels, self.wrote, self.apart)
         form = self.form(Probe(out.dtype, channels, writes_input=True))
         if form != workspace.form:
             workspace = Workspace(form)
@@ -96,24 +98,27 @@ class Trajectory:
         return probe, workspace, (out, uncond) if channels == 1 else None
 
     def evaluate(self, workspace: Workspace) -> Output:
-        """Call the network at the workspace's input: once, or twice for guidance that cannot be batched.
-
-        Raises:
-            RuntimeError: the network changed an input in place that is still needed.
-        """
+        """Call the network at the workspace's input: once, or twice for guidance that cannot be batched."""
         x, t = workspace.x_in, workspace.t
         before = x._version
-        uncond = None
+        uncond, arguments = None, self.merged
         if self.apart is not None:
             assert self.request.uncond is not None
             self.calls += 1
-            # a network that answers in one static buffer would overwrite this with its second answer
-            uncond = result_tensor(self.model(x, t, **self.request.uncond)).clone()
+            # copies both ways: a network may write its inputs, or answer twice in one static buffer
+            uncond = result_tensor(self.model(x.clone(), t.clone(), **self.request.uncond)).clone()
+            arguments = self.request.cond
         self.calls += 1
-        out = result_tensor(self.model(x, t, **(self.request.cond if self.apart is not None else self.merged)))
-        if x._version != before and (workspace.form.direct or self.apart is not None):
-            raise RuntimeError("the network changed its input in place, which it did not at its first call")
+        out = result_tensor(self.model(x, t, **arguments))
+        self.wrote = x._version != before
         return out, uncond
+
+    def fits(self, workspace: Workspace, output: Output) -> bool:
+        """Whether a call just made left the state alone and gave outputs of the form that the buffers have."""
+        out, uncond = output
+        if self.wrote and workspace.form.direct:
+            return False
+        return workspace.fits(out) and (uncond is None or workspace.fits(uncond))
 
     def run(
         self,
@@ -126,21 +131,27 @@ class Trajectory:
 
         Raises:
             Cancelled: `on_step` asked for it.
+            ValueError: an output in another form than the first.
+            RuntimeError: the network changed the state itself, which it reads in place of a copy.
         """
         step = workspace.bind(self.table.data, self.backend)
         noisy = self.request.noises is not None
         for index in range(self.request.nfe):
             out, uncond = self.evaluate(workspace) if first is None else first
             first = None
-            workspace.accept(out)
-            if uncond is not None:
-                workspace.accept(uncond)
+            if not self.fits(workspace, (out, uncond)):
+                self._refuse(workspace, out, uncond)
             seen = None if on_step is None else workspace.registers.y.clone()
             step(out, uncond, row_noise(self.request, index, workspace.registers) if noisy else None)
             advance()
             if on_step is not None and seen is not None:
                 self._show(index, workspace, seen, on_step)
         return workspace.state()
+
+    def _refuse(self, workspace: Workspace, out: Tensor, uncond: Tensor | None) -> None:
+        if self.wrote and workspace.form.direct:
+            raise RuntimeError("the network changed its input in place, which it did not at its first call")
+        raise ValueError(workspace.difference(out if uncond is None or not workspace.fits(out) else uncond))
 
     def _show(self, index: int, workspace: Workspace, seen: Tensor, on_step: Callable[[Step], Any]) -> None:
         rows = rows_at(self.request.plans, index)
@@ -152,16 +163,23 @@ class Trajectory:
         view = Step(index, self.request.nfe, rows, workspace.state, x0)
         on_step(view)
         if view.cancelled:
-            raise Cancelled(index, workspace.state(), x0())
+            raise Cancelled(index, view.state, view.x0)
+        view.close()
 
-    def bad(self, workspace: Workspace) -> tuple[BadSample, ...]:
-        """The samples whose output was not finite: the one read from the device."""
+    def bad(self, workspace: Workspace, samples: Tensor) -> tuple[BadSample, ...]:
+        """The samples that are not finite, and where they ceased to be: read from the device once, at the end.
+
+        A sum of finite outputs that overflowed is laid to its last row.
+        """
         start = {id(plan): row for plan, row in zip(self.request.distinct, self.table.start, strict=True)}
+        never = workspace.registers.first_bad.new_full((), NEVER - 1)
+        overflow = ~samples.flatten(1).isfinite().all(1)
+        marks = torch.where(overflow, workspace.registers.first_bad.minimum(never), workspace.registers.first_bad)
         found = []
-        for b, row in enumerate(workspace.registers.first_bad.tolist()):
+        for b, row in enumerate(marks.tolist()):
             if row != NEVER:
                 plan = self.request.plans[b]
-                index = row - start[id(plan)]
+                index = min(row - start[id(plan)], plan.nfe - 1)
                 found.append(BadSample(b, index, plan.times[index]))
         return tuple(found)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pndm_fast.backends import Backend, Step
+from pndm_fast.backends import Backend, BoundRow
 from pndm_fast.layout import channels_of, describe, elements, flatten, unflatten
 from pndm_fast.network import FLOATS
 from pndm_fast.noise import FIRST_ROW, INITIAL, PROLOGUE
@@ -36,7 +36,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Form:
+class BufferForm:
     """What two calls must have in common to use the same buffers."""
 
     batch: int
@@ -62,11 +62,11 @@ def form_of(
     network: torch.dtype,
     time: torch.dtype,
     halves: int,
-) -> Form:
+) -> BufferForm:
     """The cheapest buffers: no separate input where the network can read y, narrow slots where that loses nothing."""
     same = network is request.state_dtype and elements(request.shape) % ALIGN == 0
     narrow = request.raw and request.state_dtype is torch.float32
-    return Form(
+    return BufferForm(
         batch=request.batch,
         shape=request.shape,
         slots=slots,
@@ -90,7 +90,7 @@ class Workspace:
         t: its time input, [H B].
     """
 
-    def __init__(self, form: Form) -> None:
+    def __init__(self, form: BufferForm) -> None:
         self.form = form
         self.registers: Registers = allocate(
             form.batch,
@@ -109,7 +109,7 @@ class Workspace:
         self.t = self.registers.t
         self._out_shape = torch.Size(self.x_in.shape)
         self._strides: tuple[int, ...] | None = None
-        self._bound: tuple[Tensor, Step] | None = None
+        self._bound: tuple[Tensor, BoundRow] | None = None
 
     def begin(self, request: Request, table: Table, backend: Backend) -> None:
         """Write the prologue, the first network input and the counters."""
@@ -156,26 +156,26 @@ class Workspace:
         y = y * prologue.a0
         return y + normal(PROLOGUE) * prologue.c0 if prologue.c0 else y
 
-    def bind(self, table: Tensor, backend: Backend) -> Step:
+    def bind(self, table: Tensor, backend: Backend) -> BoundRow:
         """The row operation on these buffers and that table."""
         if self._bound is None or self._bound[0] is not table:
             self._bound = table, backend.bind(self.registers, table, self.form.out)
         return self._bound[1]
 
-    def accept(self, out: Tensor) -> None:
-        """Check an output against the form: no tensor operation, no copy.
+    def fits(self, out: Tensor) -> bool:
+        """Whether an output has the form's shape, dtype, device and layout: no tensor operation, no copy."""
+        if out.dtype is not self.form.out or out.shape != self._out_shape or out.device != self.form.device:
+            return False
+        if out.stride() != self._strides:
+            if channels_of(out) != self.form.channels:  # strides of size-1 dimensions may differ and mean nothing
+                return False
+            self._strides = out.stride()
+        return True
 
-        Raises:
-            ValueError: its shape, dtype, device or layout differs.
-        """
-        if out.dtype is self.form.out and out.shape == self._out_shape and out.device == self.form.device:
-            if out.stride() == self._strides:
-                return
-            if channels_of(out) == self.form.channels:  # strides of size-1 dimensions may differ and mean nothing
-                self._strides = out.stride()
-                return
+    def difference(self, out: Tensor) -> str:
+        """How an output that does not fit differs, in a sentence."""
         layout = "contiguous" if self.form.channels == 1 else "channels_last"
-        raise ValueError(
+        return (
             f"the network's output must stay {self.form.out} {tuple(self._out_shape)} on {self.form.device}, {layout}, "
             f"as its first one was, got {out.dtype} {tuple(out.shape)} on {out.device}, {describe(out)}"
         )
@@ -227,13 +227,20 @@ def noise_at(request: Request, index: int, device: torch.device) -> Tensor:
         TypeError, ValueError: not a tensor of the samples' shape.
     """
     assert request.noises is not None
+    if index in request.drawn:
+        return request.drawn[index]
     value = request.noises(index)
     shape = (request.batch, *request.shape)
     if not isinstance(value, Tensor):
         raise TypeError(f"noises({index}) must return a tensor, got {type(value).__name__}")
     if tuple(value.shape) != shape:
         raise ValueError(f"noises({index}) must have shape {shape}, got {tuple(value.shape)}")
-    return value.to(device=device, dtype=request.state_dtype)
+    value = value.to(device=device, dtype=request.state_dtype)
+    if not bool(value.isfinite().all()):
+        raise ValueError(f"noises({index}) must be finite, got NaN or infinity")
+    if index < FIRST_ROW:
+        request.drawn[index] = value
+    return value
 
 
 def row_noise(request: Request, row: int, registers: Registers) -> Tensor | None:

@@ -12,6 +12,7 @@ S = pf.Schedule.linear()
 PLAN = pf.make_plan("ddim", steps=5)
 SHAPE = (2, 8)
 X = torch.zeros(SHAPE)
+TREE = PLAN.to_json()
 
 
 def network(x, t, **cond):
@@ -62,7 +63,11 @@ CASES = [
     (sample(solver="f-pmdn"), ValueError, "solver must be one of .*got 'f-pmdn'; did you mean 'f-pndm'"),
     (sample(solver=3), ValueError, "solver must be one of .*got 3"),
     (sample(spacing="trailling"), ValueError, "spacing must be one of .*did you mean 'trailing'"),
-    (sample(prediction="epsilon"), ValueError, "prediction must be one of eps, v, x0, flow, got 'epsilon'"),
+    (
+        sample(prediction="epsilon"),
+        ValueError,
+        "prediction must be one of .*did you mean 'eps'",
+    ),
     (sample(schedule="linear"), TypeError, "schedule must be a Schedule, got str"),
     (sample(compat="k-diffusion", solver="plms"), ValueError, "compat must be one of diffusers"),
     (sample(compat="diffusers", solver="ddim"), ValueError, "solver must be one of f-pndm, plms for compat"),
@@ -78,8 +83,16 @@ CASES = [
     (sample(clip="1"), TypeError, "clip must be float or None, got '1'"),
     (sample(solver="ipndm", order=2.0), TypeError, "order must be int, got 2.0"),
     (sample(clip=0.0), ValueError, "clip must be positive, got 0.0"),
-    (sample(etta=1.0), ValueError, "an option of ddim must be one of clip, eta, got 'etta'; did you mean 'eta'"),
-    (sample(solver="s-pndm", eta=1.0), ValueError, "s-pndm has no options, got 'eta'"),
+    (
+        sample(etta=1.0),
+        ValueError,
+        "'etta' is neither an argument nor an option of ddim .its options: eta, clip.; did you mean 'eta'",
+    ),
+    (
+        sample(solver="s-pndm", eta=1.0),
+        ValueError,
+        "'eta' is neither an argument nor an option of s-pndm .its options: none",
+    ),
     (sample(solver="ddpm", variance="learned"), ValueError, "variance must be 'small' or 'large', got 'learned'"),
     (sample(solver="ipndm", order=5), ValueError, "order must be 1, 2, 3 or 4, got 5"),
     (sample(solver="fon", delta=-1.0), ValueError, "delta must be 0 or a positive time, got -1"),
@@ -119,7 +132,7 @@ CASES = [
     (sample(cond=[1]), TypeError, "cond must be a dict.*got list"),
     (sample(cond={1: 2}), TypeError, "cond must be a dict of the network's keyword arguments"),
     (
-        sample(cond={"y": torch.zeros(3)}),
+        sample(cond={"y": torch.tensor([1, 2, 3])}),
         ValueError,
         r"cond\['y'\] must have one entry for each of the 2 .*got 3",
     ),
@@ -137,6 +150,15 @@ CASES = [
         ValueError,
         "guidance must be .* one for each of the 5 rows, got 2",
     ),
+    (sample(generator=torch.Generator()), ValueError, "generator is no argument here: seeds="),
+    (sample(prediction="v_prediction"), ValueError, "did you mean 'v'"),
+    (sample(noises=lambda i: X + math.nan), ValueError, r"noises\(0\) must be finite"),
+    (sample(seeds=(s for s in (1, 2, 3))), ValueError, "seeds must have one entry for each of the 2 samples, got 3"),
+    (sample(seeds=torch.tensor([True, False])), TypeError, "seeds must be integers, got True at position 0"),
+    (sample(guidance=np.ones(3), uncond={}), ValueError, "guidance must be .* 5 rows, got 3: plans of several lengths"),
+    (sample(steps=None, times=5), TypeError, "times must be a decreasing sequence of numbers, got 5"),
+    (sample(solver="fon", spacing="trailing", delta=900.0), ValueError, "delta must keep t - delta at -1 or later"),
+    (sample(compat="diffusers", solver="plms", steps_offset=-5), ValueError, r"steps_offset must be in \[0, 1000\)"),
     # dtypes, devices, callbacks
     (sample(dtype=torch.int8), TypeError, "dtype must be one of .*got torch.int8"),
     (sample(time_dtype=torch.float16), TypeError, "time_dtype must be one of float32, int64, got torch.float16"),
@@ -172,6 +194,16 @@ CASES = [
     (lambda: pf.Plan(PLAN.rows[::2]), ValueError, "row 1: is called at level"),
     (lambda: pf.Plan.from_json([]), ValueError, "a plan file must be a JSON object"),
     (lambda: pf.Plan.from_json({"format": "pndm_fast.plan.1", "rows": [{}]}), ValueError, "row 0: "),
+    (row(preview=(1.0, 0.0, 0.0)), ValueError, "preview must be two numbers"),
+    (row(t=True), ValueError, "must be finite float32 numbers, got True"),
+    (row(guidance=1e300), ValueError, "must be finite float32 numbers, got 1e.300"),
+    (row(ends_step="no"), ValueError, "ends_step true or false"),
+    (lambda: pf.Plan(PLAN.rows, prologue=pf.Prologue(p0=math.nan)), ValueError, "the prologue must be finite"),
+    (lambda: pf.Plan(PLAN.rows, prediction="noise"), ValueError, "prediction must be one of"),
+    (lambda: pf.Plan([1]), TypeError, "rows must be of type Row"),
+    (lambda: pf.Plan.from_json(TREE | {"steps": math.inf}), ValueError, "prologue and steps must be numbers"),
+    (lambda: pf.Plan.from_json(TREE | {"rows": [TREE["rows"][0] | {"t": 10**400}]}), ValueError, "row 0: "),
+    (lambda: pf.Plan.from_json(TREE | {"rows": [TREE["rows"][0] | {"x": []}]}), ValueError, "row 0: "),
     (lambda: pf.Plan.from_json({"format": "pndm_fast.plan.1", "rows": 3}), ValueError, "rows must be a list, got int"),
 ]
 

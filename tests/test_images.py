@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pndm_fast import images
+from pndm_fast.files import atomic_path
 
 
 def test_to_uint8_rounds_and_clips():
@@ -98,7 +99,7 @@ def test_failed_write_leaves_the_old_file(tmp_path):
     images.save_npz(path, np.zeros((1, 2, 2, 1), np.uint8), {"good": 1})
     with pytest.raises(TypeError):
         images.save_npz(path, np.zeros((1, 2, 2, 1), np.uint8), {"bad": object()})
-    with pytest.raises(RuntimeError), images.atomic_path(path) as temporary:
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
         temporary.write_bytes(b"half")
         raise RuntimeError
     assert images.read_recipe(path) == {"good": 1}

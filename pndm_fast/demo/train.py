@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..images import atomic_path
+from ..files import atomic_path
 from .unet import UNet, UNetConfig
 
 _LR, _WARM_UP, _LAST_LR, _EMA, _DROP = 4e-4, 200, 0.02, 0.999, 0.1
