@@ -1,6 +1,6 @@
 """How a plan's rows stand in device memory: one line of `WIDTH` numbers a row, a halt row last.
 
-`kernels/apply_row.py` takes its columns from here; those of `csrc/row.h` are compared by `tests/test_ops.py`.
+`kernels/apply_row.py` takes its columns from here; those of `csrc/row.h` are compared by `tests/test_csrc.py`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""The row operation as a torch operator, and the columns that three languages share."""
+"""The row operation as a torch operator."""
 
 import pytest
 import torch
 from rowcase import assert_same, clone, random_case
 
 import pndm_fast as pf
-from pndm_fast import reference, table
-from pndm_fast.plan import MAX_SLOTS
+from pndm_fast import reference
 
 
 def arguments(case):
@@ -100,16 +99,3 @@ def test_wrong_operands_are_named():
             pf.ops.apply_row(clone(case.registers), case.table, bad)
     with pytest.raises(ValueError, match="uncond must have shape"):
         pf.ops.apply_row(clone(case.registers), case.table, out, out[:1])
-
-
-def test_columns_are_the_same_in_python_and_cpp():
-    from pndm_fast import _C
-
-    assert _C.columns == {
-        name: getattr(table, name)
-        for name in (
-            "HALT", "T", "IN_SCALE", "SLOT", "P", "Q", "P2", "Q2", "CLAMP", "GUIDANCE", "NOISE", "WRITE_X", "WRITE_Y",
-            "X", "Y", "WIDTH",
-        )
-    }  # fmt: skip
-    assert table.Y + 2 + MAX_SLOTS + 1 <= table.WIDTH

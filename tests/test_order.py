@@ -11,7 +11,7 @@ import pndm_fast as pf
 
 VP = pf.Schedule.vp(0.1, 20.0)
 STEPS = (128, 256, 512)
-# Uniform t from 1 to 0.1. To t = 0 every order here drops to 1: sigma grows like sqrt(t) there.
+# Uniform t from 1 to 0.1. To t = 0 the pseudo methods drop to about 1: sigma grows like sqrt(t) there.
 ORDERS = {
     "ddim": (0.9, 1.1),
     "s-pndm": (1.8, 2.2),
