@@ -26,6 +26,7 @@ bench: $(VENV)/.bench  ## the CPU benchmarks, written to benchmarks/results/cpu/
 
 gpu:  ## on a machine with a GPU and torch: build in place, run what needs a GPU, write benchmarks/results/
 	$(PYTHON) -m pip install --quiet --no-index --no-build-isolation --no-deps --editable .
+	test ! -d .whl || $(PYTHON) -m pip install --quiet --no-index --no-deps .whl/*.whl  # what travelled: diffusers
 	$(PYTHON) -m pytest -m gpu
 	$(PYTHON) -m pytest tests/test_triton.py tests/test_noise.py
 	$(PYTHON) benchmarks/run.py --device cuda

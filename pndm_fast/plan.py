@@ -144,15 +144,17 @@ class Plan:
         if not 1 <= len(self.rows) <= MAX_ROWS:
             raise ValueError(f"a plan must have 1 to {MAX_ROWS} rows, got {len(self.rows)}")
         written: set[int] = set()
+        x = y = self.rows[0].levels.call
         for i, row in enumerate(self.rows):
             written.add(row.slot)
             for k in sorted(row.reads - written):
                 raise ValueError(f"row {i}: reads slot {k}, which no earlier row has written")
-            if i and row.levels.call != self.rows[i - 1].levels.y:
-                raise ValueError(
-                    f"row {i}: is called at level {row.levels.call}, but row {i - 1} leaves y at "
-                    f"{self.rows[i - 1].levels.y}"
-                )
+            if row.levels.call != y:
+                raise ValueError(f"row {i}: is called at level {row.levels.call}, but row {i - 1} leaves y at {y}")
+            kept = {tuple(ANCHOR): x, tuple(STATE): y}.get(row.x)  # x stays, or becomes what the network saw
+            if kept is not None and row.levels.x != kept:
+                raise ValueError(f"row {i}: leaves x at {kept}, but declares {row.levels.x}")
+            x, y = row.levels.x, row.levels.y
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,5 +1,6 @@
 """What a user can get wrong: each is refused by name, with what was got, before the first network call."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -13,6 +14,8 @@ PLAN = pf.make_plan("ddim", steps=5)
 SHAPE = (2, 8)
 X = torch.zeros(SHAPE)
 TREE = PLAN.to_json()
+ANCHORED = list(pf.make_plan("f-pndm", steps=5).rows)
+ANCHORED[1] = dataclasses.replace(ANCHORED[1], levels=ANCHORED[1].levels._replace(x=ANCHORED[1].levels.y))
 
 
 def network(x, t, **cond):
@@ -191,6 +194,7 @@ CASES = [
         ValueError,
         "row 0: reads slot 0, which no",
     ),
+    (lambda: pf.Plan(ANCHORED), ValueError, "row 1: leaves x at"),
     (lambda: pf.Plan(PLAN.rows[::2]), ValueError, "row 1: is called at level"),
     (lambda: pf.Plan.from_json([]), ValueError, "a plan file must be a JSON object"),
     (lambda: pf.Plan.from_json({"format": "pndm_fast.plan.1", "rows": [{}]}), ValueError, "row 0: "),

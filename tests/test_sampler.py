@@ -426,18 +426,22 @@ def test_steps_are_shown(sampler):
     torch.testing.assert_close(last[-1], result)  # DDIM ends on the network's last estimate
 
 
-@pytest.mark.parametrize("solver", sorted(pf.SOLVERS))
-def test_x0_estimates_of_a_single_point(solver):
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("solver", [*sorted(pf.SOLVERS), "diffusers plms", "diffusers f-pndm"])
+def test_x0_estimates_of_a_single_point(solver, prediction):
     """Where the data is one point, every estimate of x_0 is that point."""
+    compat, _, solver = solver.rpartition(" ")
     schedule, point = pf.Schedule.linear(), 0.7
 
     def network(x, t):
         alpha, sigma = (float(f(float(t[0]))) for f in (schedule.alpha, schedule.sigma))
-        return (x - alpha * point) / sigma
+        eps = (x - alpha * point) / sigma
+        return eps if prediction == "eps" else alpha * eps - sigma * point
 
     estimates = []
     noise = torch.randn(2, 5, dtype=torch.float64)
-    pf.sample(network, 50, solver=solver, noise=noise, on_step=lambda step: estimates.append(step.x0))
+    plan = pf.make_plan(solver, steps=50, prediction=prediction, compat=compat or None)
+    pf.sample(network, solver=plan, noise=noise, on_step=lambda step: estimates.append(step.x0))
     for estimate in estimates:
         assert (estimate - point).abs().max() < 1e-9
 
