@@ -245,7 +245,6 @@ USAGE = {
     "device absent": (["--device", "cuda:99"], "--device must be", "'cuda:99'"),
     "dtype": (["--dtype", "fp8"], "dtype must be one of"),
     "backend": (["--backend", "cuda"], "backend must be one of"),
-    "backend on the CPU": (["--backend", "triton"], "backend 'triton'"),
     "on-nan": (["--on-nan", "shout"], "on_nan must be one of"),
     "option form": (["--option", "order"], "--option must be key=value"),
     "option twice": (["--option", "order=1", "--option", "order=2"], "--option", "twice"),
@@ -277,11 +276,7 @@ USAGE = {
 def test_mistakes_are_one_line(case, place, monkeypatch):
     """Exit code 2, the argument named, no traceback, nothing written, no network call."""
     (place / "taken").write_text("")
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(pf.Sampler, "__call__", lambda *args, **kwargs: pytest.fail("sampled"))
-    triton = pytest.importorskip("triton") if case == "backend on the CPU" else None
-    if triton is not None:
-        monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
     words, *texts = USAGE[case]
     result = run(*_defaults(words), *words)
     assert result.exit_code == 2 and result.stdout == ""

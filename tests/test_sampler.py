@@ -595,7 +595,7 @@ def test_sample_remembers_a_network_while_it_lives():
     held = len(memory._OF_MODEL)
     del network
     gc.collect()
-    assert alive() is None and len(memory._OF_MODEL) == held - 1
+    assert alive() is None and len(memory._OF_MODEL) < held
 
 
 def test_autocast_is_another_form():
