@@ -26,7 +26,7 @@ struct Work {
   Form to_x, to_y;
   StoreMap store;
   bool guided;  // at scale 1 a sample owes nothing to the other half
-  bool writes_x, writes_y, same, copied;
+  bool writes_x, writes_y, same, copied, kept;
 };
 
 Form form_of(const Registers& r, int64_t b, const float* scales, bool noisy) {
@@ -65,6 +65,7 @@ Work work_of(const Registers& r, const Inputs& in, int64_t b) {
          line[kWriteX] != 0.0f,
          line[kWriteY] != 0.0f,
          false,
+         false,
          false};
   const bool noisy = line[kNoise] != 0.0f;
   if (w.writes_x) w.to_x = form_of(r, b, line + kX, noisy);
@@ -72,6 +73,13 @@ Work work_of(const Registers& r, const Inputs& in, int64_t b) {
   w.same = w.writes_x && w.writes_y && std::equal(line + kX, line + kX + kForm, line + kY);
   const auto& [p, q, p2, q2, clamp] = w.store;
   w.copied = !w.guided && p == 0 && q == 1 && p2 == 0 && q2 == 1 && !(clamp < INFINITY);
+  w.kept = w.copied && r.out == Dtype::kFloat32 && r.slot == Dtype::kFloat32 && w.writes_y &&
+           !w.writes_x && w.to_y.fronts == 1;
+  if (w.kept) {  // the output stands for its slot, which is written beside it
+    const char* out = static_cast<const char*>(in.out) + b * r.n * size_of(r.out);
+    std::replace(w.to_y.slot, w.to_y.slot + w.to_y.slots, static_cast<const void*>(w.slot),
+                 static_cast<const void*>(out));
+  }
   return w;
 }
 
@@ -96,19 +104,35 @@ void combine_tile(const Work& w, const Form& form, const float* z, int64_t at, i
   if (form.z_scale != 0.0f) w.loops.add(z, form.z_scale, count, to);
 }
 
+// The row's z at [at, at + count): the caller's, or drawn into the tile given.
+const float* noise_tile(const Work& w, int64_t at, int64_t count, float* drawn) {
+  if (w.in.z) return w.in.z + w.b * w.r.n + at;
+  const auto index = static_cast<uint32_t>(w.line[kNoise]);
+  w.loops.normals(w.r.seeds[w.b], index, at, count, w.r.n, w.r.channels, drawn);
+  return drawn;
+}
+
 void update_tile(const Work& w, int64_t at, int64_t count) {
   alignas(64) float drawn[kTile], kept[kTile];
-  const float* z = w.in.z ? w.in.z + w.b * w.r.n + at : drawn;
-  if (!w.in.z && (w.to_x.z_scale != 0.0f || w.to_y.z_scale != 0.0f)) {
-    const auto index = static_cast<uint32_t>(w.line[kNoise]);
-    w.loops.normals(w.r.seeds[w.b], index, at, count, w.r.n, w.r.channels, drawn);
-  }
+  const bool noisy = w.to_x.z_scale != 0.0f || w.to_y.z_scale != 0.0f;
+  const float* z = noisy ? noise_tile(w, at, count, drawn) : nullptr;
   float *x = w.x + at, *y = w.y + at;
   const size_t bytes = static_cast<size_t>(count) * sizeof(float);
   // Y reads the old x: the new one waits in the first-level cache.
   if (w.writes_x && !w.same) combine_tile(w, w.to_x, z, at, count, w.writes_y ? kept : x);
   if (w.writes_y) combine_tile(w, w.to_y, z, at, count, y);
   if (w.writes_x && w.writes_y) std::memcpy(x, w.same ? y : kept, bytes);
+}
+
+// The steady row of a multistep solver: store and update in one loop.
+bool kept_tile(const Work& w, int64_t at, int64_t count) {
+  const float* out = static_cast<const float*>(w.in.out) + w.b * w.r.n;
+  float *slot = reinterpret_cast<float*>(w.slot), *y = w.y + at;
+  const bool bad = w.loops.combine_kept[w.to_y.slots](w.to_y, out, slot, at, count, y);
+  if (w.to_y.z_scale == 0.0f) return bad;
+  alignas(64) float drawn[kTile];
+  w.loops.add(noise_tile(w, at, count, drawn), w.to_y.z_scale, count, y);
+  return bad;
 }
 
 void feed_tile(const Work& w, int64_t at, int64_t count) {
@@ -130,8 +154,12 @@ void run_tiles(const Registers& r, const Inputs& in, int64_t first, int64_t last
     bool bad = false;
     for (int64_t tile = first - b * each; !w.line[kHalt] && tile < end - b * each; ++tile) {
       const int64_t at = tile * kTile, count = std::min(kTile, r.n - at);
-      bad |= store_tile(w, at, count);
-      update_tile(w, at, count);
+      if (w.kept) {
+        bad |= kept_tile(w, at, count);
+      } else {
+        bad |= store_tile(w, at, count);
+        update_tile(w, at, count);
+      }
       feed_tile(w, at, count);
     }
     if (bad) {  // threads on one sample write the same number

@@ -91,6 +91,30 @@ void combine(const Form& form, int64_t at, int64_t count, float* to) {
   }
 }
 
+template <int kSlots>
+bool combine_kept(const Form& form, const float* out, float* slot_, int64_t at, int64_t count,
+                  float* to) {
+  const float *front = form.front[0] + at, *from = out + at;
+  const float front_scale = form.front_scale[0];
+  const float* slot[kSlots + 1];
+  float slot_scale[kSlots + 1];
+  for (int k = 0; k < kSlots; ++k) {
+    slot[k] = static_cast<const float*>(form.slot[k]) + at;
+    slot_scale[k] = form.slot_scale[k];
+  }
+  float* keep = slot_ + at;
+  uint32_t bad = 0;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    bad |= not_finite(from[i]);
+    keep[i] = from[i];
+    float total = 0.0f + front[i] * front_scale;
+    for (int k = 0; k < kSlots; ++k) total = total + slot[k][i] * slot_scale[k];
+    to[i] = total;
+  }
+  return bad;
+}
+
 void add(const float* z, float factor, int64_t count, float* to) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) to[i] = to[i] + z[i] * factor;
@@ -125,6 +149,8 @@ const Loops loops = {
     {{map<false, false>, map<false, true>}, {map<true, false>, map<true, true>}},
     {scale<float>, scale<Float16>, scale<BFloat16>},
     {PNDM_COMBINES(float), PNDM_COMBINES(Float16), PNDM_COMBINES(BFloat16)},
+    {combine_kept<0>, combine_kept<1>, combine_kept<2>, combine_kept<3>, combine_kept<4>,
+     combine_kept<5>, combine_kept<6>},
     add,
     normals,
 };
