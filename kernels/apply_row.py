@@ -71,6 +71,20 @@ def _add(total, operand, coefficient):
     return total
 
 
+@triton.jit
+def _combine(x, y, s0, s1, s2, s3, s4, s5, z, cx, cy, c0, c1, c2, c3, c4, c5, cz):
+    """The sum of the operands in the table's order, from zero, each step rounded."""
+    total = _add(tl.zeros_like(x), x, cx)
+    total = _add(total, y, cy)
+    total = _add(total, s0, c0)
+    total = _add(total, s1, c1)
+    total = _add(total, s2, c2)
+    total = _add(total, s3, c3)
+    total = _add(total, s4, c4)
+    total = _add(total, s5, c5)
+    return _add(total, z, cz)
+
+
 @triton.jit(do_not_specialize=["batch", "channels"])
 def _apply_row_kernel(
     x_ptr,  # anchor, fp32 [batch, stride]
@@ -187,28 +201,11 @@ def _apply_row_kernel(
 
     following = y
     if write_x:
-        total = _add(tl.zeros([BLOCK], tl.float32), x, xx)
-        total = _add(total, y, xy)
-        total = _add(total, s0, x0)
-        total = _add(total, s1, x1)
-        total = _add(total, s2, x2)
-        total = _add(total, s3, x3)
-        total = _add(total, s4, x4)
-        total = _add(total, s5, x5)
-        total = _add(total, z, xz)
+        total = _combine(x, y, s0, s1, s2, s3, s4, s5, z, xx, xy, x0, x1, x2, x3, x4, x5, xz)
         tl.store(x_ptr + own + lane, total, mask=lane < padded)
     if write_y:
-        total = _add(tl.zeros([BLOCK], tl.float32), x, yx)
-        total = _add(total, y, yy)
-        total = _add(total, s0, y0)
-        total = _add(total, s1, y1)
-        total = _add(total, s2, y2)
-        total = _add(total, s3, y3)
-        total = _add(total, s4, y4)
-        total = _add(total, s5, y5)
-        total = _add(total, z, yz)
-        tl.store(y_ptr + own + lane, total, mask=lane < padded)
-        following = total
+        following = _combine(x, y, s0, s1, s2, s3, s4, s5, z, yx, yy, y0, y1, y2, y3, y4, y5, yz)
+        tl.store(y_ptr + own + lane, following, mask=lane < padded)
     if net_in_ptr is not None:
         scaled = _round(following * next_scale, net_in_ptr.dtype.element_ty)
         for half in tl.static_range(HALVES):
