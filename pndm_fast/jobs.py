@@ -250,8 +250,7 @@ def open_target(out: str, recipe: dict[str, Any], force: bool) -> Folder | Sheet
 
 def _check_writable(folder: Path) -> None:
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UsageError(f"--out must be in a folder that can be written, got {folder}: {error.strerror}") from error
 

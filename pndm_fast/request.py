@@ -16,6 +16,7 @@ from torch import Tensor
 from pndm_fast import conditioning
 from pndm_fast.noise import is_integer, seed_tensor
 from pndm_fast.plan import Plan
+from pndm_fast.table import Table
 
 ON_NAN = ("raise", "mark", "ignore")
 FEW_ALPHA, MUCH_ALPHA = 0.1, 0.5  # alpha at which pure noise is a doubtful, and a wrong, start
@@ -70,6 +71,11 @@ class Request:
     def unscaled(self) -> bool:
         """Whether the network sees y itself in every row."""
         return all(row.in_scale == 1.0 for plan in self.distinct for row in plan.rows)
+
+    def first_rows(self, table: Table) -> list[int]:
+        """Where in the table of the distinct plans each sample starts."""
+        start = {id(plan): row for plan, row in zip(self.distinct, table.start, strict=True)}
+        return [start[id(plan)] for plan in self.plans]
 
 
 def distinct(plans: Sequence[Plan]) -> tuple[Plan, ...]:

@@ -161,17 +161,19 @@ class Trajectory:
             return workspace.x0(seen, previews, [0 if row is None else row.slot for row in rows])
 
         view = Step(index, self.request.nfe, rows, workspace.state, x0)
-        on_step(view)
-        if view.cancelled:
-            raise Cancelled(index, view.state, view.x0)
-        view.close()
+        try:
+            on_step(view)
+            if view.cancelled:
+                raise Cancelled(index, view.state, view.x0)
+        finally:
+            view.close()
 
     def bad(self, workspace: Workspace, samples: Tensor) -> tuple[BadSample, ...]:
         """The samples that are not finite, and where they ceased to be: read from the device once, at the end.
 
         A sum of finite outputs that overflowed is laid to its last row.
         """
-        start = {id(plan): row for plan, row in zip(self.request.distinct, self.table.start, strict=True)}
+        first = self.request.first_rows(self.table)
         never = workspace.registers.first_bad.new_full((), NEVER - 1)
         overflow = ~samples.flatten(1).isfinite().all(1)
         marks = torch.where(overflow, workspace.registers.first_bad.minimum(never), workspace.registers.first_bad)
@@ -179,7 +181,7 @@ class Trajectory:
         for b, row in enumerate(marks.tolist()):
             if row != NEVER:
                 plan = self.request.plans[b]
-                index = min(row - start[id(plan)], plan.nfe - 1)
+                index = min(row - first[b], plan.nfe - 1)
                 found.append(BadSample(b, index, plan.times[index]))
         return tuple(found)
 

@@ -115,9 +115,7 @@ class Workspace:
         """Write the prologue, the first network input and the counters."""
         r = self.registers
         r.seeds.copy_(request.seeds)
-        start = {id(plan): row for plan, row in zip(request.distinct, table.start, strict=True)}
-        rows = [start[id(plan)] for plan in request.plans]
-        r.row.copy_(torch.tensor(rows, dtype=torch.int32))
+        r.row.copy_(torch.tensor(request.first_rows(table), dtype=torch.int32))
         r.first_bad.fill_(NEVER)
         r.done.zero_()
         r.active.fill_(request.batch)

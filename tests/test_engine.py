@@ -189,6 +189,19 @@ def test_steps_are_read_inside_the_callback():
         _ = kept[0][0].x0
 
 
+def test_a_step_is_over_when_its_callback_fails():
+    kept = []
+
+    def fail(step):
+        kept.append(step)
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError):
+        pf.sample(network, solver=SHORT, shape=(2, 32), on_step=fail)
+    with pytest.raises(RuntimeError, match="inside on_step"):
+        _ = kept[0].state
+
+
 def test_conditioning_trees():
     """Nested dicts, lists, named tuples, numpy values, shared tensors and None."""
     from collections import namedtuple
