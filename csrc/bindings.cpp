@@ -5,6 +5,7 @@
 #include <string>
 
 #include "apply_row.h"
+#include "graph_bindings.h"
 #include "tile.h"
 
 namespace py = pybind11;
@@ -197,7 +198,7 @@ void use_pool(uintptr_t parallel, uintptr_t index, uintptr_t size) {
 PYBIND11_MODULE(_C, m) {
   using namespace pndm;
   using py::literals::operator""_a;
-  m.doc() = "The row operation and its noise on the CPU, on raw pointers.";
+  m.doc() = "The row operation and its noise on the CPU, and CUDA graphs, on raw pointers.";
   m.attr("columns") = columns();
   m.def("normals", &fill_normals, "out"_a, "seeds"_a, "batch"_a, "index"_a, "n"_a, "stride"_a,
         "channels"_a,
@@ -209,6 +210,7 @@ PYBIND11_MODULE(_C, m) {
         "Where a sample's slot begins, in elements.");
   m.def("instruction_sets", &choose_instruction_set, "use"_a = "",
         "This machine's instruction sets, best first; a name chooses one. For tests.");
+  bind_graph(m);
   py::class_<Run>(m, "Run", "One row of the table for every sample, on memory that Python owns.")
       .def(py::init(&make_run), py::kw_only(), "x"_a, "y"_a, "slots"_a, "row"_a, "t"_a, "net_in"_a,
            "seeds"_a, "first_bad"_a, "active"_a, "table"_a, "batch"_a, "n"_a, "stride"_a,
