@@ -1,4 +1,4 @@
-"""Types of the C++ extension (csrc/bindings.cpp)."""
+"""Types of the C++ extension (csrc/bindings.cpp, csrc/graph_bindings.cpp)."""
 
 columns: dict[str, int]
 
@@ -45,3 +45,28 @@ def slot_offset(slot: int, sample: int, batch: int, stride: int) -> int:
 
 def instruction_sets(use: str = "") -> tuple[str, ...]:
     """This machine's instruction sets, best first; a name chooses one for all later calls. For tests."""
+
+class Driver:
+    """The CUDA driver, found at run time; RuntimeError where it is missing or too old."""
+
+    def __init__(self, library: str = "libcuda.so.1") -> None: ...
+    version: int
+    @property
+    def without_while(self) -> str:
+        """Why WHILE nodes cannot be had; empty where they can."""
+
+    def census(self, graph: int) -> tuple[dict[str, int], str]:
+        """Nodes of a captured graph by type, and why they cannot stand in a WHILE body, if they cannot."""
+
+class Iteration:
+    """A captured iteration: launched for each row, or, with addresses of its control words, once for many."""
+
+    def __init__(self, driver: Driver, graph: int, *, active: int = 0, budget: int = 0, cancel: int = 0) -> None: ...
+    nodes: dict[str, int]
+    def launch(self, rows: int, stream: int) -> None:
+        """Enqueue that many rows on a stream."""
+
+    def close(self) -> None:
+        """Destroy what the driver holds; nothing may be running."""
+
+CONDITION_PTX: str

@@ -1,11 +1,12 @@
 """A sampling engine for diffusion models: a sampler is a plan, one fused operation runs any row of any plan."""
 
 from pndm_fast import ops, solvers
-from pndm_fast.events import BadSample, Cancelled, NonFiniteError, Report, Step
+from pndm_fast.events import BadSample, Cancel, Cancelled, NonFiniteError, Report, Step
 from pndm_fast.make_plan import make_plan
 from pndm_fast.memory import clear
 from pndm_fast.oracle import probability_flow
 from pndm_fast.plan import Level, Levels, Plan, Prologue, Row, Store
+from pndm_fast.ranges import nvtx_ranges
 from pndm_fast.sampler import Sampler, sample
 from pndm_fast.schedule import Schedule
 from pndm_fast.solvers import SOLVERS
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SOLVERS",
     "BadSample",
+    "Cancel",
     "Cancelled",
     "Level",
     "Levels",
@@ -29,6 +31,7 @@ __all__ = [
     "Store",
     "clear",
     "make_plan",
+    "nvtx_ranges",
     "ops",
     "probability_flow",
     "sample",

@@ -66,12 +66,14 @@ class Backend:
         apply_row: the operation on tensors.
         normals: standard normals [B, n] of a noise index, in the registers' layout.
         binder: makes of `apply_row` the form for the loop, which checks nothing twice.
+        capturable: whether it reads nothing on the host, so that a graph may hold it.
     """
 
     name: str
     apply_row: ApplyRow
     normals: Callable[[Registers, int], Tensor]
     binder: Callable[[ApplyRow, Registers, Tensor, torch.dtype], BoundRow] = _step_of_tensors
+    capturable: bool = True
 
     def bind(self, registers: Registers, table: Tensor, out_dtype: torch.dtype) -> BoundRow:
         """The row operation on one set of buffers, which the caller keeps alive."""
@@ -136,7 +138,7 @@ def _reference() -> Backend:
     def fill(r: Registers, index: int) -> Tensor:
         return normals(r.seeds, index, r.n, r.channels)
 
-    return Backend("reference", reference.apply_row, fill)
+    return Backend("reference", reference.apply_row, fill, capturable=False)
 
 
 def _triton() -> Backend:

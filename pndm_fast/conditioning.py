@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import enum
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Tree = Mapping[str, Any]
+
+# leaves besides tensors whose value a captured graph may hold fast: they cannot change in place
+CONSTANTS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, enum.Enum)
 
 
 class CannotBatch(Exception):
@@ -77,6 +81,56 @@ def batched(uncond: Any, cond: Any, batch: int) -> Any:
     if cond is uncond or (not isinstance(cond, Tensor) and _equal(uncond, cond)):
         return cond
     raise CannotBatch(f"values {uncond!r} and {cond!r}")
+
+
+def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The tree with the function's values for leaves."""
+    if isinstance(tree, Mapping):
+        return {key: mapped(function, value) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        values = [mapped(function, value) for value in tree]
+        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+    return function(tree)
+
+
+def resized(tree: Any, batch: int, to: int) -> Any:
+    """For another number of samples: tensors of that batch are cut, or their first entry repeated behind them."""
+
+    def resize(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.dim() or leaf.shape[0] != batch or batch == to:
+            return leaf
+        return leaf[:to] if to < batch else torch.cat([leaf, leaf[:1].expand(to - batch, *leaf.shape[1:])])
+
+    return mapped(resize, tree)
+
+
+def signature(tree: Any) -> Hashable:
+    """What a captured graph holds fast: the tree's form, its tensors' forms and all other values.
+
+    Raises:
+        TypeError: a leaf of a type that may change in place.
+    """
+    if isinstance(tree, Mapping):
+        return tuple((key, signature(value)) for key, value in tree.items())
+    if isinstance(tree, (tuple, list)):
+        return type(tree), *map(signature, tree)
+    if isinstance(tree, Tensor):
+        return tuple(tree.shape), tree.dtype, tree.device
+    if isinstance(tree, CONSTANTS):
+        return type(tree), tree
+    raise TypeError(f"cond holds a {type(tree).__name__}, whose value a graph would hold fast")
+
+
+def copied(tree: Any) -> Any:
+    """With tensors of its own."""
+    return mapped(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def refill(tree: Any, values: Any) -> None:
+    """Copy the values' tensors into those of a tree with the same signature."""
+    for (_, own), (_, value) in zip(_leaves("", tree), _leaves("", values), strict=True):
+        if isinstance(own, Tensor):
+            own.copy_(value, non_blocking=True)
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -11,17 +13,53 @@ from pndm_fast.plan import Plan, Row
 
 
 class Cancelled(Exception):
-    """`Step.cancel` was called. Nothing computed is lost.
+    """`Step.cancel` or `Cancel.set` was called. Nothing computed is lost.
 
     Attributes:
         state: the state after the last row, [B, *shape].
-        x0: the network's estimate of x_0 at that row.
+        x0: the network's estimate of x_0 at that row; None without `on_step`, for which alone it is kept.
         index: that row.
     """
 
-    def __init__(self, index: int, state: Tensor, x0: Tensor) -> None:
+    def __init__(self, index: int, state: Tensor, x0: Tensor | None) -> None:
         super().__init__(f"sampling was cancelled after row {index}")
         self.index, self.state, self.x0 = index, state, x0
+
+
+class Cancel:
+    """Ends calls of a sampler from another thread: `sampler(cancel=c)` raises `Cancelled` soon after `c.set()`.
+
+    A loop on the device ends with the row under way; elsewhere one more may have been launched.
+    """
+
+    def __init__(self) -> None:
+        self._set = threading.Event()
+        self._flags: list[Tensor] = []
+        self._lock = threading.Lock()
+
+    def set(self) -> None:
+        """Cancel all calls that were given this, and those to come."""
+        with self._lock:
+            self._set.set()
+            for flag in self._flags:
+                flag.fill_(1)
+
+    def is_set(self) -> bool:
+        """Whether `set` was called."""
+        return self._set.is_set()
+
+    @contextlib.contextmanager
+    def linked(self, flag: Tensor) -> Iterator[None]:
+        """For a time, `set` writes 1 to a flag that a device reads."""
+        with self._lock:
+            self._flags.append(flag)
+            flag.fill_(self._set.is_set())
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._flags = [other for other in self._flags if other is not flag]
+                flag.zero_()
 
 
 class NonFiniteError(ArithmeticError):
@@ -54,13 +92,20 @@ class Report:
 
     Attributes:
         nfe: rows of the longest plan.
-        calls: calls of the network; above nfe where guidance takes two calls, or a first output showed another layout.
+        calls: calls of the network; above nfe where guidance takes two calls, a first output showed another layout, or
+            a graph was captured.
         seconds: wall time on the host.
         backend: cpp, triton or reference.
         direct: whether the network reads the state itself, without a copy.
         layout: contiguous or channels_last.
         guidance: none, batched, or why it took two calls.
         buffer_bytes: memory of the registers.
+        graph: while (one launch for the trajectory), replay (one for each row) or eager.
+        graph_reason: why the call was not captured, or not in the better mode; empty where it was.
+        captures: graphs captured so far with this sampler's memory; recaptures: those among them that replaced a graph
+            whose network had got other tensors.
+        graph_bytes: device memory that capturing the graph took, its activations foremost.
+        nodes: of the captured iteration, by type.
         bad: samples whose network output was not finite.
     """
 
@@ -75,6 +120,12 @@ class Report:
     layout: str
     guidance: str
     buffer_bytes: int
+    graph: str = "eager"
+    graph_reason: str = ""
+    captures: int = 0
+    recaptures: int = 0
+    graph_bytes: int = 0
+    nodes: dict[str, int] = field(default_factory=dict)
     bad: tuple[BadSample, ...] = ()
 
 

@@ -8,18 +8,21 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
+from pndm_fast.graphs import Pool
 from pndm_fast.plan import Plan
 from pndm_fast.table import Table
 from pndm_fast.workspace import Probe, Workspace
 
 Value = TypeVar("Value")
 KEPT = 32  # entries of each kind
+KEPT_GRAPHS = 8  # each holds a network's activations
 
 
 class Recent(Generic[Value]):
-    """The last `KEPT` values made, by key. Threads may make one twice, never see half of one."""
+    """The last values used, by key. Threads may make one twice, never see half of one."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int = KEPT) -> None:
+        self._kept = kept
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -44,7 +47,7 @@ class Recent(Generic[Value]):
             self._trim()
 
     def _trim(self) -> None:
-        while len(self._values) > KEPT:
+        while len(self._values) > self._kept:
             self._values.popitem(last=False)
 
 
@@ -56,6 +59,8 @@ class Memory:
         probes: what is known of the network's outputs.
         tables: rows in device memory, with the plans that they are of.
         guided: plans at another guidance scale, with the plan that they were made from.
+        graphs: captured iterations, by what they hold fast; `refused`: why one could not be had.
+        captures: how many were made; `recaptures`: how many of them because the network's tensors had changed.
     """
 
     def __init__(self) -> None:
@@ -63,6 +68,16 @@ class Memory:
         self.probes: Recent[Probe] = Recent()
         self.tables: Recent[tuple[tuple[Plan, ...], Table]] = Recent()
         self.guided: Recent[tuple[Plan, Plan]] = Recent()
+        self.graphs: Recent[Pool] = Recent(KEPT_GRAPHS)
+        self.refused: Recent[str] = Recent()
+        self.captures = self.recaptures = 0
+        self._lock = threading.Lock()
+
+    def count(self, replaces: bool) -> None:
+        """A graph was made."""
+        with self._lock:
+            self.captures += 1
+            self.recaptures += replaces
 
 
 _OF_MODEL: weakref.WeakKeyDictionary[Any, Recent[Memory]] = weakref.WeakKeyDictionary()

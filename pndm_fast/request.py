@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pndm_fast import conditioning
+from pndm_fast.cuda import upload
 from pndm_fast.noise import is_integer, seed_tensor
 from pndm_fast.plan import Plan
 from pndm_fast.table import Table
@@ -45,6 +46,7 @@ class Request:
     cond: dict[str, Any]
     uncond: dict[str, Any] | None
     state_dtype: torch.dtype
+    real: int  # samples that were asked for; those behind them are halted from the start
     drawn: dict[int, Tensor] = field(default_factory=dict)  # noises before the first row: they are asked for once
 
     @property
@@ -73,9 +75,41 @@ class Request:
         return all(row.in_scale == 1.0 for plan in self.distinct for row in plan.rows)
 
     def first_rows(self, table: Table) -> list[int]:
-        """Where in the table of the distinct plans each sample starts."""
+        """Where in the table of the distinct plans each sample starts: added ones at their plan's halt row."""
         start = {id(plan): row for plan, row in zip(self.distinct, table.start, strict=True)}
-        return [start[id(plan)] for plan in self.plans]
+        return [start[id(plan)] + (0 if b < self.real else plan.nfe) for b, plan in enumerate(self.plans)]
+
+    def resized(self, batch: int) -> Request:
+        """An example of another batch, for learning what a network does with it."""
+        if batch >= self.batch:
+            return self.padded(batch)
+        return replace(
+            self,
+            plans=self.plans[:batch],
+            seeds=self.seeds[:batch],
+            cond=conditioning.resized(self.cond, self.batch, batch),
+            uncond=None if self.uncond is None else conditioning.resized(self.uncond, self.batch, batch),
+            real=batch,
+        )
+
+    def padded(self, batch: int) -> Request:
+        """For a batch at least as large, with halted samples behind those asked for."""
+        more = batch - self.batch
+
+        def longer(tensor: Tensor) -> Tensor:
+            return torch.cat([tensor, tensor.new_zeros(more, *tensor.shape[1:])])
+
+        if more == 0:
+            return self
+        return replace(
+            self,
+            plans=self.plans + self.plans[-1:] * more,
+            seeds=longer(self.seeds),
+            noise=None if self.noise is None else longer(self.noise),
+            state=None if self.state is None else longer(self.state),
+            cond=conditioning.resized(self.cond, self.batch, batch),
+            uncond=None if self.uncond is None else conditioning.resized(self.uncond, self.batch, batch),
+        )
 
 
 def distinct(plans: Sequence[Plan]) -> tuple[Plan, ...]:
@@ -98,6 +132,25 @@ def check_shape(shape: Any) -> tuple[int, ...]:
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"shape must be (batch, ...) with positive sizes, got {sizes}")
     return sizes
+
+
+def check_sizes(name: str, sizes: Any) -> list[int]:
+    """Positive integers, at least one.
+
+    Raises:
+        TypeError, ValueError: anything else.
+    """
+    if isinstance(sizes, (str, bytes)) or not hasattr(sizes, "__iter__"):
+        raise TypeError(f"{name} must be a sequence of positive integers, got {sizes!r}")
+    found = list(sizes)
+    for size in found:
+        if not is_integer(size):
+            raise TypeError(f"{name} must be positive integers, got {size!r}")
+        if size < 1:
+            raise ValueError(f"{name} must be positive, got {size}")
+    if not found:
+        raise ValueError(f"{name} must have at least one entry, got none")
+    return [int(size) for size in found]
 
 
 def check_seeds(seeds: Any, batch: int | None) -> Tensor:
@@ -247,13 +300,13 @@ def complete(
     dtype: torch.dtype | None,
     time_dtype: torch.dtype | None,
     seeds: Any,
-    noise: Any,
-    state: Any,
-    noises: Any,
-    cond: Any,
-    uncond: Any,
-    guidance: Any,
-    plan: Any,
+    noise: Any = None,
+    state: Any = None,
+    noises: Any = None,
+    cond: Any = None,
+    uncond: Any = None,
+    guidance: Any = None,
+    plan: Any = None,
 ) -> Request:
     """Check the arguments of `Sampler.__call__` and complete them. `shape` is (batch, *sample shape).
 
@@ -281,11 +334,12 @@ def complete(
     return Request(
         shape=shape[1:],
         plans=plans,
-        seeds=bits.to(device),
+        seeds=upload(bits, device),
         noise=None if noise is None else noise.to(state_dtype),
         state=None if state is None else state.to(state_dtype),
         noises=check_callable("noises", noises),
         cond=with_cond,
         uncond=without,
         state_dtype=state_dtype,
+        real=len(bits),
     )

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import dataclasses
 import functools
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pndm_fast import ranges
 from pndm_fast.backends import BACKENDS, choose_backend
-from pndm_fast.events import NonFiniteError, Report, Step
+from pndm_fast.events import BadSample, Cancel, Cancelled, NonFiniteError, Report, Step
+from pndm_fast.graphs import GRAPHS
 from pndm_fast.make_plan import make_plan
 from pndm_fast.memory import KEPT, Memory, memory_of
 from pndm_fast.network import check_dtype, check_model, config_shape, parameter
 from pndm_fast.noise import is_integer
+from pndm_fast.places import Pace, Place, take_place
 from pndm_fast.plan import Plan
 from pndm_fast.progress import progress_bar
-from pndm_fast.request import ON_NAN, check_callable, check_choice, check_seeds, check_shape, complete, distinct
+from pndm_fast.request import (
+    ON_NAN,
+    Request,
+    check_callable,
+    check_choice,
+    check_seeds,
+    check_shape,
+    check_sizes,
+    complete,
+    distinct,
+)
 from pndm_fast.schedule import Schedule
 from pndm_fast.table import Table, build
-from pndm_fast.trajectory import Output, Trajectory
-from pndm_fast.workspace import BufferForm, Workspace
+from pndm_fast.trajectory import Trajectory
 
 
 class Sampler:
@@ -39,6 +53,11 @@ class Sampler:
         dtype: of the network's input, default the model's; the state is float32 whatever it is.
         time_dtype: of t, default float32; torch.int64 for networks with one embedding per training time.
         backend: auto, cpp (CPU), triton (CUDA) or reference.
+        graph: how a CUDA device is driven: `while` (network and row captured as the body of a loop: one launch for a
+            trajectory), `replay` (one launch for each row), `eager`; `auto` is the best that the network allows, with
+            the reason in `report.graph_reason`. A graph reads its own copies of x, t and conditioning tensors; weights
+            changed in place are seen, replaced ones lead to a new capture.
+        concurrency: how many captured calls may run at once, each with a graph, and memory, of its own.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -54,6 +73,8 @@ class Sampler:
         dtype: torch.dtype | None = None,
         time_dtype: torch.dtype | None = None,
         backend: str = "auto",
+        graph: str = "auto",
+        concurrency: int = 1,
     ) -> None:
         check_model(model)
         if not isinstance(plan, Plan):
@@ -61,6 +82,9 @@ class Sampler:
         like = parameter(model)
         self.model, self.plan = model, plan
         self.backend = check_choice("backend", backend, BACKENDS)
+        self.graph = check_choice("graph", graph, GRAPHS)
+        self.concurrency = check_sizes("concurrency", [concurrency])[0]
+        self.batches: list[int] = []
         self.shape = _batch_shape(model, shape)
         self.device = torch.empty(0, device=device or (like.device if like is not None else "cpu")).device
         self.dtype = check_dtype("dtype", dtype, (torch.float32, torch.float16, torch.bfloat16, torch.float64))
@@ -68,6 +92,7 @@ class Sampler:
             self.dtype = like.dtype
         self.time_dtype = check_dtype("time_dtype", time_dtype, (torch.float32, torch.int64))
         self._report: Report | None = None
+        self._preparing = threading.Lock()  # two at once could each hold a part of the graphs, and wait for the rest
         self.reset()
 
     def reset(self) -> None:
@@ -98,6 +123,7 @@ class Sampler:
         plan: Plan | Sequence[Plan] | None = None,
         progress: bool = False,
         on_step: Callable[[Step], Any] | None = None,
+        cancel: Cancel | None = None,
         on_nan: str = "raise",
     ) -> Tensor:
         """Sample. Returns float32 [B, *shape], contiguous (float64 where the network, noise or state is float64).
@@ -110,7 +136,8 @@ class Sampler:
                 come from cond.
             guidance: scale g of uncond + g (cond - uncond), one or one for each row; default the plan's.
             plan: another plan, or one for each sample: they may differ in solver and length.
-            on_step: called after each row with a `Step`.
+            on_step: called after each row with a `Step`. On a CUDA device the row has been launched, not awaited.
+            cancel: a `Cancel` by which another thread can end the call.
             on_nan: raise `NonFiniteError` at the end, mark (those samples become NaN), or ignore.
 
         Raises:
@@ -120,13 +147,9 @@ class Sampler:
         began = time.perf_counter()
         check_choice("on_nan", on_nan, ON_NAN)
         check_callable("on_step", on_step)
-        request = complete(
-            default=self.plan,
-            guided=self._with_guidance,
-            shape=self.shape,
-            device=self.device,
-            dtype=self.dtype,
-            time_dtype=self.time_dtype,
+        if cancel is not None and not isinstance(cancel, Cancel):
+            raise TypeError(f"cancel must be a Cancel, got {type(cancel).__name__}")
+        request = self._request(
             seeds=seeds,
             noise=noise,
             state=state,
@@ -136,31 +159,97 @@ class Sampler:
             guidance=guidance,
             plan=plan,
         )
-        # inference tensors have no version counters, and buffers made in inference mode cannot be used outside it
-        with torch.inference_mode(False), torch.no_grad(), self._current_device():
-            trajectory = Trajectory(
-                self.model,
-                request,
-                self._table(request.plans, request.state_dtype),
-                choose_backend(self.backend, self.device, request.state_dtype),
-                device=self.device,
-                network=self.dtype or request.state_dtype,
-                time=self.time_dtype or request.state_dtype,
-            )
-            with self._workspace(trajectory) as (workspace, first):
-                with progress_bar(progress, request.plans[0].solver, request.nfe) as advance:
-                    samples = trajectory.run(workspace, first, on_step, advance)
-                bad = () if on_nan == "ignore" else trajectory.bad(workspace, samples)
-        self._report = trajectory.report(workspace, bad, time.perf_counter() - began)
+        with self._modes():
+            trajectory = self._trajectory(request.padded(self._batch_for(request.batch)))
+            with take_place(self.memory, trajectory, self.graph, self.concurrency) as place:
+                samples = self._run(trajectory, place, progress, on_step, cancel)
+                with ranges.marked("finish"):
+                    bad = () if on_nan == "ignore" else trajectory.bad(place.workspace, samples)
+        self._report = self._report_of(trajectory, place, bad, time.perf_counter() - began)
         if bad and on_nan == "raise":
             raise NonFiniteError(bad, samples)
         if bad:
             samples[[b.sample for b in bad]] = float("nan")
         return samples
 
+    def prepare(
+        self,
+        batches: Iterable[int],
+        *,
+        cond: Mapping[str, Any] | None = None,
+        uncond: Mapping[str, Any] | None = None,
+        guidance: float | Sequence[float] | None = None,
+        plan: Plan | Sequence[Plan] | None = None,
+    ) -> None:
+        """Make everything for these batch sizes now: compile, capture, allocate. Later requests are filled up to them.
+
+        A request runs with the next larger size, halted samples standing behind its own; one above all sizes runs as it
+        is. Without CUDA graphs the network is called once for each size.
+
+        Args:
+            cond, uncond, guidance, plan: an example of later calls, for a batch of `shape[0]`: values do not matter,
+                forms do, and whether there is guidance.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        sizes = sorted(set(check_sizes("batches", batches)))
+        example = self._request(seeds=range(self.shape[0]), cond=cond, uncond=uncond, guidance=guidance, plan=plan)
+        with self._preparing, self._modes():
+            for size in reversed(sizes):  # the largest first: what it takes, smaller ones may find free again
+                trajectory = self._trajectory(example.resized(size))
+                with contextlib.ExitStack() as places:
+                    for _ in range(self.concurrency):
+                        places.enter_context(take_place(self.memory, trajectory, self.graph, self.concurrency))
+        self.batches = sizes
+
+    def _batch_for(self, batch: int) -> int:
+        """The next size that was prepared, else the batch itself."""
+        at = bisect.bisect_left(self.batches, batch)
+        return self.batches[at] if at < len(self.batches) else batch
+
+    def _request(self, **arguments: Any) -> Request:
+        return complete(
+            default=self.plan,
+            guided=self._with_guidance,
+            shape=self.shape,
+            device=self.device,
+            dtype=self.dtype,
+            time_dtype=self.time_dtype,
+            **arguments,
+        )
+
+    def _trajectory(self, request: Request) -> Trajectory:
+        return Trajectory(
+            self.model,
+            request,
+            self._table(request.plans, request.state_dtype),
+            choose_backend(self.backend, self.device, request.state_dtype),
+            device=self.device,
+            network=self.dtype or request.state_dtype,
+            time=self.time_dtype or request.state_dtype,
+        )
+
+    @contextlib.contextmanager
+    def _modes(self) -> Iterator[None]:
+        # inference tensors have no version counters, and buffers made in inference mode cannot be used outside it
+        with torch.inference_mode(False), torch.no_grad(), self._current_device():
+            yield
+
     def _current_device(self) -> contextlib.AbstractContextManager[Any]:
         """Kernels are launched on the current device, which need not be the model's."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+
+    def _report_of(self, trajectory: Trajectory, place: Place, bad: tuple[BadSample, ...], seconds: float) -> Report:
+        return dataclasses.replace(
+            trajectory.report(place.workspace, bad, seconds),
+            graph=place.graph,
+            graph_reason=place.reason,
+            graph_bytes=place.graph_bytes,
+            nodes=place.nodes,
+            captures=self.memory.captures,
+            recaptures=self.memory.recaptures,
+        )
 
     def _with_guidance(self, plans: tuple[Plan, ...], scale: float | tuple[float, ...]) -> tuple[Plan, ...]:
         def guided(plan: Plan) -> Plan:
@@ -174,37 +263,34 @@ class Sampler:
         key = (dtype, *map(id, unique))  # the entry holds the plans, so their ids stay theirs
         return self.memory.tables.get(key, lambda: (unique, build(unique, dtype, self.device)))[1]
 
-    @contextlib.contextmanager
-    def _workspace(self, trajectory: Trajectory) -> Iterator[tuple[Workspace, Output | None]]:
-        """Buffers that this call alone uses, begun, with the network's first output where it fits them."""
-        request, apart = trajectory.request, trajectory.apart
-        autocast = torch.is_autocast_enabled(self.device.type) and torch.get_autocast_dtype(self.device.type)
-        key = (request.batch, request.state_dtype, trajectory.halves, apart, autocast)
-        probe = self.memory.probes.peek(key)
-        if probe is not None:
-            trajectory.apart = probe.apart
-            idle = self._idle(trajectory.form(probe))
-            try:
-                workspace = idle.pop()
-            except IndexError:
-                workspace = Workspace(trajectory.form(probe))
-            try:
-                workspace.begin(request, trajectory.table, trajectory.backend)
-                first = trajectory.evaluate(workspace)
-                if trajectory.fits(workspace, first):
-                    yield workspace, first
-                    return
-            finally:
-                idle.append(workspace)
-            trajectory.apart = apart  # the network has changed since: learn its form anew
-        probe, workspace, first_or_none = trajectory.first_call()
-        self.memory.probes.put(key, probe)
-        yield workspace, first_or_none
+    def _run(
+        self,
+        trajectory: Trajectory,
+        place: Place,
+        progress: bool,
+        on_step: Callable[[Step], Any] | None,
+        cancel: Cancel | None,
+    ) -> Tensor:
+        """All rows: in one go where nobody looks on; a loop on the device can be cancelled there."""
+        nfe, workspace = trajectory.request.nfe, place.workspace
+        watched = progress or on_step is not None
+        loop = None if cancel is None or watched else place.cancel
+        by_row = watched or (cancel is not None and loop is None)
+        pace = Pace(self.device)
 
-    def _idle(self, form: BufferForm) -> deque[Workspace]:
-        # buffers go back while their last kernels may still run: only the same stream may take them up
-        stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
-        return self.memory.idle.get((form, stream), deque)
+        def after(index: int, count: int) -> None:
+            if progress or cancel is not None:
+                pace.tick()
+            advance()
+            if cancel is not None and cancel.is_set() and index + count < nfe:
+                raise Cancelled(index, trajectory.samples(workspace), None)
+
+        linked = contextlib.nullcontext() if cancel is None or loop is None else cancel.linked(loop)
+        with linked, progress_bar(progress, trajectory.request.plans[0].solver, nfe) as advance:
+            samples = trajectory.run(workspace, place.rows, at_once=1 if by_row else nfe, on_step=on_step, after=after)
+            if loop is not None:
+                trajectory.check_ended(workspace, samples)
+        return samples
 
 
 def _batch_shape(model: Any, shape: Sequence[int] | None) -> tuple[int, ...]:
@@ -240,8 +326,10 @@ def sample(
     dtype: torch.dtype | None = None,
     time_dtype: torch.dtype | None = None,
     backend: str = "auto",
+    graph: str = "auto",
     progress: bool = False,
     on_step: Callable[[Step], Any] | None = None,
+    cancel: Cancel | None = None,
     on_nan: str = "raise",
     **options: Any,
 ) -> Tensor:
@@ -274,7 +362,9 @@ def sample(
     elif asked:
         raise ValueError(f"{next(iter(asked))} cannot go with a ready plan: give it to make_plan")
     shape = _shape_of_call(shape, seeds, state if noise is None else noise)
-    sampler = Sampler(model, solver, shape=shape, device=device, dtype=dtype, time_dtype=time_dtype, backend=backend)
+    sampler = Sampler(
+        model, solver, shape=shape, device=device, dtype=dtype, time_dtype=time_dtype, backend=backend, graph=graph
+    )
     sampler.memory = memory_of(
         model, (sampler.shape[1:], sampler.device, sampler.dtype, sampler.time_dtype, sampler.backend)
     )
@@ -288,6 +378,7 @@ def sample(
         guidance=guidance,
         progress=progress,
         on_step=on_step,
+        cancel=cancel,
         on_nan=on_nan,
     )
 

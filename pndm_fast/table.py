@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pndm_fast.cuda import upload
 from pndm_fast.noise import FIRST_ROW
 from pndm_fast.plan import ANCHOR, STATE, WIDTH_FORM, Plan
 
@@ -54,5 +55,5 @@ def build(plans: Sequence[Plan], dtype: torch.dtype, device: torch.device) -> Ta
     """Put the plans' rows into device memory, in the order given."""
     blocks = [lines(plan) for plan in plans]
     start = np.cumsum([0, *(len(block) for block in blocks[:-1])])
-    data = torch.from_numpy(np.concatenate(blocks)).to(device=device, dtype=dtype)
+    data = upload(np.concatenate(blocks), device, dtype)
     return Table(data, tuple(int(s) for s in start), max(plan.n_slots for plan in plans))

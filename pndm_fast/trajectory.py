@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pndm_fast import ranges
 from pndm_fast.backends import Backend
 from pndm_fast.conditioning import CannotBatch, batched
 from pndm_fast.events import BadSample, Cancelled, Report, Step, rows_at
@@ -18,6 +19,8 @@ from pndm_fast.table import Table
 from pndm_fast.workspace import BufferForm, Probe, Workspace, check_first_output, form_of, row_noise
 
 Output = tuple[Tensor, Tensor | None]  # (out, uncond); uncond is None where out holds both, or without guidance
+Trees = tuple[dict[str, Any] | None, dict[str, Any]]  # arguments of a call of its own for uncond, and of the other
+Rows = Callable[[int, int], None]  # execute so many rows, from that index on
 
 
 class Trajectory:
@@ -70,6 +73,11 @@ class Trajectory:
             halves=self.halves,
         )
 
+    @property
+    def trees(self) -> Trees:
+        """What the network is called with besides x and t."""
+        return (None, self.merged) if self.apart is None else (self.request.uncond, self.request.cond)
+
     def first_call(self, again: bool = False) -> tuple[Probe, Workspace, Output | None]:
         """Call the network in careful buffers and learn its form.
 
@@ -97,17 +105,15 @@ class Trajectory:
             workspace.begin(self.request, self.table, self.backend)
         return probe, workspace, (out, uncond) if channels == 1 else None
 
-    def evaluate(self, workspace: Workspace) -> Output:
+    def evaluate(self, workspace: Workspace, trees: Trees | None = None) -> Output:
         """Call the network at the workspace's input: once, or twice for guidance that cannot be batched."""
         x, t = workspace.x_in, workspace.t
         before = x._version
-        uncond, arguments = None, self.merged
-        if self.apart is not None:
-            assert self.request.uncond is not None
+        uncond, (separate, arguments) = None, trees or self.trees
+        if separate is not None:
             self.calls += 1
             # copies both ways: a network may write its inputs, or answer twice in one static buffer
-            uncond = result_tensor(self.model(x.clone(), t.clone(), **self.request.uncond)).clone()
-            arguments = self.request.cond
+            uncond = result_tensor(self.model(x.clone(), t.clone(), **separate)).clone()
         self.calls += 1
         out = result_tensor(self.model(x, t, **arguments))
         self.wrote = x._version != before
@@ -120,33 +126,66 @@ class Trajectory:
             return False
         return workspace.fits(out) and (uncond is None or workspace.fits(uncond))
 
-    def run(
-        self,
-        workspace: Workspace,
-        first: Output | None,
-        on_step: Callable[[Step], Any] | None,
-        advance: Callable[[], None],
-    ) -> Tensor:
-        """All rows. Returns the samples, a fresh tensor.
+    def eager(self, workspace: Workspace, first: Output | None) -> Rows:
+        """Rows by calling the network and the row operation one after the other.
 
-        Raises:
-            Cancelled: `on_step` asked for it.
-            ValueError: an output in another form than the first.
-            RuntimeError: the network changed the state itself, which it reads in place of a copy.
+        They raise ValueError at an output in another form than the first, and RuntimeError where the network changes
+        the state itself, which it reads in place of a copy.
         """
         step = workspace.bind(self.table.data, self.backend)
         noisy = self.request.noises is not None
-        for index in range(self.request.nfe):
-            out, uncond = self.evaluate(workspace) if first is None else first
-            first = None
-            if not self.fits(workspace, (out, uncond)):
-                self._refuse(workspace, out, uncond)
+
+        def rows(index: int, count: int) -> None:
+            nonlocal first
+            for i in range(index, index + count):
+                with ranges.marked("network"):
+                    out, uncond = self.evaluate(workspace) if first is None else first
+                first = None
+                if not self.fits(workspace, (out, uncond)):
+                    self._refuse(workspace, out, uncond)
+                with ranges.marked("row"):
+                    step(out, uncond, row_noise(self.request, i, workspace.registers) if noisy else None)
+
+        return rows
+
+    def run(
+        self,
+        workspace: Workspace,
+        rows: Rows,
+        *,
+        at_once: int,
+        on_step: Callable[[Step], Any] | None = None,
+        after: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """All rows, `at_once` at a time; then on_step and after(index, count). Returns the samples, a fresh tensor.
+
+        Raises:
+            Cancelled: `on_step` or `after` asked for it.
+        """
+        for index in range(0, self.request.nfe, at_once):
+            count = min(at_once, self.request.nfe - index)
             seen = None if on_step is None else workspace.registers.y.clone()
-            step(out, uncond, row_noise(self.request, index, workspace.registers) if noisy else None)
-            advance()
+            rows(index, count)
             if on_step is not None and seen is not None:
                 self._show(index, workspace, seen, on_step)
-        return workspace.state()
+            if after is not None:
+                after(index, count)
+        return self.samples(workspace)
+
+    def check_ended(self, workspace: Workspace, samples: Tensor) -> None:
+        """Wait for the device, and see whether the loop there ran to its end.
+
+        Raises:
+            Cancelled: it did not.
+        """
+        if int(workspace.registers.active) > 0:
+            first = self.request.first_rows(self.table)[: self.request.real]
+            done = max(now - then for now, then in zip(workspace.registers.row.tolist(), first, strict=False))
+            raise Cancelled(done - 1, samples, None)
+
+    def samples(self, workspace: Workspace) -> Tensor:
+        """The state of those asked for, a fresh tensor."""
+        return workspace.state()[: self.request.real]
 
     def _refuse(self, workspace: Workspace, out: Tensor, uncond: Tensor | None) -> None:
         if self.wrote and workspace.form.direct:
@@ -154,13 +193,13 @@ class Trajectory:
         raise ValueError(workspace.difference(out if uncond is None or not workspace.fits(out) else uncond))
 
     def _show(self, index: int, workspace: Workspace, seen: Tensor, on_step: Callable[[Step], Any]) -> None:
-        rows = rows_at(self.request.plans, index)
+        rows, real = rows_at(self.request.plans, index), self.request.real
 
         def x0() -> Tensor:
             previews = [(1.0, 0.0) if row is None else row.preview for row in rows]
-            return workspace.x0(seen, previews, [0 if row is None else row.slot for row in rows])
+            return workspace.x0(seen, previews, [0 if row is None else row.slot for row in rows])[:real]
 
-        view = Step(index, self.request.nfe, rows, workspace.state, x0)
+        view = Step(index, self.request.nfe, rows[:real], lambda: self.samples(workspace), x0)
         try:
             on_step(view)
             if view.cancelled:
@@ -176,7 +215,8 @@ class Trajectory:
         first = self.request.first_rows(self.table)
         never = workspace.registers.first_bad.new_full((), NEVER - 1)
         overflow = ~samples.flatten(1).isfinite().all(1)
-        marks = torch.where(overflow, workspace.registers.first_bad.minimum(never), workspace.registers.first_bad)
+        marks = workspace.registers.first_bad[: self.request.real]
+        marks = torch.where(overflow, marks.minimum(never), marks)
         found = []
         for b, row in enumerate(marks.tolist()):
             if row != NEVER:
@@ -193,7 +233,7 @@ class Trajectory:
             nfe=self.request.nfe,
             calls=self.calls,
             seconds=seconds,
-            batch=form.batch,
+            batch=self.request.real,
             device=str(form.device),
             network_dtype=str(form.network).removeprefix("torch."),
             backend=self.backend.name,

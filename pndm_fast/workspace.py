@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pndm_fast.backends import Backend, BoundRow
+from pndm_fast.cuda import upload
 from pndm_fast.layout import channels_of, describe, elements, flatten, unflatten
 from pndm_fast.network import FLOATS
 from pndm_fast.noise import FIRST_ROW, INITIAL, PROLOGUE
@@ -115,18 +116,17 @@ class Workspace:
         """Write the prologue, the first network input and the counters."""
         r = self.registers
         r.seeds.copy_(request.seeds)
-        r.row.copy_(torch.tensor(request.first_rows(table), dtype=torch.int32))
+        r.row.copy_(upload(request.first_rows(table), r.row.device, torch.int32))
         r.first_bad.fill_(NEVER)
         r.done.zero_()
-        r.active.fill_(request.batch)
+        r.active.fill_(request.real)
         y = self._start(request, backend)
         r.y[:, : r.n] = y
         r.x[:, : r.n] = y
-        times = torch.tensor([plan.times[0] for plan in request.plans], dtype=torch.float64)
-        r.t.copy_(times.repeat(r.halves))
+        r.t.copy_(upload([plan.times[0] for plan in request.plans] * r.halves, r.t.device, torch.float64))
         if r.net_in is not None:
-            scales = torch.tensor([plan.rows[0].in_scale for plan in request.plans], dtype=y.dtype)
-            r.net_in.copy_((y * scales.to(y.device)[:, None]).repeat(r.halves, 1))
+            scales = upload([plan.rows[0].in_scale for plan in request.plans], y.device, y.dtype)
+            r.net_in.copy_((y * scales[:, None]).repeat(r.halves, 1))
 
     def _start(self, request: Request, backend: Backend) -> Tensor:
         r = self.registers
@@ -187,8 +187,9 @@ class Workspace:
     def x0(self, seen: Tensor, previews: list[tuple[float, float]], slots: list[int]) -> Tensor:
         """preview[0] y + preview[1] slot for each sample, [B, *shape], with the y that the network saw."""
         r = self.registers
-        on_y, on_slot = torch.tensor(previews, dtype=r.y.dtype, device=r.y.device).T[:, :, None]
-        newest = r.slots[slots, range(r.batch), : r.n].to(r.y.dtype)
+        on_y, on_slot = upload(previews, r.y.device, r.y.dtype).T[:, :, None]
+        where = upload([slots, range(r.batch)], r.y.device)
+        newest = r.slots[where[0], where[1], : r.n].to(r.y.dtype)
         estimate = seen[:, : r.n] * on_y
         estimate = torch.where(on_slot == 0, estimate, estimate + newest * on_slot)
         return unflatten(estimate, self.form.shape, r.channels).contiguous()
@@ -228,7 +229,7 @@ def noise_at(request: Request, index: int, device: torch.device) -> Tensor:
     if index in request.drawn:
         return request.drawn[index]
     value = request.noises(index)
-    shape = (request.batch, *request.shape)
+    shape = (request.real, *request.shape)
     if not isinstance(value, Tensor):
         raise TypeError(f"noises({index}) must return a tensor, got {type(value).__name__}")
     if tuple(value.shape) != shape:
@@ -236,6 +237,8 @@ def noise_at(request: Request, index: int, device: torch.device) -> Tensor:
     value = value.to(device=device, dtype=request.state_dtype)
     if not bool(value.isfinite().all()):
         raise ValueError(f"noises({index}) must be finite, got NaN or infinity")
+    if request.batch > request.real:
+        value = torch.cat([value, value.new_zeros(request.batch - request.real, *request.shape)])
     if index < FIRST_ROW:
         request.drawn[index] = value
     return value

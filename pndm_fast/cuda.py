@@ -1,0 +1,93 @@
+"""What the engine asks of torch.cuda: streams, events, capture, copies that do not wait."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Captured(Protocol):
+    """A graph that torch captured, and owns, with the memory pool that it works in."""
+
+    def raw_cuda_graph(self) -> int: ...
+    def reset(self) -> None: ...
+
+
+class Event(Protocol):
+    """A point in a stream."""
+
+    def record(self) -> None: ...
+    def wait(self) -> None: ...
+    def synchronize(self) -> None: ...
+
+
+class Cuda:
+    """One CUDA device. Tests put a stand-in here, to run the graph modes without one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    @functools.cached_property
+    def driver(self) -> Any:
+        """The driver's functions for graphs.
+
+        Raises:
+            RuntimeError: no usable driver, with the reason.
+        """
+        from pndm_fast import _C
+
+        return _C.Driver()
+
+    def stream(self) -> int:
+        """The caller's current stream."""
+        return torch.cuda.current_stream(self.device).cuda_stream
+
+    def event(self) -> Event:
+        """A new event for the current stream."""
+        event: Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        return event
+
+    def flag(self) -> Tensor:
+        """One int32 that host and device both see."""
+        return torch.zeros(1, dtype=torch.int32).pin_memory()
+
+    def random_state(self) -> Tensor:
+        """Of the device's default generator; it moves when somebody draws."""
+        return torch.cuda.get_rng_state(self.device)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Work on a stream of its own, after the current stream's work and before what comes there."""
+        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        try:
+            with torch.cuda.stream(side):
+                yield
+        finally:
+            torch.cuda.current_stream(self.device).wait_stream(side)
+
+    def capture(self, body: Callable[[], None]) -> tuple[Captured, int]:
+        """Capture what body launches on the current stream; also the bytes that its memory pool took."""
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+            before = torch.cuda.memory_reserved(self.device)
+            body()
+        return graph, torch.cuda.memory_reserved(self.device) - before
+
+
+def cuda_of(device: torch.device) -> Cuda | None:
+    """The CUDA device, None for another."""
+    return Cuda(device) if device.type == "cuda" else None
+
+
+def upload(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Host values on the device, without waiting for it: torch keeps pinned memory until the copy is done."""
+    tensor = torch.as_tensor(values, dtype=dtype)
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

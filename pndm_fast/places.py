@@ -1,0 +1,162 @@
+"""Where a trajectory runs: buffers that it alone uses for the time, and what executes its rows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pndm_fast import ranges
+from pndm_fast.cuda import Event, cuda_of
+from pndm_fast.graphs import AUTO, CannotCapture, Graph, Pool, check_network, graph_key
+from pndm_fast.memory import Memory
+from pndm_fast.trajectory import Rows, Trajectory
+from pndm_fast.workspace import BufferForm, Probe, Workspace
+
+
+@dataclass(frozen=True)
+class Place:
+    """Begun buffers with an executor of rows.
+
+    Attributes:
+        graph: while, replay or eager; `reason`: why not a better one.
+        graph_bytes, nodes: of the captured iteration.
+        cancel: a flag that ends a loop on the device, where there is one.
+    """
+
+    workspace: Workspace
+    rows: Rows
+    graph: str = "eager"
+    reason: str = ""
+    graph_bytes: int = 0
+    nodes: dict[str, int] = field(default_factory=dict)
+    cancel: Tensor | None = None
+
+
+@contextlib.contextmanager
+def take_place(memory: Memory, trajectory: Trajectory, graph: str, concurrency: int) -> Iterator[Place]:
+    """The best place that `graph` allows.
+
+    Raises:
+        ValueError: a graph mode was named and cannot be had, with the reason.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            if graph == "eager":
+                raise CannotCapture("asked for")
+            modes = AUTO if graph == "auto" else (graph,)
+            place = stack.enter_context(_graphed(memory, trajectory, modes, concurrency))
+        except CannotCapture as reason:
+            if graph in AUTO:
+                raise ValueError(f"graph {graph!r} cannot be had: {reason}") from reason
+            place = stack.enter_context(_eager(memory, trajectory, str(reason)))
+        yield place
+
+
+@contextlib.contextmanager
+def _graphed(memory: Memory, trajectory: Trajectory, modes: tuple[str, ...], concurrency: int) -> Iterator[Place]:
+    cuda = cuda_of(trajectory.device)
+    if cuda is None:
+        raise CannotCapture(f"graphs need a CUDA device, got {trajectory.device}")
+    check_network(trajectory.model)
+    probe = _probe(memory, trajectory)
+    key = modes, concurrency, graph_key(trajectory, probe)
+    refused = memory.refused.peek(key)
+    if refused is not None:
+        raise CannotCapture(refused)
+
+    def make(replaces: bool) -> Graph:
+        try:
+            graph = Graph(cuda, trajectory, probe, modes)
+        except CannotCapture as reason:
+            memory.refused.put(key, str(reason))
+            raise
+        memory.count(replaces)
+        return graph
+
+    with memory.graphs.get(key, lambda: Pool(concurrency)).take(make) as graph:
+
+        def rows(index: int, count: int) -> None:
+            trajectory.calls += count * (1 if trajectory.apart is None else 2)
+            with ranges.marked("rows"):
+                graph.launch(count)
+
+        try:
+            with ranges.marked("begin"):
+                graph.begin(trajectory)
+            flag = graph.cancel if graph.mode == "while" else None
+            yield Place(graph.workspace, rows, graph.mode, graph.reason, graph.bytes, graph.nodes, flag)
+        finally:
+            graph.end()
+
+
+def _probe(memory: Memory, trajectory: Trajectory) -> Probe:
+    """What is known of the network's outputs, or a first call's news."""
+    key = _probe_key(trajectory)
+    probe = memory.probes.peek(key)
+    if probe is None:
+        probe = trajectory.first_call()[0]
+        memory.probes.put(key, probe)
+    trajectory.apart = probe.apart
+    return probe
+
+
+def _probe_key(trajectory: Trajectory) -> object:
+    request, kind = trajectory.request, trajectory.device.type
+    autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+    return request.batch, request.state_dtype, trajectory.halves, trajectory.apart, autocast
+
+
+@contextlib.contextmanager
+def _eager(memory: Memory, trajectory: Trajectory, reason: str) -> Iterator[Place]:
+    """Buffers of the form that the network is known to need, if its first output still has it; else of a new one."""
+    request, apart = trajectory.request, trajectory.apart
+    key = _probe_key(trajectory)
+    probe = memory.probes.peek(key)
+    if probe is not None:
+        trajectory.apart = probe.apart
+        idle = _idle(memory, trajectory.form(probe))
+        try:
+            workspace = idle.pop()
+        except IndexError:
+            workspace = Workspace(trajectory.form(probe))
+        try:
+            workspace.begin(request, trajectory.table, trajectory.backend)
+            first = trajectory.evaluate(workspace)
+            if trajectory.fits(workspace, first):
+                yield Place(workspace, trajectory.eager(workspace, first), reason=reason)
+                return
+        finally:
+            idle.append(workspace)
+        trajectory.apart = apart  # the network has changed since: learn its form anew
+    probe, workspace, first_or_none = trajectory.first_call()
+    memory.probes.put(key, probe)
+    yield Place(workspace, trajectory.eager(workspace, first_or_none), reason=reason)
+
+
+def _idle(memory: Memory, form: BufferForm) -> deque[Workspace]:
+    # buffers go back while their last kernels may still run: only the same stream may take them up
+    stream = torch.cuda.current_stream(form.device).cuda_stream if form.device.type == "cuda" else 0
+    return memory.idle.get((form, stream), deque)
+
+
+class Pace:
+    """Keeps the host one row ahead of the device, no more: what it tells has then happened."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = cuda_of(device)
+        self._before: Event | None = None
+
+    def tick(self) -> None:
+        """A row was launched: wait for the one before."""
+        if self._cuda is None:
+            return
+        event = self._cuda.event()
+        event.record()
+        if self._before is not None:
+            self._before.synchronize()
+        self._before = event
