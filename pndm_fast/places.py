@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pndm_fast import ranges
 from pndm_fast.cuda import Event, cuda_of
+from pndm_fast.events import BadSample, Report
 from pndm_fast.graphs import AUTO, CannotCapture, Graph, Pool, check_network, graph_key
 from pndm_fast.memory import Memory
 from pndm_fast.trajectory import Rows, Trajectory
@@ -142,6 +143,33 @@ def _idle(memory: Memory, form: BufferForm) -> deque[Workspace]:
     # buffers go back while their last kernels may still run: only the same stream may take them up
     stream = torch.cuda.current_stream(form.device).cuda_stream if form.device.type == "cuda" else 0
     return memory.idle.get((form, stream), deque)
+
+
+def report_of(
+    memory: Memory, trajectory: Trajectory, place: Place, bad: tuple[BadSample, ...], seconds: float
+) -> Report:
+    """How a call went."""
+    request, form = trajectory.request, place.workspace.form
+    return Report(
+        nfe=request.nfe,
+        calls=trajectory.calls,
+        seconds=seconds,
+        batch=request.real,
+        device=str(form.device),
+        network_dtype=str(form.network).removeprefix("torch."),
+        backend=trajectory.backend.name,
+        direct=form.direct,
+        layout="contiguous" if form.channels == 1 else "channels_last",
+        guidance="none" if request.uncond is None else trajectory.apart or "batched",
+        buffer_bytes=place.workspace.bytes,
+        graph=place.graph,
+        graph_reason=place.reason,
+        graph_bytes=place.graph_bytes,
+        nodes=place.nodes,
+        captures=memory.captures,
+        recaptures=memory.recaptures,
+        bad=bad,
+    )
 
 
 class Pace:

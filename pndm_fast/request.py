@@ -252,7 +252,7 @@ def check_start(plan: Plan, given: bool) -> None:
     )
     if alpha > MUCH_ALPHA:
         raise ValueError(f"{text}; or give state=")
-    warnings.warn(text, stacklevel=4)
+    warnings.warn(text, stacklevel=5)
 
 
 def check_conditioning(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import dataclasses
 import functools
 import threading
 import time
@@ -16,13 +15,13 @@ from torch import Tensor
 
 from pndm_fast import ranges
 from pndm_fast.backends import BACKENDS, choose_backend
-from pndm_fast.events import BadSample, Cancel, Cancelled, NonFiniteError, Report, Step
+from pndm_fast.events import Cancel, Cancelled, NonFiniteError, Report, Step
 from pndm_fast.graphs import GRAPHS
 from pndm_fast.make_plan import make_plan
 from pndm_fast.memory import KEPT, Memory, memory_of
 from pndm_fast.network import check_dtype, check_model, config_shape, parameter
 from pndm_fast.noise import is_integer
-from pndm_fast.places import Pace, Place, take_place
+from pndm_fast.places import Pace, Place, report_of, take_place
 from pndm_fast.plan import Plan
 from pndm_fast.progress import progress_bar
 from pndm_fast.request import (
@@ -165,7 +164,7 @@ class Sampler:
                 samples = self._run(trajectory, place, progress, on_step, cancel)
                 with ranges.marked("finish"):
                     bad = () if on_nan == "ignore" else trajectory.bad(place.workspace, samples)
-        self._report = self._report_of(trajectory, place, bad, time.perf_counter() - began)
+        self._report = report_of(self.memory, trajectory, place, bad, time.perf_counter() - began)
         if bad and on_nan == "raise":
             raise NonFiniteError(bad, samples)
         if bad:
@@ -239,17 +238,6 @@ class Sampler:
     def _current_device(self) -> contextlib.AbstractContextManager[Any]:
         """Kernels are launched on the current device, which need not be the model's."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
-
-    def _report_of(self, trajectory: Trajectory, place: Place, bad: tuple[BadSample, ...], seconds: float) -> Report:
-        return dataclasses.replace(
-            trajectory.report(place.workspace, bad, seconds),
-            graph=place.graph,
-            graph_reason=place.reason,
-            graph_bytes=place.graph_bytes,
-            nodes=place.nodes,
-            captures=self.memory.captures,
-            recaptures=self.memory.recaptures,
-        )
 
     def _with_guidance(self, plans: tuple[Plan, ...], scale: float | tuple[float, ...]) -> tuple[Plan, ...]:
         def guided(plan: Plan) -> Plan:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pndm_fast import ranges
 from pndm_fast.backends import Backend
 from pndm_fast.conditioning import CannotBatch, batched
-from pndm_fast.events import BadSample, Cancelled, Report, Step, rows_at
+from pndm_fast.events import BadSample, Cancelled, Step, rows_at
 from pndm_fast.network import result_tensor
 from pndm_fast.registers import NEVER
 from pndm_fast.request import Request
@@ -224,22 +224,3 @@ class Trajectory:
                 index = min(row - first[b], plan.nfe - 1)
                 found.append(BadSample(b, index, plan.times[index]))
         return tuple(found)
-
-    def report(self, workspace: Workspace, bad: tuple[BadSample, ...], seconds: float) -> Report:
-        """How it went."""
-        form = workspace.form
-        guidance = "none" if self.request.uncond is None else self.apart or "batched"
-        return Report(
-            nfe=self.request.nfe,
-            calls=self.calls,
-            seconds=seconds,
-            batch=self.request.real,
-            device=str(form.device),
-            network_dtype=str(form.network).removeprefix("torch."),
-            backend=self.backend.name,
-            direct=form.direct,
-            layout="contiguous" if form.channels == 1 else "channels_last",
-            guidance=guidance,
-            buffer_bytes=workspace.bytes,
-            bad=bad,
-        )
