@@ -19,7 +19,7 @@ from torch import Tensor
 from pndm_fast import conditioning, ranges
 from pndm_fast.cuda import Captured, Cuda, Event
 from pndm_fast.table import WIDTH, Table
-from pndm_fast.trajectory import Trajectory
+from pndm_fast.trajectory import Trajectory, Trees
 from pndm_fast.watch import Watch, obstacle
 from pndm_fast.workspace import BufferForm, Probe, Workspace
 
@@ -30,8 +30,10 @@ GRAPHS = ("auto", "while", "replay", "eager")
 AUTO = ("while", "replay")  # not measured yet: benchmarks/test_gpu_sample.py compares them
 WARM_UP = 3  # eager calls before a capture: libraries make handles, choose algorithms and load kernels at first use
 CHECKED = 2  # rows that a new graph runs beside eager ones
+ROUNDING = 1e-3  # of the state: how far two equal calls of a network may differ, at most
 LEAST_ROWS = 1024  # of the table, so that another plan finds room in it
 MOST_SLOTS = 6
+KEPT = 16  # graphs of different forms; each holds a network's activations
 
 _CAPTURING = threading.Lock()  # a process captures one graph at a time
 
@@ -101,14 +103,7 @@ class Graph:
         self._watch = Watch(trajectory.model)
         self._end: Event = cuda.event()
         with _CAPTURING, ranges.marked("capture"), cuda.aside(), _no_autocast_cache():
-            step = self.workspace.bind(self._table, trajectory.backend)
-
-            def once() -> None:
-                out, uncond = trajectory.evaluate(self.workspace, self._trees)
-                if not trajectory.fits(self.workspace, (out, uncond)):
-                    raise CannotCapture("the network's output changed its form")
-                step(out, uncond, None)
-
+            once = _iteration(trajectory, self.workspace, self._trees, self._table)
             self._warm_up(trajectory, once)
             captured = self._capture(once)
             self._iteration = self._instantiate(captured.raw_cuda_graph(), modes)
@@ -171,6 +166,8 @@ class Graph:
         if torch.equal(_bits(graph), _bits(first)):
             return
         spread = (first - second).abs().max()  # some networks do not repeat themselves to the bit
+        if not bool(spread <= ROUNDING * first.abs().max()):
+            raise CannotCapture("the network gives other values at each call")
         if not bool((graph - first).abs().max() <= 4 * spread):
             raise CannotCapture("the captured graph gives other values than the network does")
 
@@ -195,6 +192,18 @@ class Graph:
     def end(self) -> None:
         """Mark the end of a request's work on the current stream."""
         self._end.record()
+
+
+def _iteration(trajectory: Trajectory, workspace: Workspace, trees: Trees, table: Tensor) -> Callable[[], None]:
+    step = workspace.bind(table, trajectory.backend)
+
+    def once() -> None:
+        out, uncond = trajectory.evaluate(workspace, trees)
+        if not trajectory.fits(workspace, (out, uncond)):
+            raise CannotCapture("the network's output changed its form")
+        step(out, uncond, None)
+
+    return once
 
 
 def _release(end: Event, held: list[Any]) -> None:

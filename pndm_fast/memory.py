@@ -8,14 +8,13 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
-from pndm_fast.graphs import Pool
+from pndm_fast import graphs
 from pndm_fast.plan import Plan
 from pndm_fast.table import Table
 from pndm_fast.workspace import Probe, Workspace
 
 Value = TypeVar("Value")
 KEPT = 32  # entries of each kind
-KEPT_GRAPHS = 8  # each holds a network's activations
 
 
 class Recent(Generic[Value]):
@@ -68,7 +67,7 @@ class Memory:
         self.probes: Recent[Probe] = Recent()
         self.tables: Recent[tuple[tuple[Plan, ...], Table]] = Recent()
         self.guided: Recent[tuple[Plan, Plan]] = Recent()
-        self.graphs: Recent[Pool] = Recent(KEPT_GRAPHS)
+        self.graphs: Recent[graphs.Pool] = Recent(graphs.KEPT)
         self.refused: Recent[str] = Recent()
         self.captures = self.recaptures = 0
         self._lock = threading.Lock()

@@ -173,7 +173,7 @@ def report_of(
 
 
 class Pace:
-    """Keeps the host one row ahead of the device, no more: what it tells has then happened."""
+    """Keeps the host one row ahead of the device, no more: what is cancelled then ends, and progress is progress."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = cuda_of(device)

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pndm_fast import ranges
+from pndm_fast import graphs, ranges
 from pndm_fast.backends import BACKENDS, choose_backend
 from pndm_fast.events import Cancel, Cancelled, NonFiniteError, Report, Step
-from pndm_fast.graphs import GRAPHS
 from pndm_fast.make_plan import make_plan
 from pndm_fast.memory import KEPT, Memory, memory_of
 from pndm_fast.network import check_dtype, check_model, config_shape, parameter
@@ -81,7 +80,7 @@ class Sampler:
         like = parameter(model)
         self.model, self.plan = model, plan
         self.backend = check_choice("backend", backend, BACKENDS)
-        self.graph = check_choice("graph", graph, GRAPHS)
+        self.graph = check_choice("graph", graph, graphs.GRAPHS)
         self.concurrency = check_sizes("concurrency", [concurrency])[0]
         self.batches: list[int] = []
         self.shape = _batch_shape(model, shape)
@@ -135,7 +134,8 @@ class Sampler:
                 come from cond.
             guidance: scale g of uncond + g (cond - uncond), one or one for each row; default the plan's.
             plan: another plan, or one for each sample: they may differ in solver and length.
-            on_step: called after each row with a `Step`. On a CUDA device the row has been launched, not awaited.
+            on_step: called after each row with a `Step`. On a CUDA device the row before has ended, this one
+                is under way.
             cancel: a `Cancel` by which another thread can end the call.
             on_nan: raise `NonFiniteError` at the end, mark (those samples become NaN), or ignore.
 
@@ -193,6 +193,8 @@ class Sampler:
             TypeError, ValueError: naming the argument.
         """
         sizes = sorted(set(check_sizes("batches", batches)))
+        if len(sizes) > graphs.KEPT:
+            raise ValueError(f"batches must have at most {graphs.KEPT} entries, got {len(sizes)}")
         example = self._request(seeds=range(self.shape[0]), cond=cond, uncond=uncond, guidance=guidance, plan=plan)
         with self._preparing, self._modes():
             for size in reversed(sizes):  # the largest first: what it takes, smaller ones may find free again
@@ -267,7 +269,7 @@ class Sampler:
         pace = Pace(self.device)
 
         def after(index: int, count: int) -> None:
-            if progress or cancel is not None:
+            if by_row:
                 pace.tick()
             advance()
             if cancel is not None and cancel.is_set() and index + count < nfe:

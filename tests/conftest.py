@@ -11,6 +11,19 @@ if not torch.cuda.is_available():
 torch.set_num_threads(2)
 
 
+@pytest.fixture
+def stand_in(monkeypatch):
+    """The CPU with a fake CUDA driver: Sampler's graph modes run there."""
+    from cuda_stand_in import StandIn
+    from fake_cuda import FakeDriver
+
+    from pndm_fast import places
+
+    device = StandIn(FakeDriver())
+    monkeypatch.setattr(places, "cuda_of", lambda _: device)
+    return device
+
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:

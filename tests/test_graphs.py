@@ -1,0 +1,382 @@
+"""Sampler's graph modes on the CPU, where a fake driver runs what was captured; test_gpu_graph.py has the real ones."""
+
+import gc
+import itertools
+import threading
+import weakref
+
+import pytest
+import torch
+from fake_cuda import FakeDriver
+from test_sampler import Conv, Pointwise
+
+import pndm_fast as pf
+from pndm_fast import _C, graphs
+
+SHAPE = (2, 3, 8, 8)
+MODES = ("while", "replay")
+pytestmark = [pytest.mark.filterwarnings("ignore:the grid starts"), pytest.mark.usefixtures("stand_in")]
+
+
+def pair(model, plan, graph="while", **arguments):
+    """A sampler with graphs, and one without."""
+    arguments = {"shape": SHAPE, **arguments}
+    return pf.Sampler(model, plan, graph=graph, **arguments), pf.Sampler(model, plan, graph="eager", **arguments)
+
+
+@pytest.mark.parametrize("graph", MODES)
+@pytest.mark.parametrize("solver", sorted(pf.SOLVERS))
+def test_the_same_bits_as_eager(solver, graph):
+    captured, eager = pair(Conv(), pf.make_plan(solver, steps=6), graph)
+    for seed in (0, 7):
+        assert torch.equal(captured(seeds=seed), eager(seeds=seed))
+    assert captured.report.graph == graph and captured.report.graph_reason == "" and captured.report.captures == 1
+    assert captured.report.nodes == {"kernel": 1} and captured.report.graph_bytes == 4096
+
+
+@pytest.mark.parametrize("graph", MODES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_networks(dtype, graph):
+    captured, eager = pair(Conv(dtype), pf.make_plan("f-pndm", steps=6), graph)
+    assert torch.equal(captured(), eager())
+
+
+@pytest.mark.parametrize("graph", MODES)
+def test_launches_of_a_trajectory(stand_in, graph):
+    sampler, _ = pair(Pointwise(), pf.make_plan("plms", steps=9), graph)
+    sampler()
+    stand_in.fake.reset()
+    stand_in.counts.clear()
+    sampler()
+    counts = stand_in.fake.counts
+    assert counts["cuGraphLaunch"] == (1 if graph == "while" else 10)
+    assert counts.get("cuMemsetD32Async", 0) == (1 if graph == "while" else 0)
+    assert not [name for name in counts if "Synchronize" in name] and not stand_in.counts["synchronize"]
+    assert sampler.report.calls == sampler.report.nfe == 10
+
+
+def test_what_needs_no_new_capture():
+    sampler, eager = pair(Conv(), pf.make_plan("f-pndm", steps=6))
+    labels = [torch.tensor(pair) for pair in ([1, 2], [7, 0])]
+    for plan in (
+        pf.make_plan("f-pndm", steps=50),
+        pf.make_plan("ddpm", steps=3),
+        pf.make_plan("ddim", steps=1, spacing="trailing"),
+    ):
+        for label in labels:
+            arguments = {"plan": plan, "seeds": [5, 2**63], "cond": {"labels": label}}
+            assert torch.equal(sampler(**arguments), eager(**arguments))
+    # f-pndm and ddim store the raw output in slots, ddpm too: one form
+    assert sampler.report.captures == 1
+    for scale in (2.0, 3.5):
+        arguments = {"cond": {"labels": labels[0]}, "uncond": {"labels": torch.tensor([10, 10])}, "guidance": scale}
+        assert torch.equal(sampler(**arguments), eager(**arguments))
+    assert sampler.report.captures == 2 and sampler.report.recaptures == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": range(3)},
+        {"cond": {"shift": torch.zeros(2)}},
+        {"cond": {"shift": torch.zeros(2)}, "uncond": {"shift": torch.ones(2)}, "guidance": 2.0},
+        {"plan": pf.make_plan("ddim", steps=1000), "seeds": range(3)},
+        {"plan": [pf.make_plan("ddim", steps=600), pf.make_plan("plms", steps=600)]},
+    ],
+)
+def test_what_needs_another_capture(change):
+    sampler, eager = pair(Pointwise(), pf.make_plan("ddim", steps=4))
+    sampler()
+    assert torch.equal(sampler(**change), eager(**change)) and sampler.report.graph == "while"
+    assert sampler.report.captures == 2
+    sampler()
+    sampler(**change)
+    assert sampler.report.captures == 2
+
+
+@pytest.mark.parametrize("graph", MODES)
+def test_guidance_in_two_calls(graph):
+    def network(x, t, scale):
+        return x * scale
+
+    arguments = {"cond": {"scale": 0.5}, "uncond": {"scale": 0.25}, "guidance": 2.0}
+    captured, eager = pair(network, pf.make_plan("plms", steps=5), graph)
+    assert torch.equal(captured(**arguments), eager(**arguments))
+    assert captured.report.graph == graph and "two calls" in captured.report.guidance
+    captured(**arguments)
+    assert captured.report.calls == 2 * captured.report.nfe
+
+
+def test_mixed_plans_and_padding():
+    plans = [pf.make_plan("ddpm", steps=3), pf.make_plan("f-pndm", steps=5), pf.make_plan("plms", steps=9)]
+    captured, eager = pair(Pointwise(), plans[0])
+    captured.prepare([4])
+    for _ in range(2):
+        assert torch.equal(captured(seeds=range(3), plan=plans), eager(seeds=range(3), plan=plans))
+    assert captured.report.captures == 1
+
+
+def test_channels_last_and_integer_times():
+    class Last(Conv):
+        def forward(self, x, t):
+            return super().forward(x, t.float()).contiguous(memory_format=torch.channels_last)
+
+    plan = pf.make_plan("f-pndm", steps=6, integer_times=True)
+    captured, eager = pair(Last(), plan, time_dtype=torch.int64)
+    assert torch.equal(captured(), eager()) and captured.report.layout == "channels_last"
+
+
+def test_auto_takes_the_first_that_can_be_had(stand_in):
+    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
+    sampler()
+    assert sampler.report.graph == "while"
+
+
+def test_an_old_driver_replays(stand_in):
+    old = FakeDriver(version=12020)
+    stand_in.fake, stand_in.driver = old, _C.Driver(old.path)
+    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
+    sampler()
+    assert sampler.report.graph == "replay" and "12.4" in sampler.report.graph_reason
+    with pytest.raises(ValueError, match="graph 'while' cannot be had: while: WHILE nodes need a driver of CUDA 12.4"):
+        pf.sample(Pointwise(), 3, solver="ddim", shape=SHAPE, graph="while")
+
+
+def counting():
+    calls = []
+
+    def network(x, t):
+        calls.append(1)
+        return x * (1.0 / len(calls))
+
+    return network
+
+
+def drawing(x, t):
+    return x * torch.rand(1)
+
+
+class Opaque:
+    def __eq__(self, other):
+        return True
+
+    __hash__ = None
+
+
+UNFIT = {
+    "training": (lambda: Conv().train(), {}, "training mode"),
+    "draws": (lambda: drawing, {}, "draws from torch's generator"),
+    "counter": (counting, {}, "gives other values at each call"),
+    "noises": (Pointwise, {"noises": lambda index: torch.zeros(SHAPE)}, "noises is called between rows"),
+    "opaque": (lambda: lambda x, t, thing: x * 0.5, {"cond": {"thing": Opaque()}}, "cond holds a Opaque"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(UNFIT))
+@pytest.mark.filterwarnings("ignore:the model is in training mode")
+def test_unfit_networks_run_eagerly_with_the_reason(kind):
+    make, arguments, reason = UNFIT[kind]
+    sampler = pf.Sampler(make(), pf.make_plan("ddpm", steps=4), shape=SHAPE)
+    for _ in range(2):
+        sampler(**arguments)
+        assert sampler.report.graph == "eager" and reason in sampler.report.graph_reason
+    with pytest.raises(ValueError, match=f"graph 'replay' cannot be had: .*{reason}"):
+        pf.Sampler(make(), pf.make_plan("ddpm", steps=4), shape=SHAPE, graph="replay")(**arguments)
+
+
+def test_a_graph_that_is_not_what_the_network_does_is_refused(stand_in):
+    """A host branch, or a tensor that the network replaces, is frozen as it was: the self-check sees another result."""
+    factor = torch.tensor(0.5)
+
+    def frozen(body):
+        def run():
+            factor.mul_(1.001)
+            body()
+
+        return run
+
+    stand_in.recorded = frozen
+    sampler = pf.Sampler(lambda x, t: x * factor, pf.make_plan("ddim", steps=4), shape=SHAPE)
+    sampler()
+    assert sampler.report.graph == "eager"
+    assert sampler.report.graph_reason == "the captured graph gives other values than the network does"
+    gc.collect()
+    assert stand_in.fake.live == {}
+
+
+def test_networks_that_repeat_themselves_but_for_rounding():
+    """Atomic additions make the last bits differ from call to call: no reason to refuse."""
+    factors = itertools.cycle([0.5, 0.5 + 1e-6, 0.5 - 1e-6])
+    sampler = pf.Sampler(lambda x, t: x * next(factors), pf.make_plan("ddim", steps=4), shape=SHAPE)
+    sampler()
+    assert sampler.report.graph == "while"
+
+
+def test_a_failed_capture_is_not_tried_again(stand_in):
+    def refuse():
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with ...")
+
+    stand_in.during = refuse
+    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
+    wanted = pf.sample(Pointwise(), 3, solver="ddim", shape=SHAPE, graph="eager")
+    for _ in range(3):
+        assert torch.equal(sampler(), wanted)
+    assert stand_in.counts["capture"] == 1
+    assert sampler.report.graph_reason == (
+        "the network cannot be captured: CUDA error: operation not permitted when stream is capturing"
+    )
+
+
+@pytest.mark.parametrize("function", ["cuGraphInstantiateWithFlags", "cuGraphGetNodes", "cuModuleLoadDataEx"])
+def test_a_driver_that_fails_is_named(stand_in, function):
+    stand_in.fake.fail(function, 2)
+    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
+    sampler()
+    assert sampler.report.graph == "replay"
+    assert function in sampler.report.graph_reason and "CUDA_ERROR_OUT_OF_MEMORY" in sampler.report.graph_reason
+
+
+@pytest.mark.parametrize("graph", MODES)
+def test_swapped_weights_are_noticed(stand_in, graph):
+    network, plan = Conv(), pf.make_plan("plms", steps=5)
+    sampler, eager = pair(network, plan, graph)
+    before = sampler()
+    with torch.no_grad():
+        network.first.weight.mul_(0.5)  # in place: the graph reads the same memory
+    changed = sampler()
+    assert torch.equal(changed, eager()) and not torch.equal(changed, before) and sampler.report.captures == 1
+    network.load_state_dict(Conv(seed=3).state_dict(), assign=True)
+    assert torch.equal(sampler(), eager()) and (sampler.report.captures, sampler.report.recaptures) == (2, 1)
+    sampler()
+    assert sampler.report.captures == 2
+    del sampler
+    gc.collect()
+    assert stand_in.fake.live == {}
+
+
+@pytest.mark.parametrize("graph", MODES)
+def test_steps_are_shown(graph):
+    captured, eager = pair(Conv(), pf.make_plan("f-pndm", steps=5), graph)
+    seen = [[], []]
+    for sampler, kept in zip((captured, eager), seen, strict=True):
+        sampler(on_step=lambda step, kept=kept: kept.append((step.index, step.t, step.state, step.x0)))
+    assert len(seen[0]) == captured.plan.nfe
+    for ours, theirs in zip(*seen, strict=True):
+        assert ours[:2] == theirs[:2] and torch.equal(ours[2], theirs[2]) and torch.equal(ours[3], theirs[3])
+    with pytest.raises(pf.Cancelled) as error:
+        captured(on_step=lambda step: step.cancel() if step.index == 3 else None)
+    assert torch.equal(error.value.state, seen[1][3][2])
+
+
+@pytest.mark.parametrize("graph", MODES)
+def test_cancel_from_another_thread(stand_in, graph):
+    """The fake driver runs the network in the launch: it cancels there, as another thread would."""
+    cancel, calls = pf.Cancel(), []
+
+    def network(x, t):
+        calls.append(1)
+        if armed and len(calls) == 4:
+            cancel.set()
+        return x * 0.5
+
+    armed = False
+    sampler = pf.Sampler(network, pf.make_plan("ddim", steps=9), shape=SHAPE, graph=graph)
+    wanted = sampler(cancel=cancel)
+    states = []
+    sampler(on_step=lambda step: states.append(step.state))
+    armed = bool(calls.clear()) or True
+    stand_in.fake.reset()
+    with pytest.raises(pf.Cancelled) as error:
+        sampler(cancel=cancel)
+    assert error.value.index == 3 and len(calls) == 4 and torch.equal(error.value.state, states[3])
+    assert stand_in.fake.counts["cuGraphLaunch"] == (1 if graph == "while" else 4)
+    assert torch.equal(sampler(), wanted)  # the flag does not stay
+
+
+def test_nan_and_a_network_that_fails_leave_the_sampler_whole(stand_in):
+    factor = torch.tensor(0.5)
+    sampler = pf.Sampler(lambda x, t: x * factor, pf.make_plan("ddim", steps=5), shape=SHAPE)
+    wanted = sampler()
+    factor.fill_(float("nan"))
+    with pytest.raises(pf.NonFiniteError, match="sample 0 at row 0"):
+        sampler()
+    factor.fill_(0.5)
+    stand_in.fake.fail("cuGraphLaunch", 719)
+    with pytest.raises(RuntimeError, match="cuGraphLaunch: CUDA_ERROR_LAUNCH_FAILED"):
+        sampler()
+    assert torch.equal(sampler(), wanted) and sampler.report.captures == 1
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_threads(concurrency):
+    network, plan = Conv(), pf.make_plan("plms", steps=4)
+    sampler = pf.Sampler(network, plan, shape=SHAPE, concurrency=concurrency)
+    eager = pf.Sampler(network, plan, shape=SHAPE, graph="eager")
+    wanted = [eager(seeds=seed) for seed in range(8)]
+    failed = []
+
+    def work(first):
+        for seed in (*range(first, 8), *range(first)):
+            if not torch.equal(sampler(seeds=seed), wanted[seed]):
+                failed.append(seed)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and 1 <= sampler.report.captures <= concurrency
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_prepare_captures_everything(stand_in, concurrency):
+    sampler = pf.Sampler(Conv(), pf.make_plan("plms", steps=4), shape=(1, *SHAPE[1:]), concurrency=concurrency)
+    labels = {"labels": torch.tensor([3])}
+    sampler.prepare([1, 2, 4], cond=labels)
+    assert stand_in.counts["capture"] == 3 * concurrency
+    for batch in (1, 2, 3, 4):
+        sampler(seeds=range(batch), cond={"labels": torch.arange(batch)})
+    assert stand_in.counts["capture"] == 3 * concurrency and sampler.report.graph == "while"
+    with pytest.raises(ValueError, match="batches must have at most"):
+        sampler.prepare(range(1, 100))
+
+
+def test_nothing_piles_up(stand_in):
+    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=2), shape=SHAPE)
+    sampler()
+    live = stand_in.fake.live
+    for seed in range(200):
+        sampler(seeds=seed)
+    assert stand_in.fake.live == live
+    for batch in range(1, 2 * graphs.KEPT):
+        sampler(seeds=range(batch))
+    gc.collect()
+    assert stand_in.fake.live["exec"] == graphs.KEPT
+    sampler.reset()
+    gc.collect()
+    assert stand_in.fake.live == {}
+
+
+def test_graphs_go_with_the_network_of_sample(stand_in):
+    network = Conv()
+    pf.sample(network, 3, solver="ddim", shape=SHAPE)
+    pf.sample(network, 4, solver="plms", shape=SHAPE)
+    assert stand_in.counts["capture"] == 1 and stand_in.fake.live["exec"] == 1
+    stand_in.fake._callbacks.clear()  # closures that hold the network: a real graph's kernels do not
+    alive = weakref.ref(network)
+    del network
+    gc.collect()
+    assert alive() is None and stand_in.fake.live == {}
+
+
+def test_graphs_on_the_cpu_are_refused(monkeypatch):
+    from pndm_fast import places
+
+    monkeypatch.setattr(places, "cuda_of", lambda _: None)
+    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=2), shape=SHAPE)
+    sampler()
+    assert sampler.report.graph == "eager" and sampler.report.graph_reason == "graphs need a CUDA device, got cpu"
+    with pytest.raises(ValueError, match="graph 'while' cannot be had: graphs need a CUDA device, got cpu"):
+        pf.sample(Pointwise(), 2, solver="ddim", shape=SHAPE, graph="while")
+    with pytest.raises(ValueError, match="graph must be one of auto, while, replay, eager, got 'always'"):
+        pf.sample(Pointwise(), 2, solver="ddim", shape=SHAPE, graph="always")
