@@ -155,9 +155,10 @@ class Diffusers:
 
     Args:
         guidance: the output holds [uncond; cond], and each step also makes the next doubled input.
+        state: dtype of the sample, to which outputs are converted.
     """
 
-    def __init__(self, steps: Steps, guidance: float | None = None) -> None:
+    def __init__(self, steps: Steps, guidance: float | None = None, state: torch.dtype = torch.float32) -> None:
         from diffusers import PNDMScheduler
 
         self.scheduler = PNDMScheduler(skip_prk_steps=True, beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
@@ -165,7 +166,8 @@ class Diffusers:
         self.scheduler.set_timesteps(1000, device=device)
         self.times = list(self.scheduler.timesteps)
         shape = (steps.batch, *steps.out.shape[1:])
-        self.start, self.out, self.guidance = steps.start[:, : steps.registers.n].reshape(shape), steps.out, guidance
+        self.start = steps.start[:, : steps.registers.n].reshape(shape).to(state)
+        self.out, self.guidance, self.state = steps.out, guidance, state
         self.sample, self.double, self.at = self.start, None, 0
 
     def rewind(self) -> None:
@@ -179,16 +181,17 @@ class Diffusers:
 
     def run(self, calls: int) -> None:
         """That many steps."""
-        step, out, sample, guidance = self.scheduler.step, self.out, self.sample, self.guidance
+        step, sample, guidance = self.scheduler.step, self.sample, self.guidance
         for t in self.times[self.at : self.at + calls]:
+            out = self.out.to(self.state)
             if guidance is None:
                 sample = step(out, t, sample, return_dict=False)[0]
             else:
                 uncond, cond = out.chunk(2)
                 sample = step(uncond + guidance * (cond - uncond), t, sample, return_dict=False)[0]
-                self.double = torch.cat([sample] * 2)
+                self.double = torch.cat([sample] * 2).to(self.out.dtype)
         self.sample, self.at = sample, self.at + calls
-        if out.is_cuda:
+        if sample.is_cuda:
             torch.cuda.synchronize()
 
     def side(self) -> Side:
@@ -196,12 +199,17 @@ class Diffusers:
         return Side(self.run, self.reset, len(self.times) - FIRST)
 
 
-def against_diffusers(shape: Sequence[int], guidance: float | None = None, device: str = "cpu") -> tuple[Steps, Any]:
+def against_diffusers(
+    shape: Sequence[int],
+    guidance: float | None = None,
+    device: str = "cpu",
+    network: torch.dtype = torch.float32,
+) -> tuple[Steps, Any]:
     """Our steps and diffusers', after both have walked the same `FIRST` + 10 rows to the same samples."""
     plan = pf.make_plan("plms", pf.Schedule.linear(), steps=1000, compat="diffusers")
     if guidance is not None:
         plan = plan.with_guidance(guidance)
-    ours = Steps(shape, plan=plan, halves=1 if guidance is None else 2, device=device)
+    ours = Steps(shape, network, plan=plan, halves=1 if guidance is None else 2, device=device)
     theirs = Diffusers(ours, guidance)
     ours.reset(0)
     theirs.rewind()

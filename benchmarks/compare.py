@@ -25,42 +25,51 @@ class Side:
     Attributes:
         run: makes that many calls, and on a GPU waits for the last.
         reset: prepares a block, untimed.
-        most: calls that a block may make.
+        most: calls that a block may make; 1 is for long calls, which are timed alone.
     """
 
     run: Callable[[int], Any]
     reset: Callable[[], Any] = field(default=nothing)
     most: int = 10_000
 
-    def block(self, calls: int) -> float:
-        """Seconds for a call, after one untimed one that brings its memory into the caches."""
+    def prepare(self) -> None:
+        """What comes before a block, untimed: one call brings the memory of short ones into the caches."""
         self.reset()
-        self.run(1)
+        if self.most > 1:
+            self.run(1)
+
+    def block(self, calls: int) -> float:
+        """Seconds for a call."""
+        self.prepare()
         began = time.perf_counter()
         self.run(calls)
         return (time.perf_counter() - began) / calls
 
     def calls(self) -> int:
         """As many as fill a block."""
+        if self.most == 1:
+            return 1
         trials = [self.block(1) for _ in range(5)]
         return max(1, min(self.most - 1, math.ceil(BLOCK_SECONDS / statistics.median(trials))))
 
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on a ratio: `at_most` bounds ours / theirs, else theirs / ours must reach it."""
+    """A bound on a ratio: `at_most` bounds ours / theirs, else theirs / ours must reach it; None only reports it."""
 
-    value: float
+    value: float | None
     at_most: bool = False
 
     def ratio(self, ours: float, theirs: float) -> float:
         return ours / theirs if self.at_most else theirs / ours
 
-    def met(self, ratio: float) -> bool:
+    def met(self, ratio: float) -> bool | None:
+        if self.value is None:
+            return None
         return ratio <= self.value if self.at_most else ratio >= self.value
 
     def __str__(self) -> str:
-        return f"{'<=' if self.at_most else '>='} {self.value:g}"
+        return "" if self.value is None else f"{'<=' if self.at_most else '>='} {self.value:g}"
 
 
 def contest(
@@ -94,8 +103,7 @@ def contest(
     def others_first() -> None:
         for name, side in theirs.items():
             seconds[name].append(side.block(calls[name]))
-        ours.reset()
-        ours.run(1)
+        ours.prepare()
 
     benchmark.pedantic(ours.run, args=(own_calls,), setup=others_first, rounds=rounds)
     own = [block / own_calls for block in benchmark.stats.stats.data]
@@ -138,7 +146,7 @@ def record(
         "us": round(statistics.median(own) * 1e6, 3),
         "ratio": ratio,
         "quartiles": spread,
-        "target": None if target is None else str(target),
+        "target": None if target is None else str(target) or None,
         "met": None if target is None or ratio is None else target.met(ratio),
         **more,
     }

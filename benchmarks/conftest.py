@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
+import time
 
+import machine
 import pytest
 import torch
 
 THREADS = torch.get_num_threads()
-ROOT = Path(__file__).parent.parent
+BEGAN = time.monotonic()
 
 
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="few rounds, no large sizes")
+    parser.addoption("--budget", type=float, help="seconds after which no further benchmark is begun")
+    parser.addoption("--commit", help="what is measured, where there is no repository to ask")
 
 
 def pytest_collection_modifyitems(items):
@@ -24,6 +23,13 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    budget = item.config.getoption("--budget")
+    if budget is not None and time.monotonic() - BEGAN > budget:
+        pytest.skip(f"no time left of {budget:g} s")
 
 
 @pytest.fixture
@@ -51,72 +57,8 @@ def threads(request):
 
 
 def pytest_benchmark_generate_machine_info(config):
-    return {
-        "cpu": _cpu(),
-        "threads": THREADS,
-        "python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "triton", "diffusers", "pndm-fast")},
-        **_commit(),
-        "gpu": _gpu(),
-    }
+    return machine.describe(config.getoption("--commit"))
 
 
 def pytest_benchmark_generate_commit_info(config):
     return {}
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> dict[str, Any]:
-    """Commit, and whether what is measured differs from it; results themselves do not count."""
-    try:
-        commit = _git("rev-parse", "HEAD").strip()
-        dirty = bool(_git("status", "--porcelain", "--", ".", ":!benchmarks/results").strip())
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
-    return {"commit": commit, "dirty": dirty}
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-
-
-def _gpu() -> dict[str, Any] | None:
-    """Name, driver, clocks and power of the first GPU; None without a driver."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # no package, no library or no driver: all the same to a reader of the result
-        return None
-    device = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device() if torch.cuda.is_available() else 0)
-
-    def ask(function: Any, *arguments: Any) -> Any:
-        try:
-            value = function(*arguments)
-        except pynvml.NVMLError:
-            return None
-        return value.decode() if isinstance(value, bytes) else value
-
-    power = ask(pynvml.nvmlDeviceGetEnforcedPowerLimit, device)
-    return {
-        "name": ask(pynvml.nvmlDeviceGetName, device),
-        "driver": ask(pynvml.nvmlSystemGetDriverVersion),
-        "sm_clock_mhz": ask(pynvml.nvmlDeviceGetClockInfo, device, pynvml.NVML_CLOCK_SM),
-        "sm_clock_max_mhz": ask(pynvml.nvmlDeviceGetMaxClockInfo, device, pynvml.NVML_CLOCK_SM),
-        "memory_clock_mhz": ask(pynvml.nvmlDeviceGetClockInfo, device, pynvml.NVML_CLOCK_MEM),
-        "power_limit_w": None if power is None else power / 1000,
-    }

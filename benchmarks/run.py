@@ -6,21 +6,23 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 HERE = Path(__file__).parent
 SUITES = {
     "cpu": ("stream", "diffusers_step", "compiled", "overhead", "plan_time"),
-    "cuda": ("gpu_speed",),
+    "cuda": ("gpu_sample", "gpu_speed"),
 }
 KEPT = ("min", "median", "iqr")
 
 
-def environment() -> dict[str, str]:
+def environment(device: str) -> dict[str, str]:
     """Ours, with what makes timings repeat."""
     cores = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     settings = {
@@ -29,28 +31,50 @@ def environment() -> dict[str, str]:
         "MALLOC_MMAP_THRESHOLD_": str(2**34),
         "OMP_NUM_THREADS": cores,
         "MKL_NUM_THREADS": cores,
-        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1" if device == "cpu" else cores,
     }
     return {**os.environ, **settings}
 
 
-def run_suite(suite: str, quick: bool) -> tuple[int, dict[str, Any]]:
-    """A fresh process for each suite. Returns pytest's exit status and its report."""
+def run_suite(suite: str, device: str, options: list[str]) -> tuple[int, dict[str, Any], list[str]]:
+    """A fresh process for each suite. Returns pytest's exit status, its report and the names of what failed."""
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
+        report, junit = Path(folder) / "report.json", Path(folder) / "junit.xml"
         command = [sys.executable, "-m", "pytest", str(HERE / f"test_{suite}.py"), "--benchmark-enable"]
         command += [f"--benchmark-json={report}", "--benchmark-quiet", "--benchmark-disable-gc", "-o", "timeout=1200"]
-        status = subprocess.run(
-            [*command, *(["--quick"] if quick else [])], cwd=HERE.parent, env=environment()
-        ).returncode
+        command += [f"--junitxml={junit}", *options]
+        status = wait(subprocess.Popen(command, cwd=HERE.parent, env=environment(device)))
         written = report.is_file() and report.stat().st_size
-        return status, json.loads(report.read_text()) if written else {"benchmarks": [], "machine_info": {}}
+        bad = [case.get("name", "") for case in cases(junit) if outcome(case) == "failed"]
+        return status, json.loads(report.read_text()) if written else {"benchmarks": [], "machine_info": {}}, bad
 
 
-def summary(suite: str, report: dict[str, Any], quick: bool) -> dict[str, Any]:
-    """What is kept: no raw data, times for one call."""
+def wait(process: subprocess.Popen[bytes]) -> int:
+    """Its exit status; an interrupt goes on to it once, so that it writes what it has."""
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        return process.wait() or 2
+
+
+def cases(junit: Path) -> list[ElementTree.Element]:
+    """The tests in a JUnit file; none where it was not written."""
+    return list(ElementTree.parse(junit).iter("testcase")) if junit.is_file() else []
+
+
+def outcome(case: ElementTree.Element) -> str:
+    """passed, failed or skipped."""
+    kinds = {child.tag for child in case}
+    return "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
+
+
+def summary(suite: str, report: dict[str, Any], quick: bool, bad: list[str]) -> dict[str, Any]:
+    """What is kept: no raw data, times for one call, nothing of a benchmark that failed."""
     results = []
     for one in report["benchmarks"]:
+        if one["name"] in bad:
+            continue
         calls = one["extra_info"].get("calls", 1)
         stats = {key: one["stats"][key] / calls for key in KEPT} | {"rounds": one["stats"]["rounds"]}
         results.append({"name": one["name"], **one["extra_info"], "seconds": stats})
@@ -59,6 +83,7 @@ def summary(suite: str, report: dict[str, Any], quick: bool) -> dict[str, Any]:
         "date": report.get("datetime"),
         "quick": quick,
         "machine": report["machine_info"],
+        **({"failed": bad} if bad else {}),
         "results": results,
     }
 
@@ -86,23 +111,34 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suites", nargs="*", help="default: all of the device")
     parser.add_argument("--device", choices=SUITES, default="cpu")
     parser.add_argument("--quick", action="store_true", help="few rounds, no large sizes, nothing written")
+    parser.add_argument("--budget", type=float, help="seconds after which no further benchmark of a suite is begun")
+    parser.add_argument("--commit", help="what is measured, where there is no repository to ask")
     arguments = parser.parse_args()
     unknown = set(arguments.suites) - set(SUITES[arguments.device])
     if unknown:
         parser.error(f"suites must be among {', '.join(SUITES[arguments.device])}, got {', '.join(sorted(unknown))}")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse()
+    options = ["--quick"] * arguments.quick
+    options += [f"--{name}={getattr(arguments, name)}" for name in ("budget", "commit") if getattr(arguments, name)]
     failed, results = [], []
     for suite in arguments.suites or SUITES[arguments.device]:
-        status, report = run_suite(suite, arguments.quick)
-        kept = summary(suite, report, arguments.quick)
+        status, report, bad = run_suite(suite, arguments.device, options)
+        kept = summary(suite, report, arguments.quick, bad)
         results += kept["results"]
         if status or not kept["results"]:
             failed.append(suite)
-        elif not arguments.quick:
+        # minutes on a lent GPU are few: there, what passed is kept beside the names of what failed
+        if kept["results"] and not arguments.quick and (not status or arguments.device == "cuda"):
             folder = folder_of(arguments.device, kept["machine"])
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{suite}.json").write_text(json.dumps(kept, indent=1) + "\n")

@@ -101,6 +101,7 @@ Batch = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="Of the network: fp32, fp16 or bf16.")]
 Backend = Annotated[str, typer.Option(help="auto, cpp, triton or reference.")]
+Graph = Annotated[str, typer.Option(help="How a GPU is driven: auto, while, replay or eager.")]
 Out = Annotated[str, typer.Option(help="A sheet .png, an array .npz, or a folder for one PNG a seed, which resumes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 OnNan = Annotated[str, typer.Option(help="raise, mark (black, or left out of a folder) or ignore.")]
@@ -128,6 +129,7 @@ def sample(
     device: Device = "auto",
     dtype: Dtype = "fp32",
     backend: Backend = "auto",
+    graph: Graph = "auto",
     on_nan: OnNan = "raise",
     out: Out = "digits.png",
     force: Force = False,
@@ -139,7 +141,7 @@ def sample(
     plan = make_plan(solver, schedule, steps, nfe, spacing, prediction, None, options)
     recipe = {"spacing": spacing or FACTS[solver].spacing, "schedule": schedule, "options": options}
     place = find_device(device)
-    network = ModelArgs(model, trust, parse_shape(shape), null_class, place, dtype, backend)
+    network = ModelArgs(model, trust, parse_shape(shape), null_class, place, dtype, backend, graph)
     wanted = parse_classes(classes)
     run = Run(Job(plan, network, out, recipe, force, number, seed, wanted, guidance, batch, on_nan))
     if device == "auto" and place.type == "cpu" and not quiet:

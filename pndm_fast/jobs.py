@@ -50,6 +50,7 @@ class ModelArgs:
     device: torch.device = torch.device("cpu")
     dtype: str = "fp32"
     backend: str = "auto"
+    graph: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -282,6 +283,7 @@ class Run:
             device=network.device,
             dtype=DTYPES[network.dtype],
             backend=network.backend,
+            graph=network.graph,
         )
         self.seconds, self.unfinished, self.interrupted = 0.0, True, False
         self.bad_seeds: list[int] = []
@@ -361,6 +363,7 @@ class Run:
             "device": str(self.sampler.device),
             "dtype": self.job.network.dtype,
             "backend": self.backend,
+            "graph": self.sampler.report.graph if made else None,
             "seed": self.job.seed,
             "guidance": self.job.guidance,
             "out": self.job.out,

@@ -13,8 +13,9 @@ from torch import Tensor
 from pndm_fast import ranges
 from pndm_fast.cuda import Event, cuda_of
 from pndm_fast.events import BadSample, Report
-from pndm_fast.graphs import AUTO, CannotCapture, Graph, Pool, check_network, graph_key
+from pndm_fast.graphs import AUTO, GRAPHS, CannotCapture, Graph, Pool, check_network, graph_key
 from pndm_fast.memory import Memory
+from pndm_fast.request import check_choice
 from pndm_fast.trajectory import Rows, Trajectory
 from pndm_fast.workspace import BufferForm, Probe, Workspace
 
@@ -36,6 +37,22 @@ class Place:
     graph_bytes: int = 0
     nodes: dict[str, int] = field(default_factory=dict)
     cancel: Tensor | None = None
+
+
+def check_graph(graph: str, device: torch.device) -> str:
+    """A graph mode that the device could have.
+
+    Raises:
+        ValueError: unknown, or named where there is no CUDA device.
+    """
+    check_choice("graph", graph, GRAPHS)
+    if graph in AUTO and cuda_of(device) is None:
+        raise ValueError(f"graph {graph!r} cannot be had: {_need(device)}")
+    return graph
+
+
+def _need(device: torch.device) -> str:
+    return f"graphs need a CUDA device, got {device}"
 
 
 @contextlib.contextmanager
@@ -62,7 +79,7 @@ def take_place(memory: Memory, trajectory: Trajectory, graph: str, concurrency: 
 def _graphed(memory: Memory, trajectory: Trajectory, modes: tuple[str, ...], concurrency: int) -> Iterator[Place]:
     cuda = cuda_of(trajectory.device)
     if cuda is None:
-        raise CannotCapture(f"graphs need a CUDA device, got {trajectory.device}")
+        raise CannotCapture(_need(trajectory.device))
     check_network(trajectory.model)
     probe = _probe(memory, trajectory)
     key = modes, concurrency, graph_key(trajectory, probe)

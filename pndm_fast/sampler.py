@@ -20,7 +20,7 @@ from pndm_fast.make_plan import make_plan
 from pndm_fast.memory import KEPT, Memory, memory_of
 from pndm_fast.network import check_dtype, check_model, config_shape, parameter
 from pndm_fast.noise import is_integer
-from pndm_fast.places import Pace, Place, report_of, take_place
+from pndm_fast.places import Pace, Place, check_graph, report_of, take_place
 from pndm_fast.plan import Plan
 from pndm_fast.progress import progress_bar
 from pndm_fast.request import (
@@ -80,11 +80,11 @@ class Sampler:
         like = parameter(model)
         self.model, self.plan = model, plan
         self.backend = check_choice("backend", backend, BACKENDS)
-        self.graph = check_choice("graph", graph, graphs.GRAPHS)
         self.concurrency = check_sizes("concurrency", [concurrency])[0]
         self.batches: list[int] = []
         self.shape = _batch_shape(model, shape)
         self.device = torch.empty(0, device=device or (like.device if like is not None else "cpu")).device
+        self.graph = check_graph(graph, self.device)
         self.dtype = check_dtype("dtype", dtype, (torch.float32, torch.float16, torch.bfloat16, torch.float64))
         if self.dtype is None and like is not None:
             self.dtype = like.dtype

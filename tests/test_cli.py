@@ -245,6 +245,8 @@ USAGE = {
     "device absent": (["--device", "cuda:99"], "--device must be", "'cuda:99'"),
     "dtype": (["--dtype", "fp8"], "dtype must be one of"),
     "backend": (["--backend", "cuda"], "backend must be one of"),
+    "graph": (["--graph", "always"], "graph must be one of"),
+    "graph on the CPU": (["--graph", "while", "--device", "cpu"], "graphs need a CUDA device, got cpu"),
     "on-nan": (["--on-nan", "shout"], "on_nan must be one of"),
     "option form": (["--option", "order"], "--option must be key=value"),
     "option twice": (["--option", "order=1", "--option", "order=2"], "--option", "twice"),
