@@ -60,6 +60,11 @@ def result_tensor(result: Any) -> Tensor:
     )
 
 
+def in_training(model: Any) -> bool:
+    """Whether a module is in training mode. An exported program says so too, but has no such mode, nor `.eval()`."""
+    return getattr(model, "training", False) is True and "eval" not in getattr(model, "__dict__", {})
+
+
 def check_model(model: Any) -> None:
     """Refuse what cannot be called, and warn of training mode.
 
@@ -68,7 +73,7 @@ def check_model(model: Any) -> None:
     """
     if not callable(model) or isinstance(model, type):
         raise TypeError(f"model must be callable as model(x, t, **cond), got {model!r}")
-    if getattr(model, "training", False) is True:
+    if in_training(model):
         warnings.warn("the model is in training mode: call model.eval() for dropout and batch norm", stacklevel=4)
 
 
