@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -60,16 +60,30 @@ def result_tensor(result: Any) -> Tensor:
     )
 
 
-def check_model(model: Any) -> None:
+def check_model(model: Any, name: str = "model") -> None:
     """Refuse what cannot be called, and warn of training mode.
 
     Raises:
         TypeError: model is not callable.
     """
     if not callable(model) or isinstance(model, type):
-        raise TypeError(f"model must be callable as model(x, t, **cond), got {model!r}")
+        raise TypeError(f"{name} must be callable as {name}(x, t, **cond), got {model!r}")
     if getattr(model, "training", False) is True:
-        warnings.warn("the model is in training mode: call model.eval() for dropout and batch norm", stacklevel=4)
+        warnings.warn(f"the {name} is in training mode: call .eval() for dropout and batch norm", stacklevel=5)
+
+
+def networks_of(model: Any) -> tuple[Callable[..., Any], ...]:
+    """One network, or a sequence of them.
+
+    Raises:
+        TypeError, ValueError: something in it is not callable, or it is empty.
+    """
+    several = isinstance(model, (tuple, list))
+    if several and not model:
+        raise ValueError("model must be a network or a sequence of networks, got none")
+    for network in model if several else (model,):
+        check_model(network)
+    return tuple(model) if several else (model,)
 
 
 def check_dtype(name: str, dtype: Any, allowed: tuple[torch.dtype, ...]) -> torch.dtype | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -112,6 +112,40 @@ class Workspace:
         self._strides: tuple[int, ...] | None = None
         self._bound: tuple[Tensor, BoundRow] | None = None
 
+    def carry(self) -> Registers:
+        """What buffers of another form need to go on from here: copies."""
+        r = self.registers
+        own = {name: getattr(r, name).clone() for name in ("x", "y", "slots", "seeds", "row", "first_bad", "active")}
+        return replace(r, **own)
+
+    def resume(self, request: Request, carry: Registers, index: int) -> None:
+        """Take up a state under way before the row of that index."""
+        r = self.registers
+
+        def arranged(values: Tensor) -> Tensor:  # another network may have another layout
+            values = values[..., : r.n]
+            if carry.channels == r.channels:
+                return values
+            whole = unflatten(values.reshape(-1, r.n), self.form.shape, carry.channels)
+            return flatten(whole, r.channels).reshape(values.shape)
+
+        for name in ("seeds", "row", "first_bad", "active"):
+            getattr(r, name).copy_(getattr(carry, name))
+        r.done.zero_()
+        kept = min(len(r.slots), len(carry.slots))
+        r.x[:, : r.n], r.y[:, : r.n] = arranged(carry.x), arranged(carry.y)
+        r.slots[:kept, :, : r.n] = arranged(carry.slots[:kept])
+        self._next_input(request, index)
+
+    def _next_input(self, request: Request, index: int) -> None:
+        """The time and the network's input of the row of that index; a sample that has ended keeps its last."""
+        r = self.registers
+        rows = [plan.rows[min(index, plan.nfe - 1)] for plan in request.plans]
+        r.t.copy_(upload([row.t for row in rows] * r.halves, r.t.device, torch.float64))
+        if r.net_in is not None:
+            scales = upload([row.in_scale for row in rows], r.y.device, r.y.dtype)
+            r.net_in.copy_((r.y[:, : r.n] * scales[:, None]).repeat(r.halves, 1))
+
     def begin(self, request: Request, table: Table, backend: Backend) -> None:
         """Write the prologue, the first network input and the counters."""
         r = self.registers
@@ -123,10 +157,7 @@ class Workspace:
         y = self._start(request, backend)
         r.y[:, : r.n] = y
         r.x[:, : r.n] = y
-        r.t.copy_(upload([plan.times[0] for plan in request.plans] * r.halves, r.t.device, torch.float64))
-        if r.net_in is not None:
-            scales = upload([plan.rows[0].in_scale for plan in request.plans], y.device, y.dtype)
-            r.net_in.copy_((y * scales[:, None]).repeat(r.halves, 1))
+        self._next_input(request, 0)
 
     def _start(self, request: Request, backend: Backend) -> Tensor:
         r = self.registers
