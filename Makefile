@@ -19,17 +19,14 @@ lint: $(VENV)/.lint  ## ruff, mypy --strict, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict pndm_fast
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h tests/*.cpp tests/*.h
 
 bench: $(VENV)/.bench  ## the CPU benchmarks, written to benchmarks/results/cpu/
 	$(BIN)/python benchmarks/run.py
 
-gpu:  ## on a machine with a GPU and torch: build in place, run what needs a GPU, write benchmarks/results/
-	$(PYTHON) -m pip install --quiet --no-index --no-build-isolation --no-deps --editable .
-	test ! -d .whl || $(PYTHON) -m pip install --quiet --no-index --no-deps .whl/*.whl  # what travelled: diffusers
-	$(PYTHON) -m pytest -m gpu
-	$(PYTHON) -m pytest tests/test_triton.py tests/test_noise.py
-	$(PYTHON) benchmarks/run.py --device cuda
+# 9 minutes; COMMIT=$(git rev-parse HEAD) from outside where no .git travels; one step: STEPS=sweep
+gpu:  ## on a machine with a GPU and torch: build, tests, memcheck, benchmarks, sweep into benchmarks/results/
+	$(PYTHON) benchmarks/gpu.py $(if $(COMMIT),--commit $(COMMIT)) $(STEPS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info pndm_fast/_C*.so

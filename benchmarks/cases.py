@@ -182,8 +182,9 @@ class Diffusers:
     def run(self, calls: int) -> None:
         """That many steps."""
         step, sample, guidance = self.scheduler.step, self.sample, self.guidance
+        same = self.out.dtype is self.state
         for t in self.times[self.at : self.at + calls]:
-            out = self.out.to(self.state)
+            out = self.out if same else self.out.to(self.state)
             if guidance is None:
                 sample = step(out, t, sample, return_dict=False)[0]
             else:

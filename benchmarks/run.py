@@ -73,7 +73,7 @@ def summary(suite: str, report: dict[str, Any], quick: bool, bad: list[str]) -> 
     """What is kept: no raw data, times for one call, nothing of a benchmark that failed."""
     results = []
     for one in report["benchmarks"]:
-        if one["name"] in bad:
+        if one["name"] in bad or "us" not in one["extra_info"]:  # failed, or interrupted
             continue
         calls = one["extra_info"].get("calls", 1)
         stats = {key: one["stats"][key] / calls for key in KEPT} | {"rounds": one["stats"]["rounds"]}

@@ -58,7 +58,10 @@ void Driver::check(Status status, const char* call) const {
 }
 
 std::string Driver::without_while() const {
-  if (GraphConditionalHandleCreate && GraphAddNode && version >= kWhileVersion) return "";
+  if (version >= kWhileVersion) {
+    if (!GraphConditionalHandleCreate) return "the driver lacks cuGraphConditionalHandleCreate";
+    return GraphAddNode ? "" : "the driver lacks cuGraphAddNode";
+  }
   return "WHILE nodes need a driver of CUDA 12.4, got " + std::to_string(version / 1000) + "." +
          std::to_string(version % 1000 / 10);
 }

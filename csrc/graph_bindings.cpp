@@ -66,7 +66,8 @@ void bind_graph(py::module_& m) {
       .def(py::init(&make_iteration), "driver"_a.none(false), "graph"_a, py::kw_only(),
            "active"_a = 0, "budget"_a = 0, "cancel"_a = 0)
       .def("launch", &launch, "rows"_a, "stream"_a, "Enqueue that many rows on a stream.")
-      .def("close", &Iteration::close, "Destroy what the driver holds; nothing may be running.")
+      .def("close", &Iteration::close, py::call_guard<py::gil_scoped_release>(),
+           "Destroy what the driver holds; nothing may be running.")
       .def_property_readonly("nodes", [](const Iteration& i) { return i.made_of.nodes; });
   m.attr("CONDITION_PTX") = cuda::kConditionPtx;
 }

@@ -1,0 +1,264 @@
+"""Whole samples, by every way that a benchmark compares: ours in each mode, the network alone, diffusers' loop."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import networks
+import torch
+from compare import Side
+from torch import Tensor, nn
+
+import pndm_fast as pf
+from pndm_fast.backends import choose_backend
+from pndm_fast.network import result_tensor
+from pndm_fast.noise import INITIAL
+from pndm_fast.plan import Plan
+from pndm_fast.registers import NEVER
+from pndm_fast.table import build
+from pndm_fast.workspace import BufferForm, Workspace
+
+SCALE = 7.5  # of guidance, where a network takes a text
+
+Network = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A network, a plan and a batch.
+
+    Attributes:
+        name: of `networks.NETWORKS`.
+        steps: of diffusers' PNDM: with its Runge-Kutta start for `small` and `cifar` (9 more calls), without for `sd`
+            (1 more), as the published scheduler configurations say.
+    """
+
+    name: str
+    batch: int
+    steps: int = 50
+    device: str = "cuda"
+
+    @property
+    def network(self) -> networks.Network:
+        return networks.NETWORKS[self.name]
+
+    @property
+    def module(self) -> nn.Module:
+        return networks.module(self.name, self.device)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.batch, *self.network.shape
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """Diffusers' own, so that both loops make the same calls."""
+        return self.plan_of(self.steps)
+
+    def plan_of(self, steps: int) -> Plan:
+        arguments = dict(self.network.schedule)
+        kind, skip = arguments.pop("beta_schedule"), arguments.pop("skip_prk_steps", False)
+        make = getattr(pf.Schedule, kind)
+        schedule = make(beta_start=arguments.pop("beta_start"), beta_end=arguments.pop("beta_end"))
+        return pf.make_plan("plms" if skip else "f-pndm", schedule, steps=steps, compat="diffusers", **arguments)
+
+    @functools.cached_property
+    def texts(self) -> tuple[Tensor, Tensor] | None:
+        """Unconditional and conditional embeddings."""
+        if not self.network.text:
+            return None
+        generator = torch.Generator(self.device).manual_seed(1)
+        both = torch.randn(2, networks.SEQUENCE, networks.WIDTH, generator=generator, device=self.device)
+        uncond, cond = (one.expand(self.batch, -1, -1).to(self.network.dtype).contiguous() for one in both)
+        return uncond, cond
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of a call of our sampler."""
+        if self.texts is None:
+            return {"seeds": 0}
+        uncond, cond = ({"encoder_hidden_states": text} for text in self.texts)
+        return {"seeds": 0, "uncond": uncond, "cond": cond, "guidance": SCALE}
+
+    @property
+    def merged(self) -> dict[str, Tensor]:
+        """Of a call of the network, both halves of guidance at once."""
+        return {} if self.texts is None else {"encoder_hidden_states": torch.cat(self.texts)}
+
+    def sampler(self, graph: str = "auto", network: Network | None = None, **options: Any) -> pf.Sampler:
+        options = {"shape": self.shape, "device": self.device, "dtype": self.network.dtype} | options
+        return pf.Sampler(network or self.module, options.pop("plan", self.plan), graph=graph, **options)
+
+    def sample(self, sampler: pf.Sampler, plan: Plan | None = None) -> Tensor:
+        return sampler(plan=plan, **self.arguments)
+
+    def side(self, call: Callable[[], Any]) -> Side:
+        """A contestant whose one call is a whole sample."""
+
+        def run(calls: int) -> None:
+            for _ in range(calls):
+                call()
+            synchronize(self.device)
+
+        return Side(run, most=1)
+
+    def ours(self, sampler: pf.Sampler, plan: Plan | None = None) -> Side:
+        return self.side(lambda: self.sample(sampler, plan))
+
+
+def synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """||a - b|| / ||b||; NaN, which passes no bound, where either holds one."""
+    a, b = a.double(), b.double()
+    return float((a - b).norm() / b.norm())
+
+
+class Alone:
+    """Nothing but the network: one captured call of it, replayed for each row."""
+
+    def __init__(self, job: Job) -> None:
+        halves = 1 if job.texts is None else 2
+        x = torch.randn((halves * job.batch, *job.network.shape), device=job.device).to(job.network.dtype)
+        t = torch.full((halves * job.batch,), 500.0, device=job.device)
+        merged = job.merged
+
+        def call() -> None:
+            self.out = result_tensor(job.module(x, t, **merged))
+
+        with torch.no_grad():
+            self.replay = captured(call) if job.device != "cpu" else call
+
+    @torch.no_grad()
+    def __call__(self, calls: int) -> None:
+        for _ in range(calls):
+            self.replay()
+
+
+def captured(call: Callable[[], Any]) -> Callable[[], None]:
+    """A replay of what it launches, after the customary warm-up on another stream."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+class Unrolled:
+    """All rows of a plan in one graph of torch's: no loop on the device, and a capture for each number of steps."""
+
+    def __init__(self, job: Job) -> None:
+        assert job.plan.prologue == (1.0, 1.0, 0.0) and all(row.in_scale == 1 for row in job.plan), "begin does no more"
+        self.job, self.merged = job, job.merged
+        self.place = torch.empty(0, device=job.device).device
+        self.backend = choose_backend("auto", self.place, torch.float32)
+        self.table = build([job.plan], torch.float32, self.place)
+        guided = job.texts is not None
+        if guided:
+            self.table = build([job.plan.with_guidance(SCALE)], torch.float32, self.place)
+        self.workspace = Workspace(
+            BufferForm(
+                batch=job.batch,
+                shape=job.network.shape,
+                slots=self.table.slots,
+                halves=1 + guided,
+                direct=job.network.dtype is torch.float32 and not guided,
+                channels=1,
+                state=torch.float32,
+                slot=torch.float32 if guided else job.network.dtype,
+                out=job.network.dtype,
+                network=job.network.dtype,
+                time=torch.float32,
+                device=self.place,
+            )
+        )
+        self.step = self.workspace.bind(self.table.data, self.backend)
+        self.workspace.registers.seeds.copy_(torch.arange(job.batch))
+        with torch.no_grad():
+            self.begin()
+            self.replay = self._captured() if job.device != "cpu" else self.rows
+
+    def _captured(self) -> Callable[[], None]:
+        for _ in range(3):
+            self.step(result_tensor(self.job.module(self.workspace.x_in, self.workspace.t, **self.merged)), None, None)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.rows()
+        return graph.replay
+
+    def begin(self) -> None:
+        r = self.workspace.registers
+        r.row.zero_()
+        r.first_bad.fill_(NEVER)
+        r.done.zero_()
+        r.active.fill_(r.batch)
+        y = self.backend.normals(r, INITIAL)
+        r.y[:, : r.n] = y
+        r.x[:, : r.n] = y
+        r.t.fill_(self.job.plan.times[0])
+        if r.net_in is not None:
+            r.net_in.copy_(y.repeat(r.halves, 1))
+
+    def rows(self) -> None:
+        for _ in range(self.job.plan.nfe):
+            out = result_tensor(self.job.module(self.workspace.x_in, self.workspace.t, **self.merged))
+            self.step(out, None, None)
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        self.begin()
+        self.replay()
+        return self.workspace.state()
+
+
+class Diffusers:
+    """The loop of diffusers' pipelines around a network and its `PNDMScheduler`.
+
+    Args:
+        state: dtype of the sample between calls: pipelines keep the network's. Ours is float32 always.
+        clone: copy each output, which networks that answer in static memory need.
+    """
+
+    def __init__(
+        self, job: Job, network: Network | None = None, state: torch.dtype | None = None, clone: bool = False
+    ) -> None:
+        from diffusers import PNDMScheduler
+
+        self.job, self.network, self.clone = job, network or job.module, clone
+        self.state = state or job.network.dtype
+        self.scheduler = PNDMScheduler(**job.network.schedule)
+        self.merged = job.merged
+
+    @torch.no_grad()
+    def __call__(self, start: Tensor | None = None) -> Tensor:
+        """A sample, from that start or torch's own normals."""
+        job, scheduler = self.job, self.scheduler
+        scheduler.set_timesteps(job.steps, device=job.device)
+        x = torch.randn(job.shape, device=job.device) if start is None else start
+        x = x.to(self.state) * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            both = x if job.texts is None else torch.cat([x] * 2)
+            out = self._call(scheduler.scale_model_input(both, t).to(job.network.dtype), t)
+            if job.texts is not None:
+                uncond, cond = out.chunk(2)
+                out = uncond + SCALE * (cond - uncond)
+            x = scheduler.step(out, t, x, return_dict=False)[0]
+        return x
+
+    def _call(self, x: Tensor, t: Tensor) -> Tensor:
+        if self.clone:
+            torch.compiler.cudagraph_mark_step_begin()
+        out = result_tensor(self.network(x, t, **self.merged)).to(self.state)
+        return out.clone() if self.clone and out.dtype is self.job.network.dtype else out

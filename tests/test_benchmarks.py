@@ -1,0 +1,114 @@
+"""The benchmarks' own parts that decide what is compared: networks, loops, and what is made of results."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+if not FOLDER.is_dir():
+    pytest.skip("no benchmarks beside the tests", allow_module_level=True)
+sys.path.append(str(FOLDER))
+
+import compare  # noqa: E402
+import networks  # noqa: E402
+import run  # noqa: E402
+import samples  # noqa: E402
+import shows  # noqa: E402
+import sweep  # noqa: E402
+
+from pndm_fast.noise import normals, seed_tensor  # noqa: E402
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_networks_have_the_published_sizes(name):
+    network = networks.NETWORKS[name]
+    with torch.device("meta"):
+        module = network.make()
+    assert sum(p.numel() for p in module.parameters()) == network.parameters
+
+
+def test_random_weights_are_seeded():
+    a, b = networks.module("small"), networks.module.__wrapped__("small")
+    assert a is not b
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+class Text(networks.Small):
+    """With a text, so that it is called with guidance."""
+
+    def forward(self, x, t, encoder_hidden_states):
+        return super().forward(x, t) + encoder_hidden_states.mean((1, 2)).view(-1, 1, 1, 1)
+
+
+@pytest.fixture(params=["small-1", "small-3", "text-2"])
+def job(request, monkeypatch):
+    """Small jobs on the CPU; `text` has Stable Diffusion's shapes, scheduler and dtype."""
+    latent = networks.NETWORKS["sd"]
+    text = networks.Network(lambda: Text(4, 8, 2), latent.shape, latent.dtype, 0, latent.schedule, text=True)
+    monkeypatch.setitem(networks.NETWORKS, "text", text)
+    name, batch = request.param.split("-")
+    yield samples.Job(name, int(batch), steps=20, device="cpu")
+    networks.module.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore:the grid starts")
+def test_all_loops_make_the_same_sample(job):
+    ours = job.sample(job.sampler())
+    assert torch.equal(samples.Unrolled(job)(), ours)
+    flat = normals(seed_tensor(list(range(job.batch))), 0, ours[0].numel())
+    theirs = samples.Diffusers(job, state=torch.float32)
+    assert samples.apart(ours, theirs(flat.view(job.shape))) <= 1e-5
+    assert len(theirs.scheduler.timesteps) == job.plan.nfe
+    alone = samples.Alone(job)
+    alone(1)
+    assert alone.out.shape[0] == (1 if job.texts is None else 2) * job.batch
+
+
+def test_apart_is_never_small_for_nan():
+    a = torch.tensor([1.0, float("nan")])
+    assert not samples.apart(a, torch.ones(2)) <= 1.0
+
+
+def test_a_target_of_none_is_only_reported():
+    assert compare.Target(None).met(0.5) is None and str(compare.Target(None)) == ""
+    assert compare.Target(1.03, at_most=True).met(1.03) and not compare.Target(2.0).met(1.99)
+
+
+def test_interrupted_and_failed_benchmarks_are_not_kept():
+    stats = {"min": 1.0, "median": 1.0, "iqr": 0.0, "rounds": 3}
+    report = {"machine_info": {}, "benchmarks": []}
+    for name, info in (("good", {"us": 1.0}), ("bad", {"us": 1.0}), ("half", {})):
+        report["benchmarks"].append({"name": name, "extra_info": info, "stats": stats})
+    kept = run.summary("suite", report, False, ["bad"])
+    assert [one["name"] for one in kept["results"]] == ["good"] and kept["failed"] == ["bad"]
+
+
+def test_sweep_ranks_by_the_geometric_mean():
+    results = {"a": {"x": 1.0, "y": 2.0}, "b": {"x": 1.5, "y": 1.0, "z": 0.5}}
+    assert sweep.rank(results) == [("x", 1.7321), ("y", 2.0)] and sweep.rank({}) == []
+
+
+def test_table_of_what_must_be_shown(tmp_path):
+    empty = shows.table(tmp_path)
+    assert {line["show"] for line in empty} == set("1234578") and not any(line["met"] for line in empty)
+    rival = {"us": 2000.0, "ratio": 1.02, "quartiles": [1.0, 1.03]}
+    alone = {"us": 2040.0, "ratio": 1.02, "quartiles": [1.0, 1.03], "target": "<= 1.03", "met": True}
+    alone |= {"rival": "network alone", "rivals": {"network alone": rival}, "row_us": 6.0, "row_met": False}
+    alone |= {"name": "test_over_the_network_alone[cifar-B1]", "row_us_with_start_and_end": 7.0}
+    modes = {"name": "test_modes[cifar-B1]", "us": 5.0, "graph": "while", "rivals": {"replay": rival}, "met": True}
+    sample = {"machine": {"commit": "c" * 40}, "results": [alone, modes]}
+    (tmp_path / "gpu_sample.json").write_text(json.dumps(sample))
+    outcomes = {"test_graph_is_eager[a]": "passed", "test_a_thousand_calls_do_not_grow[b]": "failed"}
+    steps = [{"name": "tests", "code": 1, "note": "", "tests": outcomes, "properties": {"programmatic": "run"}}]
+    steps.append({"name": "sanitizer", "code": 0, "note": "", "tests": {"a": "passed"}, "properties": {}})
+    (tmp_path / "tests.json").write_text(json.dumps({"steps": steps}))
+    found = {line["what"]: line["met"] for line in shows.table(tmp_path)}
+    assert found["sample(50) / network alone, CIFAR-size, batch 1"] is True
+    assert found["a row's cost beside the network, wanted <= 5 us"] is False
+    assert found["graph == eager, bit for bit"] is True and found["1,000 calls without growth"] is False
+    assert found["memcheck"] is True and found["memcheck, while"] is None and "programmatic" in found
+    assert "cccccccccccc" in shows.commits(tmp_path)
+    assert len(shows.text(shows.table(tmp_path)).splitlines()) == len(found)
