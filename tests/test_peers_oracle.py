@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-import pndm_fast as pf
-
 pytest.importorskip("diffusers", reason="the oracle is diffusers")
-from golden_data import START, mixture, relative
+from gaussian_case import ALPHA_BAR, network, relative
+from gaussian_case import START as ARRAY
 from peers import DEFAULTS, Peer, trajectory
 
 DETERMINISTIC = {
@@ -41,17 +40,11 @@ STOCHASTIC = {
 }
 OWN_TIME = {"IPNDM": {}, "EDMEuler": {}, "EDMDPMSolverMultistep": {}}
 FLOW = {"FlowMatchEulerDiscrete": {"shift": 3.0}, "FlowMatchHeunDiscrete": {"shift": 3.0}}
-LINEAR = pf.Schedule.linear()
+START = torch.from_numpy(ARRAY)
 
 
 def noise(index):
     return torch.randn(START.shape, generator=torch.Generator().manual_seed(index), dtype=torch.float64)
-
-
-def model(prediction="eps"):
-    """The exact model at any time: fractions that diffusers tells are clipped to the schedule."""
-    network = mixture(LINEAR, prediction)
-    return lambda x, t: network(x, t.clamp(0, LINEAR.last))
 
 
 def smooth(x, t):
@@ -59,9 +52,9 @@ def smooth(x, t):
     return torch.tanh(x + torch.cos(t).view(-1, *[1] * (x.ndim - 1)))
 
 
-def compare(scheduler, network, config):
-    peer = trajectory(scheduler, network, START, 10, config, noise)
-    stock = trajectory(scheduler, network, START, 10, config, noise, stock=True)
+def compare(scheduler, predict, config):
+    peer = trajectory(scheduler, predict, START, 10, config, noise)
+    stock = trajectory(scheduler, predict, START, 10, config, noise, stock=True)
     assert peer.final.dtype is torch.float64
     assert peer.nfe == len(peer.states) == len(peer.levels) == len(peer.seen)
     assert len(stock.noises) == len(peer.noises)
@@ -82,18 +75,18 @@ def test_only_rounding_differs(scheduler, spacing, prediction):
     config = {"prediction_type": prediction, **DETERMINISTIC[scheduler]}
     if spacing:
         config["timestep_spacing"] = spacing
-    compare(scheduler, model("v" if prediction == "v_prediction" else "eps"), config)
+    compare(scheduler, network("v" if prediction == "v_prediction" else "eps"), config)
 
 
 @pytest.mark.parametrize("scheduler", STOCHASTIC)
 def test_noise_is_fed(scheduler):
-    network = smooth if scheduler.startswith("EDM") else model()
-    peer = compare(scheduler, network, STOCHASTIC[scheduler])
+    predict = smooth if scheduler.startswith("EDM") else network()
+    peer = compare(scheduler, predict, STOCHASTIC[scheduler])
     assert peer.draws == sorted(peer.draws) and len(peer.draws) == len(peer.noises) > 0
-    again = trajectory(scheduler, network, START, 10, STOCHASTIC[scheduler], peer.noises.__getitem__)
+    again = trajectory(scheduler, predict, START, 10, STOCHASTIC[scheduler], peer.noises.__getitem__)
     assert torch.equal(again.final, peer.final)
     changed = len(peer.draws) // 2  # SA-Solver uses its noise in the middle of the trajectory alone
-    other = trajectory(scheduler, network, START, 10, STOCHASTIC[scheduler], lambda k: noise(k + (k == changed)))
+    other = trajectory(scheduler, predict, START, 10, STOCHASTIC[scheduler], lambda k: noise(k + (k == changed)))
     first = peer.draws[changed]
     assert all(torch.equal(a, b) for a, b in zip(other.states[:first], peer.states[:first], strict=True))
     assert not torch.equal(other.states[first], peer.states[first])
@@ -105,33 +98,32 @@ def test_schedulers_with_their_own_time(scheduler):
 
 
 def test_default_noise_is_repeatable():
-    runs = [trajectory("DDPM", model(), START, 4) for _ in range(2)]
+    runs = [trajectory("DDPM", network(), START, 4) for _ in range(2)]
     assert torch.equal(runs[0].final, runs[1].final)
 
 
 def test_tables_are_float64():
-    """The linear schedule is this library's to the last bits."""
-    peer = trajectory("DPMSolverMultistep", model(), START, 10, {"timestep_spacing": "trailing"})
-    times = np.array(peer.times)
-    np.testing.assert_allclose([level.alpha for level in peer.seen], LINEAR.alpha(times), rtol=1e-13)
-    np.testing.assert_allclose([level.sigma for level in peer.seen], LINEAR.sigma(times), rtol=1e-12)
+    peer = trajectory("DPMSolverMultistep", network(), START, 10, {"timestep_spacing": "trailing"})
+    alpha_bar = ALPHA_BAR[np.array(peer.times, dtype=int)]
+    np.testing.assert_allclose([level.alpha for level in peer.seen], np.sqrt(alpha_bar), rtol=1e-13)
+    np.testing.assert_allclose([level.sigma for level in peer.seen], np.sqrt(1 - alpha_bar), rtol=1e-12)
     assert peer.levels[:-1] == peer.seen[1:] and peer.levels[-1] == (1.0, 0.0)
 
 
 def test_coordinates():
     """DPM-Solver++ 1 and Euler are one method: their states differ by the scale of the level alone."""
     grid = [999, 700, 400, 100]
-    dpm = trajectory("DPMSolverMultistep", model(), START, None, {"solver_order": 1, "timesteps": grid})
+    dpm = trajectory("DPMSolverMultistep", network(), START, None, {"solver_order": 1, "timesteps": grid})
     start = START * np.hypot(1.0, dpm.seen[0].sigma / dpm.seen[0].alpha)
-    euler = trajectory("EulerDiscrete", model(), start, None, {"timesteps": grid}, scaled=True)
+    euler = trajectory("EulerDiscrete", network(), start, None, {"timesteps": grid}, scaled=True)
     assert all(level.alpha == 1.0 for level in euler.levels)
     for a, b in zip(dpm.vp_states, euler.vp_states, strict=True):
         assert relative(a, b) < 1e-12
 
 
 def test_a_stride_that_loses_its_grid_is_seen():
-    kept = trajectory("DDIM", model(), START, 10, {"timestep_spacing": "trailing"})
-    lost = trajectory("DDIM", model(), START, 10, {"timestep_spacing": "linspace"})
+    kept = trajectory("DDIM", network(), START, 10, {"timestep_spacing": "trailing"})
+    lost = trajectory("DDIM", network(), START, 10, {"timestep_spacing": "linspace"})
     assert kept.levels[:-1] == kept.seen[1:]
     assert lost.levels[:-1] != lost.seen[1:]
 
@@ -145,18 +137,18 @@ def test_nothing_stays_changed():
     before = dict(vars(module))
     with pytest.raises(KeyError):
         trajectory("DDIM", broken, START, 4)
-    trajectory("DDIM", model(), START, 4)
+    trajectory("DDIM", network(), START, 4)
     assert vars(module) == before and torch.get_default_dtype() is torch.float32
 
 
 def test_unknown_option():
     with pytest.raises(TypeError, match="has no argument churn"):
-        trajectory("EulerDiscrete", model(), START, 4, {"churn": 1.0})
+        trajectory("EulerDiscrete", network(), START, 4, {"churn": 1.0})
 
 
 def test_options_reach_constructor_grid_and_step():
     peer = trajectory(
-        "EulerDiscrete", model(), START, None, {"sigmas": [9.0, 3.0, 0.0], "s_churn": 1.0, "s_noise": 0.0}
+        "EulerDiscrete", network(), START, None, {"sigmas": [9.0, 3.0, 0.0], "s_churn": 1.0, "s_noise": 0.0}
     )
     assert isinstance(peer, Peer) and peer.draws == [0, 1]
     assert [level.sigma for level in peer.seen] == [9.0, 3.0] and peer.levels[-1].sigma == 0.0
