@@ -66,10 +66,10 @@ def start_of(peer: Peer) -> np.ndarray:
     return peer.start.numpy() / np.hypot(*peer.seen[0])
 
 
-def difference(peer: Peer, solver, *options: Any, stages: int = 1) -> float:
+def difference(peer: Peer, solver, *options: Any, stages: int = 1, model: direct.Network = eps) -> float:
     """The largest relative difference between the peer's states and the direct loop's at the ends of steps."""
     ends, times, alpha, sigma = grid(peer, stages)
-    states = solver(eps, start_of(peer), times, alpha, sigma, *options)
+    states = solver(model, start_of(peer), times, alpha, sigma, *options)
     return max(relative(peer.vp_states[i], state) for i, state in zip(ends, states, strict=True))
 
 

@@ -1,10 +1,13 @@
 """diffusers' float64 trajectories are the published formulas, written as direct loops: states of every step."""
 
+import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("diffusers", reason="the peer is diffusers")
 import transcriptions as direct
-from gaussian_case import MIN, SDE, SPACINGS, difference, normal, relative, run
+from gaussian_case import MIN, MODEL, NORMALS, SDE, SPACINGS, START, difference, normal, relative, run
+from peers import trajectory
 
 STEPS = (4, 10, 25, 50)
 
@@ -101,10 +104,8 @@ CASES["unipc-noise"] = (
 @pytest.mark.parametrize("name", CASES)
 def test_formula(name):
     scheduler, config, compare = CASES[name]
-    # the strides of DDIM are T // n: only there are its linspace and trailing grids its own
-    spacings = [s for s in SPACINGS if scheduler != "DDIM" or s != "linspace"]
     bound = 1e-9 if name == "ddpm" else 2e-12  # DDPM adds 1e-10 z after its last time above 0
-    for spacing in spacings:
+    for spacing in SPACINGS if scheduler != "DDIM" else ("leading", "trailing"):  # its strides lose linspace
         for n in STEPS:
             assert compare(run(scheduler, n, timestep_spacing=spacing, **config), n) < bound, (spacing, n)
 
@@ -130,3 +131,67 @@ def test_predictions_are_converted_first(scheduler, kind):
     for spacing in SPACINGS:
         other = run(scheduler, 10, kind, prediction_type=name, timestep_spacing=spacing)
         assert relative(other.final, run(scheduler, 10, timestep_spacing=spacing).final) < 1e-12
+
+
+def edm_network(x, t):
+    """F of the preconditioned denoiser D = c_skip y + c_out F, y = x / c_in, sigma_data = 1/2; told log(sigma) / 4."""
+    sigma = float(np.exp(4 * t[0]))
+    scale = np.hypot(sigma, 0.5)
+    y = x.numpy() * scale
+    clean = y - sigma * MODEL.eps(y / np.hypot(1, sigma), 1 / np.hypot(1, sigma), sigma / np.hypot(1, sigma))
+    return torch.from_numpy((clean - 0.25 / scale**2 * y) / (sigma * 0.5 / scale))
+
+
+@pytest.mark.parametrize(
+    "scheduler, config, solver, options",
+    [
+        ("EDMEuler", {}, direct.euler, lambda n: ()),
+        ("EDMEuler", {"sigma_schedule": "exponential"}, direct.euler, lambda n: ()),
+        ("EDMDPMSolverMultistep", {}, direct.dpm_multistep, lambda n: (ramp(n, 2, *dpm_last(n, {})), True)),
+        (
+            "EDMDPMSolverMultistep",
+            {"solver_order": 3},
+            direct.dpm_multistep,
+            lambda n: (ramp(n, 3, *dpm_last(n, {})), True),
+        ),
+        ("EDMDPMSolverMultistep", SDE, direct.dpm_sde, lambda n: (ramp(n, 2, *dpm_last(n, {})), normal)),
+    ],
+)
+def test_edm(scheduler, config, solver, options):
+    def eps(x, t):
+        rho = np.exp(4 * t)
+        return MODEL.eps(x, 1 / np.hypot(1, rho), rho / np.hypot(1, rho))
+
+    for n in STEPS:
+        peer = trajectory(
+            scheduler, edm_network, torch.from_numpy(START), n, config, lambda k: torch.from_numpy(NORMALS[k])
+        )
+        assert difference(peer, solver, *options(n), model=eps) < 1e-11
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow(shift):
+    """x = (1 - sigma) x0 + sigma eps: Euler and the trapezoid of v = eps - x0 in sigma, Euler to 0."""
+
+    def velocity(x, t):
+        alpha, sigma = 1 - t / 1000, t / 1000  # v from E[x0 | x], which alpha = 0 does not upset
+        d = MODEL.deviation
+        x0 = (alpha * d**2 * x + sigma**2 * MODEL.mean) / (alpha**2 * d**2 + sigma**2)
+        return (x - x0) / sigma
+
+    def network(x, t):
+        return torch.from_numpy(velocity(x.numpy(), float(t[0])))
+
+    for n in STEPS:
+        euler, heun = (
+            trajectory(f"FlowMatch{name}Discrete", network, torch.from_numpy(START), n, {"shift": shift})
+            for name in ("Euler", "Heun")
+        )
+        sigma, x, y = np.array([*(level.sigma for level in euler.seen), 0.0]), START, START
+        for i in range(n):
+            h, end = sigma[i + 1] - sigma[i], sigma[i + 1]
+            x = x + h * velocity(x, euler.times[i])
+            v = velocity(y, euler.times[i])
+            y = y + h * (v if end == 0 else (v + velocity(y + h * v, euler.times[i + 1])) / 2)
+            assert relative(euler.states[i], x) < 1e-12
+        assert relative(heun.final, y) < 1e-12

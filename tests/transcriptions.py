@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Network = Callable[[Array, float], Array]
 Normal = Callable[[int], Array]
+GAUSS = np.polynomial.legendre.leggauss(32)
 
 
 class Gaussian:
@@ -55,7 +56,7 @@ def ramp(n: int, order: int, last: Sequence[int] = ()) -> list[int]:
 
 def _lagrange_integrals(nodes: Sequence[float], low: float, high: float, weight: Callable[[Array], Array]) -> Array:
     """The integrals of weight times each Lagrange basis polynomial of the nodes, by 32 Gauss points."""
-    points, weights = np.polynomial.legendre.leggauss(32)
+    points, weights = GAUSS
     u = (low + high) / 2 + (high - low) / 2 * points
     basis = [np.prod([(u - m) / (c - m) for m in nodes if m != c], axis=0) * np.ones_like(u) for c in nodes]
     return np.array([np.sum(weights * weight(u) * b) for b in basis]) * (high - low) / 2
