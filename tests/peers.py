@@ -8,6 +8,7 @@ else of it is changed: its grids, its lowered orders and its defects are what a 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import math
 import sys
@@ -166,7 +167,7 @@ class _Run:
 
     @contextmanager
     def patched(self) -> Iterator[None]:
-        names = {"randn_tensor": self.draw, "BrownianTreeNoiseSampler": self.sampler}
+        names: dict[str, Any] = {"randn_tensor": self.draw, "BrownianTreeNoiseSampler": self.sampler}
         if not self.stock:
             names |= {"torch": _Widened(torch), "np": _Widened(np)}
         default = torch.get_default_dtype()
@@ -202,7 +203,7 @@ def _known(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, A
 
 
 def _split(cls: Any, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    parts = tuple(_known(function, config) for function in (cls.__init__, cls.set_timesteps, cls.step))
+    parts = _known(cls.__init__, config), _known(cls.set_timesteps, config), _known(cls.step, config)
     unknown = set(config).difference(*parts)
     if unknown:
         raise TypeError(f"{cls.__name__} has no argument {', '.join(sorted(unknown))}")

@@ -54,7 +54,7 @@ def ramp(n: int, order: int, last: Sequence[int] = ()) -> list[int]:
     return orders
 
 
-def _lagrange_integrals(nodes: Sequence[float], low: float, high: float, weight: Callable[[Array], Array]) -> Array:
+def _lagrange_integrals(nodes: Array, low: float, high: float, weight: Callable[[Array], Array]) -> Array:
     """The integrals of weight times each Lagrange basis polynomial of the nodes, by 32 Gauss points."""
     points, weights = GAUSS
     u = (low + high) / 2 + (high - low) / 2 * points
