@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pndm_fast.coefficients import ADAMS_BASHFORTH, Transfer, combine, level, preview_of_eps
+from pndm_fast.coefficients import ADAMS_BASHFORTH, Transfer, combine, level, preview
 from pndm_fast.noise import is_integer
 from pndm_fast.plan import ANCHOR, SLOT, STATE, Form, Level, Levels, Plan, Row
 from pndm_fast.schedule import Schedule
@@ -58,9 +58,9 @@ class _DiffusersPNDM:
         at = self.rows[-1].levels.y if self.rows else self.level(t)
         anchor = self.rows[-1].levels.x if self.rows and x is ANCHOR else at
         y = Transfer(start, end)(base, eps)
-        preview = preview_of_eps(at) if self.prediction == "eps" else (at.alpha, -at.sigma)
+        estimate = preview("eps", at) if self.prediction == "eps" else (at.alpha, -at.sigma)
         self.rows.append(
-            Row(float(t), slot, tuple(y), Levels(at, anchor, end), tuple(x), preview=preview, ends_step=ends)
+            Row(float(t), slot, tuple(y), Levels(at, anchor, end), tuple(x), preview=estimate, ends_step=ends)
         )
 
     def multistep(self, t: int) -> None:

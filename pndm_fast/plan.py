@@ -19,7 +19,7 @@ from pndm_fast.files import atomic_path
 MAX_SLOTS = 6  # F-PNDM and FON: three kept derivatives and three Runge-Kutta stages
 MAX_ROWS = 65_536
 LARGEST = float(np.finfo(np.float32).max)
-PREDICTIONS = ("eps", "v", "x0", "flow")
+PREDICTIONS = ("eps", "v", "x0", "flow", "edm")
 WIDTH_FORM = 2 + MAX_SLOTS + 1
 
 Form = NDArray[np.float64]  # [WIDTH_FORM]: a linear combination of x, y, the slots and z
