@@ -11,6 +11,7 @@ from pndm_fast.ranges import nvtx_ranges
 from pndm_fast.sampler import Sampler
 from pndm_fast.schedule import Schedule
 from pndm_fast.solvers import SOLVERS
+from pndm_fast.wrappers import Guided, Thresholded
 
 __version__ = "0.1.0"
 
@@ -19,6 +20,7 @@ __all__ = [
     "BadSample",
     "Cancel",
     "Cancelled",
+    "Guided",
     "Level",
     "Levels",
     "NonFiniteError",
@@ -30,6 +32,7 @@ __all__ = [
     "Schedule",
     "Step",
     "Store",
+    "Thresholded",
     "clear",
     "make_plan",
     "nvtx_ranges",

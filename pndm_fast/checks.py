@@ -93,6 +93,17 @@ def check_tensor(name: str, value: Any, shape: tuple[int, ...], device: torch.de
     return value.detach() if value.dtype is torch.float64 else value.detach().float()
 
 
+def check_batches(tensors: Mapping[str, Tensor], batch: int) -> None:
+    """All for the same number of samples.
+
+    Raises:
+        ValueError: naming the one that is not.
+    """
+    for name, tensor in tensors.items():
+        if len(tensor) != batch:
+            raise ValueError(f"{name} must have batch {batch}, as seeds and other tensors, got {len(tensor)}")
+
+
 def check_plans(plan: Any, default: Plan, batch: int) -> tuple[Plan, ...]:
     """One plan for each sample.
 

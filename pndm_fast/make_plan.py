@@ -47,6 +47,8 @@ def make_plan(
     spacing: str | None = None,
     final: str | None = None,
     t_min: float | None = None,
+    start: float | None = None,
+    strength: float | None = None,
     integer_times: bool = False,
     prediction: str = "eps",
     compat: str | None = None,
@@ -61,6 +63,8 @@ def make_plan(
             as `times` or as `sigmas` (sigma / alpha; on flow schedules sigma).
         spacing: a name of `grids.SPACINGS`; default the schedule's, or else the solver's own.
         final, t_min: of the grid, see `grids.make_grid`.
+        start: a time: leave out the grid's points before it, for a call with `init` or `state`; or `strength`, the part
+            of the steps that is kept, the last ones. The plan is a fresh one for those points, its warm-up included.
         integer_times: round times to integers, coefficients following.
         prediction: what the network predicts: eps, v, x0, flow, or edm (EDM's raw network).
         compat: "diffusers" for plans equal to its scheduler, whose configuration's names are then options.
@@ -84,6 +88,8 @@ def make_plan(
             "integer_times": integer_times or None,
             "final": final,
             "t_min": t_min,
+            "start": start,
+            "strength": strength,
         }
         return _compatible(compat, name, schedule, steps, nfe, spacing, alone, prediction, options)
     function = SOLVERS[name]
@@ -97,6 +103,7 @@ def make_plan(
         times = times_of(schedule, sigmas)
     if times is None or isinstance(times, str) or not hasattr(times, "__iter__"):
         raise TypeError(f"times must be a decreasing sequence of numbers, got {times!r}")
+    times = _later(name, times, start, strength)
     if integer_times:
         if not schedule.discrete:
             raise ValueError(f"integer_times must have a discrete schedule, got {schedule.name}")
@@ -124,6 +131,33 @@ def _grid(
     if is_integer(count) and count < facts.fewest:
         raise ValueError(f"steps must be at least {facts.fewest} for {name}, got {count}")
     return make_grid(schedule, count, spacing, final, t_min)
+
+
+def _later(name: str, times: Sequence[float], start: Any, strength: Any) -> Sequence[float]:
+    """The grid from a time, or a part of its steps, on.
+
+    Raises:
+        TypeError, ValueError: not a number in range, or fewer steps left than the solver takes.
+    """
+    if start is None and strength is None:
+        return times
+    if start is not None and strength is not None:
+        raise ValueError("start and strength exclude each other: give one of them")
+    told = "start" if strength is None else "strength"
+    value = start if strength is None else strength
+    _check_type(told, value, float)
+    times = tuple(times)
+    if strength is not None:
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength must be in (0, 1], got {strength}")
+        left = times[len(times) - 1 - int((len(times) - 1) * strength + 1e-9) :]
+    else:
+        left = tuple(t for t in times if t <= start)
+    if len(left) - 1 < FACTS[name].fewest:
+        raise ValueError(
+            f"{told} must leave at least {FACTS[name].fewest} steps for {name}, got {max(len(left) - 1, 0)}"
+        )
+    return left
 
 
 def steps_of(name: str, steps: int | None, nfe: int | None, final: str = "zero") -> int:

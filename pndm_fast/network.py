@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,19 @@ def result_tensor(result: Any) -> Tensor:
         "the network must return a tensor, a tuple that starts with one, a dict or an object with 'sample', "
         f"got {type(result).__name__}"
     )
+
+
+def twice_the_channels(shape: Sequence[int]) -> tuple[int, ...]:
+    """Of a network that learned its variance (Nichol & Dhariwal 2021, arXiv:2102.09672): the mean's part comes first."""
+    return (shape[0], 2 * shape[1], *shape[2:]) if len(shape) > 2 else ()
+
+
+def mean_part(out: Tensor) -> Tensor:
+    """The first half of the channels, dense and in the same layout."""
+    half = out[:, : out.shape[1] // 2]
+    if out.is_contiguous():
+        return half.contiguous()
+    return half.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def check_model(model: Any, name: str = "model") -> None:

@@ -37,6 +37,9 @@ def sample(
     noise: Tensor | None = None,
     state: Tensor | None = None,
     noises: Callable[[int], Tensor] | None = None,
+    init: Tensor | None = None,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
     cond: Mapping[str, Any] | None = None,
     uncond: Mapping[str, Any] | None = None,
     guidance: float | Sequence[float] | None = None,
@@ -81,7 +84,8 @@ def sample(
         solver = _plan(solver, asked)
     elif asked:
         raise ValueError(f"{next(iter(asked))} cannot go with a ready plan: give it to make_plan")
-    shape = _shape_of_call(shape, seeds, state if noise is None else noise)
+    starts = (tensor for tensor in (noise, state, init, known) if tensor is not None)
+    shape = _shape_of_call(shape, seeds, next(starts, None))
     sampler = Sampler(
         model,
         solver,
@@ -101,6 +105,9 @@ def sample(
         noise=noise,
         state=state,
         noises=noises,
+        init=init,
+        known=known,
+        mask=mask,
         cond=cond,
         uncond=uncond,
         guidance=guidance,

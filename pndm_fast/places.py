@@ -120,8 +120,12 @@ def _probe(memory: Memory, trajectory: Trajectory) -> Probe:
     if probe is None:
         probe = trajectory.first_call()[0]
         memory.probes.put(key, probe)
-    trajectory.apart = probe.apart
+    _know(trajectory, probe)
     return probe
+
+
+def _know(trajectory: Trajectory, probe: Probe) -> None:
+    trajectory.apart, trajectory.halved = probe.apart, probe.halved
 
 
 def _probe_key(trajectory: Trajectory) -> object:
@@ -137,7 +141,7 @@ def _eager(memory: Memory, trajectory: Trajectory, reason: str) -> Iterator[Plac
     key = _probe_key(trajectory)
     probe = memory.probes.peek(key)
     if probe is not None:
-        trajectory.apart = probe.apart
+        _know(trajectory, probe)
         idle = _idle(memory, trajectory.form(probe))
         try:
             workspace = idle.pop()
@@ -151,7 +155,7 @@ def _eager(memory: Memory, trajectory: Trajectory, reason: str) -> Iterator[Plac
                 return
         finally:
             idle.append(workspace)
-        trajectory.apart = apart  # the network has changed since: learn its form anew
+        trajectory.apart, trajectory.halved = apart, False  # the network has changed since: learn its form anew
     probe, workspace, first_or_none = trajectory.first_call()
     memory.probes.put(key, probe)
     yield Place(workspace, trajectory.eager(workspace, first_or_none), reason=reason)

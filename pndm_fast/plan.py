@@ -188,6 +188,12 @@ class Plan:
         return self.rows[0].levels.call
 
     @property
+    def entry(self) -> Level:
+        """The noise level of what the prologue starts from: `start`, but for what a0 and c0 do."""
+        a0, c0, (alpha, sigma) = self.prologue.a0, self.prologue.c0, self.start
+        return Level(alpha / a0, math.sqrt(max(sigma**2 - c0**2, 0.0)) / a0)
+
+    @property
     def raw(self) -> bool:
         """Whether every row stores the network's output unchanged and unguided."""
         return all(row.store.raw and row.guidance == 1.0 for row in self.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from pndm_fast import conditioning
 from pndm_fast.checks import (
+    check_batches,
     check_callable,
     check_conditioning,
     check_guidance,
@@ -25,7 +27,8 @@ from pndm_fast.checks import (
     check_time_dtype,
 )
 from pndm_fast.cuda import upload
-from pndm_fast.noise import is_integer
+from pndm_fast.inpaint import Known, known_of
+from pndm_fast.noise import INITIAL, is_integer, normals
 from pndm_fast.plan import Plan, distinct
 from pndm_fast.table import Table
 
@@ -55,6 +58,8 @@ class Request:
         plans: one for each sample.
         seeds: int64 [B] on the sampler's device.
         noise, state: tensors [B, *shape] in the state's dtype, or None.
+        init: data that the start is noised from, or None.
+        known: what parts of the samples are to be, or None.
         noises: callable(index) -> [B, *shape] in place of Philox, or None.
         cond: the network's keyword arguments; uncond: those of its second evaluation, None without guidance.
         state_dtype: float32, or float64 for exact runs.
@@ -65,6 +70,8 @@ class Request:
     seeds: Tensor
     noise: Tensor | None
     state: Tensor | None
+    init: Tensor | None
+    known: Known | None
     noises: Callable[[int], Tensor] | None
     cond: dict[str, Any]
     uncond: dict[str, Any] | None
@@ -109,6 +116,14 @@ class Request:
         return tuple(found)
 
     @cached_property
+    def first_noise(self) -> Tensor:
+        """The standard normals that the samples start from, [B, *shape]."""
+        if self.noise is not None:
+            return self.noise
+        flat = normals(self.seeds, INITIAL, math.prod(self.shape))
+        return flat.view(self.batch, *self.shape).to(self.state_dtype)
+
+    @cached_property
     def raw(self) -> bool:
         """Whether every row stores the network's output unchanged and unguided."""
         return self.uncond is None and all(plan.raw for plan in self.distinct)
@@ -151,6 +166,8 @@ class Request:
             seeds=longer(self.seeds),
             noise=None if self.noise is None else longer(self.noise),
             state=None if self.state is None else longer(self.state),
+            init=None if self.init is None else longer(self.init),
+            known=None if self.known is None else Known(longer(self.known.values), longer(self.known.mask)),
             cond=conditioning.resized(self.cond, self.batch, batch),
             uncond=None if self.uncond is None else conditioning.resized(self.uncond, self.batch, batch),
         )
@@ -170,6 +187,9 @@ def complete(
     noise: Any = None,
     state: Any = None,
     noises: Any = None,
+    init: Any = None,
+    known: Any = None,
+    mask: Any = None,
     cond: Any = None,
     uncond: Any = None,
     guidance: Any = None,
@@ -181,14 +201,18 @@ def complete(
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    if noise is not None and state is not None:
-        raise ValueError("noise and state exclude each other: give one of them")
-    noise = check_tensor("noise", noise, shape[1:], device)
-    state = check_tensor("state", state, shape[1:], device)
-    start = noise if state is None else state
+    for name, other in (("noise", noise), ("init", init)):
+        if other is not None and state is not None:
+            raise ValueError(f"{name} and state exclude each other: give one of them")
+    if known is not None and noises is not None:
+        raise ValueError("known and noises exclude each other: what is known is noised as the samples' start was")
+    given = {"noise": noise, "state": state, "init": init, "known": known}
+    tensors = {name: check_tensor(name, value, shape[1:], device) for name, value in given.items()}
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     batch = shape[0] if is_integer(seeds) else None
-    bits = check_seeds(seeds, batch if start is None else len(start))
-    exact = dtype is torch.float64 or (start is not None and start.dtype is torch.float64)
+    bits = check_seeds(seeds, next((len(tensor) for tensor in present.values()), batch))
+    check_batches(present, len(bits))
+    exact = dtype is torch.float64 or any(tensor.dtype is torch.float64 for tensor in present.values())
     if exact and device.type != "cpu":
         raise ValueError(f"a float64 network, noise or state must be on the CPU, got {device}")
     state_dtype = torch.float64 if exact else torch.float32
@@ -198,16 +222,19 @@ def complete(
     elif guidance_interval is not None:
         raise ValueError("guidance_interval must come with guidance, the scale inside it")
     for p in distinct(plans):
-        check_start(p, state is not None)
+        check_start(p, state is not None or init is not None)
         check_time_dtype(p, time_dtype)
     check_models(plans, networks)
     with_cond, without = check_conditioning(cond, uncond, plans, device, negative)
+    tensors = {name: None if tensor is None else tensor.to(state_dtype) for name, tensor in tensors.items()}
     request = Request(
         shape=shape[1:],
         plans=plans,
         seeds=upload(bits, device),
-        noise=None if noise is None else noise.to(state_dtype),
-        state=None if state is None else state.to(state_dtype),
+        noise=tensors["noise"],
+        state=tensors["state"],
+        init=tensors["init"],
+        known=known_of(tensors["known"], mask, device),
         noises=check_callable("noises", noises),
         cond=with_cond,
         uncond=without,

@@ -109,6 +109,9 @@ class Sampler:
         noise: Tensor | None = None,
         state: Tensor | None = None,
         noises: Callable[[int], Tensor] | None = None,
+        init: Tensor | None = None,
+        known: Tensor | None = None,
+        mask: Tensor | None = None,
         cond: Mapping[str, Any] | None = None,
         uncond: Mapping[str, Any] | None = None,
         guidance: float | Sequence[float] | None = None,
@@ -124,6 +127,9 @@ class Sampler:
         Args:
             seeds: s means s, s + 1, ...; a sequence gives one for each sample, and so the batch.
             noise: standard normals [B, *shape] in place of the seeds' x_T; state: the start itself.
+            init: data [B, *shape] that is noised to the plan's first level, which `make_plan(start=)` or `strength=`
+                puts in the middle: image to image.
+            known, mask: data [B, *shape] that the samples are to have where the mask is 0; they are drawn where it is 1.
             noises: index -> standard normals, in place of Philox: 0 is x_T, 1 the prologue's, i + 2 row i's.
             cond: the network's keyword arguments; uncond: those without condition, for guidance; keys that it lacks
                 come from cond.
@@ -151,6 +157,9 @@ class Sampler:
             noise=noise,
             state=state,
             noises=noises,
+            init=init,
+            known=known,
+            mask=mask,
             cond=cond,
             uncond=uncond,
             guidance=guidance,
@@ -283,7 +292,7 @@ class Sampler:
     ) -> Tensor:
         """The stretch's rows: in one go where nobody looks on; a loop on the device can be cancelled there."""
         nfe, workspace = trajectory.request.nfe, place.workspace
-        watched = advance is not None or on_step is not None
+        watched = advance is not None or on_step is not None or trajectory.request.known is not None
         loop = None if cancel is None or watched else place.cancel
         by_row = watched or (cancel is not None and loop is None)
         pace = Pace(self.device)

@@ -13,7 +13,7 @@ from pndm_fast.cuda import upload
 from pndm_fast.layout import channels_of, describe, elements, flatten, unflatten
 from pndm_fast.network import FLOATS
 from pndm_fast.noise import FIRST_ROW, INITIAL, PROLOGUE
-from pndm_fast.plan import Prologue
+from pndm_fast.plan import Level, Plan, Prologue
 from pndm_fast.registers import ALIGN, NEVER, Registers, allocate
 from pndm_fast.request import Request
 from pndm_fast.table import Table
@@ -28,12 +28,14 @@ class Probe:
         channels: the output's layout: 1 contiguous, C channels-last.
         writes_input: whether the network changed its input in place.
         apart: why guidance cannot be one batched call, None where it can.
+        halved: whether its outputs have twice the channels, of which the second half, a variance, is left out.
     """
 
     dtype: torch.dtype
     channels: int
     writes_input: bool
     apart: str | None = None
+    halved: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,9 +156,10 @@ class Workspace:
         r.first_bad.fill_(NEVER)
         r.done.zero_()
         r.active.fill_(request.real)
-        y = self._start(request, backend)
-        r.y[:, : r.n] = y
-        r.x[:, : r.n] = y
+        r.y[:, : r.n] = self._start(request, backend)
+        if request.known is not None:
+            request.known.put(self._shaped(r.y), request.first_noise, [plan.start for plan in request.plans])
+        r.x[:, : r.n] = r.y[:, : r.n]
         self._next_input(request, 0)
 
     def _start(self, request: Request, backend: Backend) -> Tensor:
@@ -167,23 +170,43 @@ class Workspace:
                 return flatten(noise_at(request, index, r.y.device), r.channels)
             return backend.normals(r, index).to(r.y.dtype)
 
-        prologues = {plan.prologue for plan in request.distinct}
-        if len(prologues) == 1:
-            return self._prologue(request, prologues.pop(), normal)
+        def way(plan: Plan) -> tuple[Prologue, Level | None]:
+            return plan.prologue, None if request.init is None else plan.entry
+
+        ways = {way(plan) for plan in request.distinct}
+        if len(ways) == 1:
+            return self._prologue(request, *ways.pop(), normal)
         result = torch.empty(r.batch, r.n, dtype=r.y.dtype, device=r.y.device)
-        for prologue in prologues:
-            members = [b for b, plan in enumerate(request.plans) if plan.prologue == prologue]
-            result[members] = self._prologue(request, prologue, normal)[members]
+        for one in ways:
+            members = upload([b for b, plan in enumerate(request.plans) if way(plan) == one], r.y.device)
+            result[members] = self._prologue(request, *one, normal)[members]
         return result
 
-    def _prologue(self, request: Request, prologue: Prologue, normal: Callable[[int], Tensor]) -> Tensor:
+    def _prologue(
+        self, request: Request, prologue: Prologue, entry: Level | None, normal: Callable[[int], Tensor]
+    ) -> Tensor:
         if request.state is not None:
             y = flatten(request.state, self.form.channels)
         else:
             noise = normal(INITIAL) if request.noise is None else flatten(request.noise, self.form.channels)
-            y = noise * prologue.p0
+            y = noise * (prologue.p0 if entry is None else entry.sigma)
+        if entry is not None and request.init is not None:
+            y = flatten(request.init, self.form.channels) * entry.alpha + y
         y = y * prologue.a0
         return y + normal(PROLOGUE) * prologue.c0 if prologue.c0 else y
+
+    def put_known(self, request: Request, index: int) -> None:
+        """After the row of that index: the known part of samples whose step has ended, and the next input from it."""
+        assert request.known is not None
+        rows = [plan.rows[min(index, plan.nfe - 1)] for plan in request.plans]
+        levels = [row.levels.y if row.ends_step else None for row in rows]
+        request.known.put(self._shaped(self.registers.y), request.first_noise, levels)
+        self._next_input(request, index + 1)
+
+    def _shaped(self, flat: Tensor) -> Tensor:
+        """A view of a register, [B, *shape]."""
+        r = self.registers
+        return unflatten(flat[:, : r.n], self.form.shape, r.channels)
 
     def bind(self, table: Tensor, backend: Backend) -> BoundRow:
         """The row operation on these buffers and that table."""
