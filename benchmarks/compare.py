@@ -96,8 +96,7 @@ def contest(
             side.block(1)
         benchmark.pedantic(nothing)
         return
-    calls = {name: side.calls() for name, side in theirs.items()}
-    own_calls = ours.calls()
+    calls, own_calls = {name: side.calls() for name, side in theirs.items()}, ours.calls()
     seconds: dict[str, list[float]] = {name: [] for name in theirs}
 
     def others_first() -> None:
@@ -109,8 +108,8 @@ def contest(
     own = [block / own_calls for block in benchmark.stats.stats.data]
     results = {name: against(own, values, target) for name, values in seconds.items()}
     rival = min(results, key=lambda name: results[name]["us"])
-    record(benchmark, own, target, results[rival]["ratio"], results[rival]["quartiles"], calls=own_calls, **more)
-    benchmark.extra_info |= {"rival": rival, "rivals": results}
+    more |= {"calls": own_calls, "rival": rival, "rivals": results}
+    record(benchmark, own, target, results[rival]["ratio"], results[rival]["quartiles"], **more)
     if moved:
         benchmark.extra_info |= {"bytes": moved, "GB/s": round(moved / statistics.median(own) / 1e9, 2)}
 

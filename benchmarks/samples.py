@@ -90,7 +90,9 @@ class Job:
 
     def sampler(self, graph: str = "auto", network: Network | None = None, **options: Any) -> pf.Sampler:
         options = {"shape": self.shape, "device": self.device, "dtype": self.network.dtype} | options
-        return pf.Sampler(network or self.module, options.pop("plan", self.plan), graph=graph, **options)
+        return pf.Sampler(
+            self.module if network is None else network, options.pop("plan", self.plan), graph=graph, **options
+        )
 
     def sample(self, sampler: pf.Sampler, plan: Plan | None = None) -> Tensor:
         return sampler(plan=plan, **self.arguments)
@@ -236,7 +238,7 @@ class Diffusers:
     ) -> None:
         from diffusers import PNDMScheduler
 
-        self.job, self.network, self.clone = job, network or job.module, clone
+        self.job, self.network, self.clone = job, job.module if network is None else network, clone
         self.state = state or job.network.dtype
         self.scheduler = PNDMScheduler(**job.network.schedule)
         self.merged = job.merged

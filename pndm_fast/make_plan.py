@@ -153,10 +153,9 @@ def _later(name: str, times: Sequence[float], start: Any, strength: Any) -> Sequ
         left = times[len(times) - 1 - int((len(times) - 1) * strength + 1e-9) :]
     else:
         left = tuple(t for t in times if t <= start)
-    if len(left) - 1 < FACTS[name].fewest:
-        raise ValueError(
-            f"{told} must leave at least {FACTS[name].fewest} steps for {name}, got {max(len(left) - 1, 0)}"
-        )
+    count, fewest = max(len(left) - 1, 0), FACTS[name].fewest
+    if count < fewest:
+        raise ValueError(f"{told} must leave at least {fewest} steps for {name}, got {count}")
     return left
 
 

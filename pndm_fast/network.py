@@ -61,7 +61,7 @@ def result_tensor(result: Any) -> Tensor:
 
 
 def twice_the_channels(shape: Sequence[int]) -> tuple[int, ...]:
-    """Of a network that learned its variance (Nichol & Dhariwal 2021, arXiv:2102.09672): the mean's part comes first."""
+    """Of a network that learned its variance too (Nichol & Dhariwal 2021, arXiv:2102.09672): the mean comes first."""
     return (shape[0], 2 * shape[1], *shape[2:]) if len(shape) > 2 else ()
 
 
@@ -73,6 +73,11 @@ def mean_part(out: Tensor) -> Tensor:
     return half.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
+def in_training(model: Any) -> bool:
+    """Whether a module is in training mode. An exported program says so too, but has no such mode, nor `.eval()`."""
+    return getattr(model, "training", False) is True and "eval" not in getattr(model, "__dict__", {})
+
+
 def check_model(model: Any, name: str = "model") -> None:
     """Refuse what cannot be called, and warn of training mode.
 
@@ -81,7 +86,7 @@ def check_model(model: Any, name: str = "model") -> None:
     """
     if not callable(model) or isinstance(model, type):
         raise TypeError(f"{name} must be callable as {name}(x, t, **cond), got {model!r}")
-    if getattr(model, "training", False) is True:
+    if in_training(model):
         warnings.warn(f"the {name} is in training mode: call .eval() for dropout and batch norm", stacklevel=5)
 
 

@@ -62,17 +62,18 @@ def take_place(memory: Memory, trajectory: Trajectory, graph: str, concurrency: 
     Raises:
         ValueError: a graph mode was named and cannot be had, with the reason.
     """
+    place, why = None, "asked for"
     with contextlib.ExitStack() as stack:
-        try:
-            if graph == "eager":
-                raise CannotCapture("asked for")
+        if graph != "eager":
             modes = AUTO if graph == "auto" else (graph,)
-            place = stack.enter_context(_graphed(memory, trajectory, modes, concurrency))
-        except CannotCapture as reason:
-            if graph in AUTO:
-                raise ValueError(f"graph {graph!r} cannot be had: {reason}") from reason
-            place = stack.enter_context(_eager(memory, trajectory, str(reason)))
-        yield place
+            try:
+                place = stack.enter_context(_graphed(memory, trajectory, modes, concurrency))
+            except CannotCapture as reason:
+                if graph in AUTO:
+                    raise ValueError(f"graph {graph!r} cannot be had: {reason}") from reason
+                why = str(reason)
+        # not while the reason is being handled: a network's own error would be shown as its consequence
+        yield stack.enter_context(_eager(memory, trajectory, why)) if place is None else place
 
 
 @contextlib.contextmanager

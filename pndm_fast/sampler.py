@@ -129,7 +129,7 @@ class Sampler:
             noise: standard normals [B, *shape] in place of the seeds' x_T; state: the start itself.
             init: data [B, *shape] that is noised to the plan's first level, which `make_plan(start=)` or `strength=`
                 puts in the middle: image to image.
-            known, mask: data [B, *shape] that the samples are to have where the mask is 0; they are drawn where it is 1.
+            known, mask: data [B, *shape] that the samples are to have where mask is 0; they are drawn where it is 1.
             noises: index -> standard normals, in place of Philox: 0 is x_T, 1 the prologue's, i + 2 row i's.
             cond: the network's keyword arguments; uncond: those without condition, for guidance; keys that it lacks
                 come from cond.

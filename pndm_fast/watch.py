@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pndm_fast.network import in_training
+
 DEPTH = 3  # wrappers that are looked through
 
 
@@ -87,7 +89,7 @@ class Watch:
 def obstacle(model: Any) -> str:
     """Why a network must not be captured, as far as that shows before it runs; empty where nothing does."""
     for part in (model, *modules_in(model)):
-        if getattr(part, "training", False) is True:
+        if in_training(part):
             return "the network is in training mode: call .eval()"
         config = getattr(part, "get_compiler_config", None)
         if config is not None and (config() or {}).get("triton.cudagraphs"):

@@ -1,4 +1,4 @@
-"""What is not linear in the network's outputs goes around the network: guidance with rescaling, dynamic thresholding."""
+"""What is not linear in a network's outputs goes around it: guidance with rescaling, dynamic thresholding."""
 
 from __future__ import annotations
 
@@ -71,14 +71,12 @@ class Thresholded(nn.Module):
         if not 0 < quantile <= 1 or not limit >= 1:
             raise ValueError(f"quantile must be in (0, 1] and limit at least 1, got {quantile} and {limit}")
         if plan.prediction not in ("eps", "v", "x0") or any(row.in_scale != 1 for row in plan.rows):
-            raise ValueError(
-                f"prediction must be eps, v or x0 of the state itself, got {plan.prediction} of a scaled one"
-            )
+            raise ValueError(f"prediction must be eps, v or x0 of the unscaled state, got a plan for {plan.prediction}")
         self.model, self.prediction, self.quantile, self.limit = model, plan.prediction, quantile, limit
         self.config = getattr(model, "config", None)
         levels = sorted({row.t: row.levels.call for row in plan.rows}.items())
-        self.register_buffer("times", torch.tensor([t for t, _ in levels]), persistent=False)
-        self.register_buffer("levels", torch.tensor([level for _, level in levels]), persistent=False)
+        self.times = nn.Buffer(torch.tensor([t for t, _ in levels]), persistent=False)
+        self.levels = nn.Buffer(torch.tensor([level for _, level in levels]), persistent=False)
         self.train(getattr(model, "training", False))
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:

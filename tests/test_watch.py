@@ -131,6 +131,15 @@ def test_networks_with_graphs_of_their_own(mode, own):
     assert ("CUDA graphs of its own" in obstacle(torch.compile(lambda x, t: x, mode=mode))) is own
 
 
+def test_exported_programs_have_no_training_mode():
+    module = torch.export.export(network(), (torch.randn(2, 3),)).module()
+    assert module.training and obstacle(module) == ""
+    watch = Watch(module)
+    assert not watch.changed()
+    module.load_state_dict({name: value.clone() for name, value in module.state_dict().items()}, assign=True)
+    assert watch.changed()
+
+
 def test_training_mode():
     assert obstacle(network()) == ""
     assert "training mode" in obstacle(network().train())
