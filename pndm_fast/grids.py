@@ -163,8 +163,7 @@ def check_times(schedule: Schedule, times: Sequence[float], fewest: int, solver:
     for i, (t, s) in enumerate(zip(values, values[1:], strict=False)):
         if not t > s:
             raise ValueError(f"times must decrease, got {t:g} then {s:g} at index {i + 1}")
-    for t in values:
-        schedule.sigma(t)  # refuses times outside
+    schedule.sigma(values)  # refuses times outside
     if len(values) < fewest + 1:
         raise ValueError(f"steps must be at least {fewest} for {solver}, got {len(values) - 1}")
     return values
