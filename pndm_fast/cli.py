@@ -247,13 +247,15 @@ def list_solvers(as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(rows))
         return
-    table = Table(
-        "name", "order", "fewest\nsteps", "calls for\nn steps", "spacing", "stores", Column("about", overflow="fold")
-    )
+    whole = Column("name", no_wrap=True)
+    table = Table(whole, "order", "fewest\nsteps", "calls for\nn steps", "spacing", "slots", "stores", "arXiv")
     for row in rows:
-        order = f"{row['order'] or '-'}{', sde' if row['stochastic'] else ''}"
-        stores = f"{row['slots']} {row['stores']}"
-        cells = (row["name"], order, row["fewest_steps"], row["calls"], row["spacing"], stores, row["about"])
+        order = f"{row['order'] or '-'}{' sde' if row['stochastic'] else ''}"
+        cells = (
+            row["name"],
+            order,
+            *(row[k] for k in ("fewest_steps", "calls", "spacing", "slots", "stores", "arxiv")),
+        )
         table.add_row(*(Text(str(cell)) for cell in cells))
     Console().print(table)
 

@@ -85,7 +85,7 @@ def _spread(schedule: Schedule, points: int, spacing: str, low: float) -> list[f
     fractions = np.linspace(0.0, 1.0, points)
     if spacing in ("linspace", "quadratic", "beta"):
         if spacing == "beta":
-            times = low + (high - low) * _beta_quantiles(1 - fractions)
+            times = low + (high - low) * beta_quantiles(1 - fractions)
         elif spacing == "quadratic":
             times = first + (np.sqrt(high - first) * (1 - fractions) + np.sqrt(low - first) * fractions) ** 2
         else:
@@ -108,7 +108,12 @@ def _spread(schedule: Schedule, points: int, spacing: str, low: float) -> list[f
     return [float(t) for t in times]
 
 
-def _beta_quantiles(p: Array) -> Any:
+def beta_quantiles(p: Array) -> Any:
+    """Of Beta(0.6, 0.6).
+
+    Raises:
+        ImportError: SciPy is missing.
+    """
     try:
         from scipy.stats import beta
     except ImportError as error:
@@ -158,8 +163,7 @@ def check_times(schedule: Schedule, times: Sequence[float], fewest: int, solver:
     for i, (t, s) in enumerate(zip(values, values[1:], strict=False)):
         if not t > s:
             raise ValueError(f"times must decrease, got {t:g} then {s:g} at index {i + 1}")
-    for t in values:
-        schedule.sigma(t)  # refuses times outside
+    schedule.sigma(values)  # refuses times outside
     if len(values) < fewest + 1:
         raise ValueError(f"steps must be at least {fewest} for {solver}, got {len(values) - 1}")
     return values

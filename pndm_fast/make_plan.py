@@ -93,16 +93,7 @@ def make_plan(
         }
         return _compatible(compat, name, schedule, steps, nfe, spacing, alone, prediction, options)
     function = SOLVERS[name]
-    if times is None and sigmas is None:
-        times = _grid(name, schedule, steps, nfe, **form)
-    else:
-        for argument, value in form.items():
-            if value is not None:
-                raise ValueError(f"{argument} and {'sigmas' if times is None else 'times'} exclude each other")
-    if sigmas is not None:
-        times = times_of(schedule, sigmas)
-    if times is None or isinstance(times, str) or not hasattr(times, "__iter__"):
-        raise TypeError(f"times must be a decreasing sequence of numbers, got {times!r}")
+    times = _times(name, schedule, steps, nfe, times, sigmas, form)
     times = _later(name, times, start, strength)
     if integer_times:
         if not schedule.discrete:
@@ -111,6 +102,27 @@ def make_plan(
         if "integer_times" in inspect.signature(function).parameters:
             options = {**options, "integer_times": True}
     return _call(function, name, options, schedule, times, prediction=prediction)
+
+
+def _times(
+    name: str,
+    schedule: Schedule,
+    steps: int | None,
+    nfe: int | None,
+    times: Sequence[float] | None,
+    sigmas: Sequence[float] | None,
+    form: dict[str, Any],
+) -> Sequence[float]:
+    if times is None and sigmas is None:
+        return _grid(name, schedule, steps, nfe, **form)
+    for argument, value in form.items():
+        if value is not None:
+            raise ValueError(f"{argument} and {'sigmas' if times is None else 'times'} exclude each other")
+    if sigmas is not None:
+        return times_of(schedule, sigmas)
+    if times is None or isinstance(times, str) or not hasattr(times, "__iter__"):
+        raise TypeError(f"times must be a decreasing sequence of numbers, got {times!r}")
+    return times
 
 
 def _grid(

@@ -409,7 +409,7 @@ def test_plan(place):
         (["ddim", "--option", "eta=true"], "eta must be float"),
         (["ddim", "--option", "eta=2"], "eta must be in [0, 1]"),
         (["ddim", "--compat", "keras"], "compat must be one of"),
-        (["ddim", "--compat", "diffusers"], "solver must be one of"),
+        (["s-pndm", "--compat", "diffusers"], "solver must be one of"),
         (["ddim", "--save", "absent/plan.json"], "--save must be"),
         (["ddim", "extra"], "extra"),
     ],

@@ -58,9 +58,8 @@ def ipndm_v(schedule: Schedule, times: Sequence[float], *, order: int = 4, predi
     for i, (t, s) in enumerate(pairwise(rows.times)):
         k = min(order, i + 1)
         weights = [w / (s - t) for w in integral([rows.times[i - j] for j in range(k)], t, s)]
-        rows.call(
-            t, i % order, rows.transfer(t, s)(STATE, combine(weights, [SLOT[(i - j) % order] for j in range(k)])), s
-        )
+        gradient = combine(weights, [SLOT[(i - j) % order] for j in range(k)])
+        rows.call(t, i % order, rows.transfer(t, s)(STATE, gradient), s)
     return rows.plan()
 
 

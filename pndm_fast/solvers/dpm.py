@@ -322,15 +322,25 @@ def dpmpp_3m_sde(
     stochastic=True,
 )  # fmt: skip
 def dpmpp_sde(
-    schedule: Schedule, times: Sequence[float], *, eta: float = 1.0, r: float = 0.5, prediction: str = "eps"
+    schedule: Schedule,
+    times: Sequence[float],
+    *,
+    eta: float = 1.0,
+    r: float = 0.5,
+    one_path: bool = True,
+    prediction: str = "eps",
 ) -> Plan:
     """DPM-Solver++(2S) with ancestral noise at the stage and at the end. After Lu et al. 2022, arXiv:2211.01095.
 
     Both moves go to a reduced level by x_0 (at the end (1 - 1/(2r)) D_t + 1/(2r) D_r) and are completed by noise, as
     `ddim` with eta. The stage is at lam_t + r h. 2 n - 1 network calls; the step to sigma = 0 is of order 1.
 
+    Args:
+        one_path: both noises belong to one Brownian path in sigma/alpha, which the last state's variance needs to be of
+            second order (the stage's noise is read back from the stage); else they are independent.
+
     Raises:
-        ValueError: times not decreasing, eta outside [0, 1], r outside (0, 1].
+        ValueError: times not decreasing, eta outside [0, 1], r outside (0, 1).
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1], got {eta}")
@@ -338,18 +348,26 @@ def dpmpp_sde(
         raise ValueError(f"r must be in (0, 1), got {r}")
     rows = Rows("dpmpp-sde", schedule, times, prediction, "x0")
 
-    def move(t: float, s: float, base: Form, data: Form) -> Form:
+    def move(t: float, s: float, base: Form, data: Form) -> tuple[Form, float]:
         reduced, tau = ancestral(rows.level(t), rows.level(s), eta)
-        return Transfer(rows.level(t), reduced, "x0")(base, data) + tau * NOISE
+        return Transfer(rows.level(t), reduced, "x0")(base, data), tau
 
     for t, s in pairwise(rows.times):
         if rows.level(s).sigma == 0:
-            rows.call(t, 0, move(t, s, STATE, SLOT[0]), s)
+            rows.call(t, 0, move(t, s, STATE, SLOT[0])[0], s)
             continue
         if rows.level(t).alpha == 0:
             raise ValueError("times must start where alpha > 0 for dpmpp-sde, got alpha = 0")
         middle = rows.between(t, s, r)
-        rows.call(t, 0, move(t, middle, STATE, SLOT[0]), middle, x=STATE, ends=False)
+        stage, tau = move(t, middle, STATE, SLOT[0])
+        rows.call(t, 0, stage + tau * NOISE, middle, x=STATE, ends=False)
         weight = 1 / (2 * r)
-        rows.call(middle, 1, move(t, s, ANCHOR, (1 - weight) * SLOT[0] + weight * SLOT[1]), s)
+        end, more = move(t, s, ANCHOR, (1 - weight) * SLOT[0] + weight * SLOT[1])
+        noise = more * NOISE
+        if one_path and tau > 0:
+            places = [rows.level(time).sigma / rows.level(time).alpha for time in (t, middle, s)]
+            share = (places[0] - places[1]) / (places[0] - places[2])
+            past = STATE - move(t, middle, ANCHOR, SLOT[0])[0]  # tau times the stage's noise
+            noise = more / tau * math.sqrt(share) * past + more * math.sqrt(1 - share) * NOISE
+        rows.call(middle, 1, end + noise, s)
     return rows.plan()

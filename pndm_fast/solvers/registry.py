@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pndm_fast.plan import Plan
 
@@ -56,26 +57,11 @@ class Facts:
 FACTS: dict[str, Facts] = {}
 
 
-def solver(
-    name: str,
-    *,
-    order: int,
-    fewest: int = 1,
-    extra_calls: int = 0,
-    calls_per_step: int = 1,
-    final_calls: int = 0,
-    spacing: str = "leading",
-    stores: str = "eps",
-    stochastic: bool = False,
-    inverts: bool = False,
-) -> Callable[[Solver], Solver]:
+def solver(name: str, **facts: Any) -> Callable[[Solver], Solver]:
     """Register a function under a name, with its `Facts`."""
 
     def register(function: Solver) -> Solver:
-        SOLVERS[name] = function
-        FACTS[name] = Facts(
-            order, fewest, extra_calls, calls_per_step, final_calls, spacing, stores, stochastic, inverts
-        )
+        SOLVERS[name], FACTS[name] = function, Facts(**facts)
         return function
 
     return register

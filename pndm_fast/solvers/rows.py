@@ -31,7 +31,8 @@ class Rows:
         self.kind = kind or ("flow" if schedule.scale == "flow" else "eps")
         self.times = check_times(schedule, times, FACTS[name].fewest, name)
         self.rows: list[Row] = []
-        self._levels: dict[float, Level] = {}
+        alphas, sigmas = schedule.alpha(self.times), schedule.sigma(self.times)
+        self._levels = {t: Level(float(a), float(s)) for t, a, s in zip(self.times, alphas, sigmas, strict=True)}
         self._anchor = self.level(self.times[0])
         self.steps = len(self.times) - 1
         prior = 1.0 if schedule.scale == "vp" else self._anchor.sigma

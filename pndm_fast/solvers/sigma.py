@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from pndm_fast.plan import ANCHOR, NOISE, SLOT, STATE, Form, Plan, Prologue
 from pndm_fast.schedule import Schedule
@@ -89,13 +88,12 @@ def _heun(name: str, schedule: Schedule, times: Sequence[float], churn: Churn, p
     hats = [churn.time(rows, t) for t in rows.times]
     scale, noise = churn.move(rows, rows.times[0], hats[0])
     rows.prologue = Prologue(rows.prologue.p0, scale, noise)
-    for i, (t, (_, s)) in enumerate(zip(hats, pairwise(rows.times), strict=False)):
-        last = i == rows.steps - 1
-        after, more = (1.0, 0.0) if last else churn.move(rows, s, hats[i + 1])
-        to = s if last else hats[i + 1]
+    for i, (t, s) in enumerate(zip(hats, rows.times[1:], strict=False)):
+        to = s if i == rows.steps - 1 else hats[i + 1]
+        scale, noise = churn.move(rows, s, to)
 
-        def end(form: Form, after: float = after, more: float = more) -> Form:
-            return after * form + more * NOISE
+        def end(form: Form, scale: float = scale, noise: float = noise) -> Form:
+            return scale * form + noise * NOISE
 
         phi = rows.transfer(t, s)
         if rows.level(s).sigma == 0:
