@@ -16,7 +16,7 @@ from pndm_fast.noise import is_integer, seed_tensor
 from pndm_fast.plan import Plan, distinct
 
 ON_NAN = ("raise", "mark", "ignore")
-FEW_ALPHA, MUCH_ALPHA = 0.1, 0.5  # alpha at which pure noise is a doubtful, and a wrong, start
+FEW_ALPHA, MUCH_ALPHA = 0.1, 0.5  # alpha (of alpha^2 + sigma^2 = 1) where pure noise is a doubtful, a wrong start
 
 
 def check_shape(shape: Any) -> tuple[int, ...]:
@@ -173,8 +173,8 @@ def check_start(plan: Plan, given: bool) -> None:
     Raises:
         ValueError: alpha above one half at the first call.
     """
-    alpha = plan.start.alpha
-    if given or plan.prologue.p0 != 1.0 or alpha <= FEW_ALPHA:
+    alpha = plan.start.alpha / math.hypot(*plan.start)
+    if given or alpha <= FEW_ALPHA:
         return
     text = (
         f"the grid starts pure noise at t = {plan.times[0]:g}, where alpha is {alpha:.3g}: "

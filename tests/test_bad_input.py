@@ -146,6 +146,22 @@ CASES = [
     (sample(solver="lcm", sigma_data=0.0), ValueError, "sigma_data must be positive, got 0"),
     (sample(solver="lambda-ddim", lam=math.inf), ValueError, "lam must be finite, got inf"),
     (sample(solver="ddim-inverse"), ValueError, "the grid starts pure noise at .* or give state="),
+    (
+        sample(solver="ddim-inverse", schedule=pf.Schedule.edm(), prediction="x0"),
+        ValueError,
+        "prediction 'x0' gives no eps",
+    ),
+    (
+        sample(solver="ddim-inverse", schedule=pf.Schedule.edm()),
+        ValueError,
+        "the grid starts pure noise .* give state=",
+    ),
+    (
+        plan("ddim-inverse", pf.Schedule.edm(), prediction="edm"),
+        ValueError,
+        "prediction must be eps, v, x0 or flow for",
+    ),
+    (sample(solver="heun", schedule=pf.Schedule.edm(), steps=None, times=[1, 0.5]), ValueError, "starts pure noise"),
     (sample(solver="fon", delta=-1.0), ValueError, "delta must be 0 or a positive time, got -1"),
     (sample(solver=PLAN, steps=5), ValueError, "steps cannot go with a ready plan"),
     (sample(solver=PLAN, steps=None, eta=0.5), ValueError, "eta cannot go with a ready plan"),

@@ -4,6 +4,7 @@
 """
 
 import functools
+import inspect
 import re
 from pathlib import Path
 
@@ -131,10 +132,16 @@ def test_predictions_agree(solver, prediction):
 
 def table():
     """README's table of solvers."""
-    lines = ["| name | network calls for n steps | observed order | stores | arXiv |", "|---|---|---|---|---|"]
+    lines = [
+        "| name | network calls for n steps | observed order | stores | options | arXiv |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, facts in sorted(FACTS.items()):
         order = f"{facts.order or ''}{' (SDE)' if facts.stochastic else ''}".strip()
-        lines.append(f"| `{name}` | {facts.formula()} | {order} | {facts.stores} | {source(name)} |")
+        parameters = inspect.signature(pf.SOLVERS[name]).parameters.values()
+        own = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("prediction", "integer_times")]
+        cells = (f"`{name}`", facts.formula(), order, facts.stores, ", ".join(own), source(name))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

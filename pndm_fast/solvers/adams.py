@@ -89,7 +89,7 @@ def deis(
     lower_order_final: bool | None = None,
     prediction: str = "eps",
 ) -> Plan:
-    """DEIS, the Adams-Bashforth form. Zhang & Chen 2023, arXiv:2204.13902, eq. 15 (t) and section 4 (rho).
+    """DEIS, the Adams-Bashforth forms tAB and rhoAB. Zhang & Chen 2023, arXiv:2204.13902.
 
     x_s/alpha_s = x_t/alpha_t + sum_j eps_j int l_j(variable) d rho, rho = sigma/alpha. log_rho is what diffusers runs.
 

@@ -136,7 +136,7 @@ def lcm(
     sigma_data: float = 0.5,
     prediction: str = "eps",
 ) -> Plan:
-    """Multistep consistency sampling of latent consistency models. Luo et al. 2023, arXiv:2310.04378, algorithm 3.
+    """Multistep consistency sampling of latent consistency models. Luo et al. 2023, arXiv:2310.04378.
 
     f = c_skip x + c_out x_0, c_skip = d^2/(u^2 + d^2), c_out = u/sqrt(u^2 + d^2), u = time_scale t, d = sigma_data;
     x_s = alpha_s f + sigma_s z. Only for networks distilled to it; the last step is f itself.
@@ -202,8 +202,10 @@ def ddim_inverse(schedule: Schedule, times: Sequence[float], *, prediction: str 
     Raises:
         ValueError: times not decreasing.
     """
+    if prediction == "edm":  # it has no c_noise for sigma = 0
+        raise ValueError("prediction must be eps, v, x0 or flow for ddim-inverse, got 'edm'")
     rows = Rows("ddim-inverse", schedule, times, prediction)
-    rows._anchor = rows.level(rows.times[-1])
+    rows.start_at(rows.times[-1])
     for s, t in pairwise(rows.times[::-1]):
         rows.call(s, 0, rows.transfer(s, t)(STATE, SLOT[0]), t, told=t)
     return rows.plan()

@@ -142,7 +142,7 @@ def _third_stage(rows: Exponential, a: float, s: float, stages: tuple[float, flo
 
 @solver("dpm-solver-1", order=1, spacing="trailing")
 def dpm_solver_1(schedule: Schedule, times: Sequence[float], *, prediction: str = "eps") -> Plan:
-    """DPM-Solver-1, which is DDIM. Lu et al. 2022, arXiv:2206.00927, section 3.2.
+    """DPM-Solver-1, which is DDIM. Lu et al. 2022, arXiv:2206.00927.
 
     x_s = (alpha_s/alpha_t) x_t - sigma_s (exp(h) - 1) eps, h = lam_s - lam_t.
 
@@ -283,7 +283,7 @@ def dpmpp_2m_sde(
     lower_order_final: bool | None = None,
     prediction: str = "eps",
 ) -> Plan:
-    """SDE-DPM-Solver++(2M). Lu et al. 2022, arXiv:2211.01095, section 5.
+    """SDE-DPM-Solver++(2M). Lu et al. 2022, arXiv:2211.01095.
 
     x_s = (sigma_s/sigma_t) exp(-eta h) x_t + alpha_s (1 - exp(-(1 + eta) h)) (D + (D - D_-1) / (2 r))
     + sigma_s sqrt(1 - exp(-2 eta h)) z. eta = 0 is DPM-Solver++(2M).

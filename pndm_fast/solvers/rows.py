@@ -25,7 +25,6 @@ class Rows:
         times: Sequence[float],
         prediction: str,
         kind: str | None = None,
-        prologue: Prologue | None = None,
     ) -> None:
         self.name, self.schedule, self.prediction = name, schedule, prediction
         self.kind = kind or ("flow" if schedule.scale == "flow" else "eps")
@@ -33,10 +32,13 @@ class Rows:
         self.rows: list[Row] = []
         alphas, sigmas = schedule.alpha(self.times), schedule.sigma(self.times)
         self._levels = {t: Level(float(a), float(s)) for t, a, s in zip(self.times, alphas, sigmas, strict=True)}
-        self._anchor = self.level(self.times[0])
         self.steps = len(self.times) - 1
-        prior = 1.0 if schedule.scale == "vp" else self._anchor.sigma
-        self.prologue = prologue or Prologue(p0=prior)
+        self.start_at(self.times[0])
+
+    def start_at(self, t: float) -> None:
+        """The state before the first call is at t; noise is scaled to it where x_t is not of unit variance."""
+        self._anchor = self.level(t)
+        self.prologue = Prologue(p0=1.0 if self.schedule.scale == "vp" else self._anchor.sigma)
 
     def level(self, t: float) -> Level:
         if t not in self._levels:
