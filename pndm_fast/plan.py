@@ -326,6 +326,8 @@ def _row_json(row: Row) -> dict[str, Any]:
     for name in ("x", "y"):
         tree[name] = {n: c for n, c in zip(NAMES, tree[name], strict=True) if c}
     tree["store"] = {k: v for k, v in row.store._asdict().items() if math.isfinite(v)}
+    if row.model == 0:
+        del tree["model"]
     return tree
 
 
