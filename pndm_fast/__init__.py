@@ -4,12 +4,14 @@ from pndm_fast import ops, solvers
 from pndm_fast.events import BadSample, Cancel, Cancelled, NonFiniteError, Report, Step
 from pndm_fast.make_plan import make_plan
 from pndm_fast.memory import clear
+from pndm_fast.oneshot import sample
 from pndm_fast.oracle import probability_flow
 from pndm_fast.plan import Level, Levels, Plan, Prologue, Row, Store
 from pndm_fast.ranges import nvtx_ranges
-from pndm_fast.sampler import Sampler, sample
+from pndm_fast.sampler import Sampler
 from pndm_fast.schedule import Schedule
 from pndm_fast.solvers import SOLVERS
+from pndm_fast.wrappers import Guided, Thresholded
 
 __version__ = "0.1.0"
 
@@ -18,6 +20,7 @@ __all__ = [
     "BadSample",
     "Cancel",
     "Cancelled",
+    "Guided",
     "Level",
     "Levels",
     "NonFiniteError",
@@ -29,6 +32,7 @@ __all__ = [
     "Schedule",
     "Step",
     "Store",
+    "Thresholded",
     "clear",
     "make_plan",
     "nvtx_ranges",

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -21,13 +21,22 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import pndm_fast as pf
+from pndm_fast.grids import SPACINGS
 from pndm_fast.jobs import BATCH, DEMO, Job, JobError, ModelArgs, Run, UsageError
 from pndm_fast.make_plan import choose
 from pndm_fast.progress import progress_bar
 from pndm_fast.schedule import Schedule
-from pndm_fast.solvers import FACTS, SOLVERS
+from pndm_fast.solvers import FACTS, SOLVERS, source
 
-SCHEDULES = {"linear": Schedule.linear, "scaled-linear": Schedule.scaled_linear, "cosine": Schedule.cosine}
+SCHEDULES: dict[str, Callable[[], Schedule]] = {
+    "linear": Schedule.linear,
+    "scaled-linear": Schedule.scaled_linear,
+    "cosine": Schedule.cosine,
+    "sigmoid": Schedule.sigmoid,
+    "vp": Schedule.vp,
+    "edm": Schedule.edm,
+    "flow": Schedule.flow,
+}
 FLAGS = ("solver", "schedule", "steps", "nfe", "spacing", "prediction", "compat")  # not to be given as --option
 MOST_CLASSES = 1_000_000
 WORDS = {"true": True, "false": False, "none": None}
@@ -79,9 +88,9 @@ app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=F
 Solver = Annotated[str, typer.Option(help="A solver; `pndm-fast solvers` lists them.")]
 Steps = Annotated[int | None, typer.Option(help="Time points, default 50.")]
 Nfe = Annotated[int | None, typer.Option(help="Network calls, in place of --steps.")]
-Spacing = Annotated[str | None, typer.Option(help="leading, trailing or linspace; default the solver's own.")]
-Prediction = Annotated[str, typer.Option(help="What the network predicts: eps, v, x0 or flow.")]
-ScheduleName = Annotated[str, typer.Option("--schedule", help="linear, scaled-linear or cosine.")]
+Spacing = Annotated[str | None, typer.Option(help=f"{', '.join(SPACINGS)}; default the solver's own.")]
+Prediction = Annotated[str, typer.Option(help="What the network predicts: eps, v, x0, flow or edm.")]
+ScheduleName = Annotated[str, typer.Option("--schedule", help=", ".join(SCHEDULES))]
 Options = Annotated[list[str] | None, typer.Option("--option", help="A solver's option, such as eta=0.5; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Model = Annotated[str, typer.Option(help=f"{DEMO}, or package.module:factory with --trust.")]
@@ -139,7 +148,8 @@ def sample(
     """Draw pictures from a model: pndm-fast sample --solver f-pndm --steps 50 --out digits.png"""
     options = parse_options(option or [])
     plan = make_plan(solver, schedule, steps, nfe, spacing, prediction, None, options)
-    recipe = {"spacing": spacing or FACTS[solver].spacing, "schedule": schedule, "options": options}
+    own = SCHEDULES[schedule]().spacing or FACTS[solver].spacing
+    recipe = {"spacing": spacing or own, "schedule": schedule, "options": options}
     place = find_device(device)
     network = ModelArgs(model, trust, parse_shape(shape), null_class, place, dtype, backend, graph)
     wanted = parse_classes(classes)
@@ -185,7 +195,7 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 @app.command()
 def plan(
-    solver: Annotated[str, typer.Argument(help="A solver; `pndm-fast solvers` lists them.")],
+    solver: Annotated[str | None, typer.Argument(help="A solver; --list shows them.")] = None,
     steps: Steps = None,
     nfe: Nfe = None,
     spacing: Spacing = None,
@@ -195,8 +205,13 @@ def plan(
     option: Options = None,
     as_json: Json = False,
     save: Annotated[str | None, typer.Option(help="Write the plan to this JSON file, replacing it.")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="List the solvers.")] = False,
 ) -> None:
     """Print a solver's plan: one row for each network call."""
+    if listed or solver is None:
+        if not listed or solver is not None:
+            raise UsageError("plan must be given 'solver' or --list, one of them")
+        return list_solvers(as_json)
     made = make_plan(solver, schedule, steps, nfe, spacing, prediction, compat, parse_options(option or []))
     if save is not None:
         try:
@@ -208,24 +223,39 @@ def plan(
 
 @app.command()
 def solvers(as_json: Json = False) -> None:
-    """List the solvers."""
+    """List the solvers: order, network calls for n steps, what is stored, source."""
+    list_solvers(as_json)
+
+
+def list_solvers(as_json: bool) -> None:
+    """One line for each solver, or one JSON list."""
     rows = [
         {
             "name": name,
-            "fewest_steps": FACTS[name].fewest,
-            "extra_calls": FACTS[name].extra_calls,
-            "spacing": FACTS[name].spacing,
-            "about": (function.__doc__ or "").strip().split("\n")[0],
+            "order": facts.order,
+            "stochastic": facts.stochastic,
+            "fewest_steps": facts.fewest,
+            "calls": facts.formula(),
+            "spacing": facts.spacing,
+            "stores": facts.stores,
+            "slots": pf.make_plan(name, steps=8).n_slots,
+            "arxiv": source(name),
+            "about": (SOLVERS[name].__doc__ or "").strip().split("\n")[0],
         }
-        for name, function in SOLVERS.items()
+        for name, facts in sorted(FACTS.items())
     ]
     if as_json:
         typer.echo(json.dumps(rows))
         return
-    table = Table("name", "fewest\nsteps", "calls for\nn steps", "spacing", Column("about", overflow="fold"))
+    whole = Column("name", no_wrap=True)
+    table = Table(whole, "order", "fewest\nsteps", "calls for\nn steps", "spacing", "slots", "stores", "arXiv")
     for row in rows:
-        calls = f"n + {row['extra_calls']}" if row["extra_calls"] else "n"
-        cells = (row["name"], row["fewest_steps"], calls, row["spacing"], row["about"])
+        order = f"{row['order'] or '-'}{' sde' if row['stochastic'] else ''}"
+        cells = (
+            row["name"],
+            order,
+            *(row[k] for k in ("fewest_steps", "calls", "spacing", "slots", "stores", "arxiv")),
+        )
         table.add_row(*(Text(str(cell)) for cell in cells))
     Console().print(table)
 

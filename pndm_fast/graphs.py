@@ -56,7 +56,8 @@ def graph_key(trajectory: Trajectory, probe: Probe) -> Hashable:
         arguments = conditioning.signature(trajectory.trees)
     except TypeError as error:
         raise CannotCapture(str(error)) from error
-    return graph_form(trajectory, probe), _rows_of(trajectory.table), arguments, _modes()
+    networks = trajectory.stretch.model, trajectory.stretch.guided and trajectory.negative is not trajectory.model
+    return networks, graph_form(trajectory, probe), _rows_of(trajectory.table), arguments, _modes()
 
 
 def graph_form(trajectory: Trajectory, probe: Probe) -> BufferForm:
@@ -100,7 +101,7 @@ class Graph:
         self._trees = conditioning.copied(trajectory.trees)
         self._budget = torch.zeros(1, dtype=torch.int32, device=device)
         self.cancel = cuda.flag()
-        self._watch = Watch(trajectory.model)
+        self._watch = Watch(trajectory.model, trajectory.negative)
         self._end: Event = cuda.event()
         with _CAPTURING, ranges.marked("capture"), cuda.aside(), _no_autocast_cache():
             once = _iteration(trajectory, self.workspace, self._trees, self._table)
@@ -150,7 +151,7 @@ class Graph:
         Raises:
             CannotCapture: it does not.
         """
-        count = min(CHECKED, trajectory.request.nfe)
+        count = min(CHECKED, trajectory.stretch.stop - trajectory.stretch.start)
 
         def run(rows: Callable[[], None]) -> Tensor:
             self._fill(trajectory)
@@ -174,7 +175,7 @@ class Graph:
     def _fill(self, trajectory: Trajectory) -> None:
         self._table[: len(trajectory.table.data)].copy_(trajectory.table.data)
         conditioning.refill(self._trees, trajectory.trees)
-        self.workspace.begin(trajectory.request, trajectory.table, trajectory.backend)
+        trajectory.begin(self.workspace)
 
     def stale(self) -> bool:
         """Whether the network's tensors are no longer those that the graph reads."""

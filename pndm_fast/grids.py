@@ -3,40 +3,141 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from pndm_fast.curves import Array
 from pndm_fast.schedule import Schedule
 
-SPACINGS = ("leading", "trailing", "linspace")
+SPACINGS = ("leading", "trailing", "linspace", "quadratic", "logsnr", "karras", "exponential", "beta")
+FINALS = ("zero", "min")
+KARRAS_RHO = 7.0
+BETA = 0.6  # both parameters of the Beta distribution
 
 
-def make_grid(schedule: Schedule, steps: int, spacing: str) -> tuple[float, ...]:
+def make_grid(
+    schedule: Schedule, steps: int, spacing: str, final: str = "zero", t_min: float | None = None
+) -> tuple[float, ...]:
     """`steps` time points and the end, decreasing: n + 1 times.
 
     leading: t_i = (i T) // steps for i = steps - 1, ..., 0, then -1: the grid of PNDM (arXiv:2202.09778) and DDIM
-    (arXiv:2010.02502). trailing: t_i = T (1 - i / steps) - 1: equal steps from the noisiest time to the end.
-    linspace: equal steps from T - 1 to 0, then one to -1. On a continuous schedule, leading drops the first 1/steps,
-    and linspace is trailing.
+    (arXiv:2010.02502); on a continuous schedule the first 1/(steps + 1) is dropped. trailing: equal steps from the
+    noisiest time to the end. The others put `steps` points from the noisiest time to `t_min`, then step to the end:
+    linspace: equal steps of t (on a continuous schedule: trailing); quadratic: of sqrt(t); logsnr, exponential: of
+    lam = log(alpha / sigma); karras: of (sigma / alpha)^(1/7) (arXiv:2206.00364, eq. 5); beta: quantiles of
+    Beta(0.6, 0.6) in t (arXiv:2407.12173), by SciPy.
+
+    Args:
+        final: zero ends at sigma = 0; min ends at `t_min`, and all n + 1 points are spaced.
+        t_min: the smallest time at which the network is called by linspace to beta, default the schedule's `floor`.
 
     Raises:
-        ValueError: unknown spacing, or steps outside [1, T] (leading) or below 1.
+        ValueError: unknown spacing or final, or steps that do not fit.
     """
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)):
         raise TypeError(f"steps must be an integer, got {steps!r}")
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
+    if final not in FINALS:
+        raise ValueError(f"final must be one of {', '.join(FINALS)}, got {final!r}")
+    low = schedule.floor if t_min is None else float(t_min)
+    if not schedule.first <= low < schedule.last:
+        raise ValueError(f"t_min must be in [{schedule.first:g}, {schedule.last:g}), got {low:g}")
     count = schedule.last - schedule.first
     most = int(count) if schedule.discrete and spacing in ("leading", "linspace") else 100_000
+    most -= final == "min" and schedule.discrete and spacing == "leading"
     if not 1 <= steps <= most:
         raise ValueError(f"steps must be in [1, {most}] for {spacing} spacing on {schedule.name}, got {steps}")
     if spacing == "leading":
-        if not schedule.discrete:
-            return tuple(float(schedule.first + count * i / (steps + 1)) for i in range(steps, -1, -1))
-        return (*(float(i * int(count) // steps) for i in range(steps - 1, -1, -1)), -1.0)
-    if spacing == "trailing" or (spacing == "linspace" and not schedule.discrete):
-        return (*(float(schedule.last - count * i / steps) for i in range(steps)), float(schedule.first))
-    if spacing == "linspace":
-        return (*np.linspace(schedule.last, 0.0, steps).tolist(), -1.0)
-    raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
+        return _leading(schedule, int(steps), final)
+    whole = spacing == "trailing" or (spacing == "linspace" and not schedule.discrete)
+    if final == "min":
+        return tuple(_spread(schedule, steps + 1, "linspace" if whole else spacing, low))
+    if whole:
+        even = np.array([schedule.last - count * i / steps for i in range(steps)])
+        return (*_shifted(schedule, even).tolist(), float(schedule.first))
+    return (*_spread(schedule, steps, spacing, low), float(schedule.first))
+
+
+def _leading(schedule: Schedule, steps: int, final: str) -> tuple[float, ...]:
+    count = schedule.last - schedule.first
+    if not schedule.discrete:
+        end = schedule.floor if final == "min" else schedule.first
+        even = np.array([schedule.first + count * i / (steps + 1) for i in range(steps, 0, -1)])
+        return (*_shifted(schedule, even).tolist(), float(end))
+    if final == "min":
+        return tuple(float(i * int(count) // (steps + 1)) for i in range(steps, -1, -1))
+    return (*(float(i * int(count) // steps) for i in range(steps - 1, -1, -1)), -1.0)
+
+
+def _shifted(schedule: Schedule, t: Array) -> Array:
+    """Times spread by the schedule's shift; none where shift is 1."""
+    if schedule.shift == 1:
+        return t
+    u = t / schedule.last
+    return schedule.last * schedule.shift * u / (1 + (schedule.shift - 1) * u)
+
+
+def _spread(schedule: Schedule, points: int, spacing: str, low: float) -> list[float]:
+    """`points` times from the noisiest to `low`, both included."""
+    high, first = schedule.last, schedule.first
+    fractions = np.linspace(0.0, 1.0, points)
+    if spacing in ("linspace", "quadratic", "beta"):
+        if spacing == "beta":
+            times = low + (high - low) * beta_quantiles(1 - fractions)
+        elif spacing == "quadratic":
+            times = first + (np.sqrt(high - first) * (1 - fractions) + np.sqrt(low - first) * fractions) ** 2
+        else:
+            times = np.linspace(high, low, points)
+        return [float(t) for t in _shifted(schedule, times)]
+    if schedule.alpha(high) == 0:
+        raise ValueError(f"spacing must be uniform in t where the schedule starts at alpha = 0, got {spacing!r}")
+    start, end = float(schedule.lam(high)), float(schedule.lam(low))
+    if end == np.inf:
+        raise ValueError(f"t_min must be later than {first:g} for {spacing} spacing, got {low:g}")
+    if spacing == "karras":
+        roots = np.exp(-start / KARRAS_RHO) * (1 - fractions) + np.exp(-end / KARRAS_RHO) * fractions
+        lam = -KARRAS_RHO * np.log(roots)
+    else:
+        lam = start + (end - start) * fractions
+    times = np.asarray(schedule.time_at(lam))
+    times[0] = high
+    if points > 1:
+        times[-1] = low
+    return [float(t) for t in times]
+
+
+def beta_quantiles(p: Array) -> Any:
+    """Of Beta(0.6, 0.6).
+
+    Raises:
+        ImportError: SciPy is missing.
+    """
+    try:
+        from scipy.stats import beta
+    except ImportError as error:
+        raise ImportError("spacing 'beta' needs SciPy: pip install 'pndm_fast[reference]'") from error
+    return beta.ppf(p, BETA, BETA)
+
+
+def times_of(schedule: Schedule, sigmas: Sequence[float]) -> tuple[float, ...]:
+    """The times of noise levels sigma / alpha; of sigma itself on flow schedules.
+
+    Raises:
+        ValueError, TypeError: not numbers from 0 to the schedule's noisiest.
+    """
+    if isinstance(sigmas, str) or not hasattr(sigmas, "__iter__"):
+        raise TypeError(f"sigmas must be a decreasing sequence of numbers, got {sigmas!r}")
+    values = np.asarray([float(s) for s in sigmas])
+    if schedule.scale == "flow":
+        return tuple((values * schedule.last).tolist())
+    with np.errstate(divide="ignore"):
+        most = np.inf if schedule.scale == "sigma" else float(np.exp(-schedule.lam(schedule.last)))
+        for value in values:
+            if not 0 <= value <= most * (1 + 1e-12):
+                raise ValueError(f"sigmas must be in [0, {most:g}] on {schedule.name}, got {value:g}")
+        return tuple(float(t) for t in schedule.time_at(-np.log(values)))
 
 
 def snap(times: Sequence[float]) -> tuple[float, ...]:
@@ -62,9 +163,7 @@ def check_times(schedule: Schedule, times: Sequence[float], fewest: int, solver:
     for i, (t, s) in enumerate(zip(values, values[1:], strict=False)):
         if not t > s:
             raise ValueError(f"times must decrease, got {t:g} then {s:g} at index {i + 1}")
-    for t in values:
-        if not schedule.first <= t <= schedule.last:
-            raise ValueError(f"times must be in [{schedule.first:g}, {schedule.last:g}], got {t:g}")
+    schedule.sigma(values)  # refuses times outside
     if len(values) < fewest + 1:
         raise ValueError(f"steps must be at least {fewest} for {solver}, got {len(values) - 1}")
     return values

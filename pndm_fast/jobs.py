@@ -20,11 +20,11 @@ from torch import nn
 import pndm_fast as pf
 from pndm_fast import demo, images
 from pndm_fast.backends import choose_backend
+from pndm_fast.checks import ON_NAN, check_choice, check_guidance, check_start
 from pndm_fast.images import Bytes
 from pndm_fast.make_plan import choose
 from pndm_fast.network import config_shape
 from pndm_fast.plan import Plan
-from pndm_fast.request import ON_NAN, check_choice, check_guidance, check_start
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DEMO = "demo:mnist"

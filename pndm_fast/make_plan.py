@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, get_args, get_type_hints
 
 from pndm_fast.compat import COMPAT
-from pndm_fast.grids import SPACINGS, make_grid, snap
+from pndm_fast.grids import FINALS, SPACINGS, make_grid, snap, times_of
 from pndm_fast.noise import is_integer
 from pndm_fast.plan import PREDICTIONS, Plan
 from pndm_fast.schedule import Schedule
@@ -43,7 +43,12 @@ def make_plan(
     steps: int | None = None,
     nfe: int | None = None,
     times: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: str | None = None,
+    final: str | None = None,
+    t_min: float | None = None,
+    start: float | None = None,
+    strength: float | None = None,
     integer_times: bool = False,
     prediction: str = "eps",
     compat: str | None = None,
@@ -54,10 +59,14 @@ def make_plan(
     Args:
         solver: a name of `SOLVERS`.
         schedule: default `Schedule.linear()`.
-        steps: time points of the grid, default 50; or `nfe`, network calls; or `times` themselves, decreasing, n + 1.
-        spacing: leading, trailing or linspace; default the solver's own.
+        steps: time points of the grid, default 50; or `nfe`, network calls; or the n + 1 points themselves, decreasing,
+            as `times` or as `sigmas` (sigma / alpha; on flow schedules sigma).
+        spacing: a name of `grids.SPACINGS`; default the schedule's, or else the solver's own.
+        final, t_min: of the grid, see `grids.make_grid`.
+        start: a time: leave out the grid's points before it, for a call with `init` or `state`; or `strength`, the part
+            of the steps that is kept, the last ones. The plan is a fresh one for those points, its warm-up included.
         integer_times: round times to integers, coefficients following.
-        prediction: what the network predicts: eps, v, x0 or flow.
+        prediction: what the network predicts: eps, v, x0, flow, or edm (EDM's raw network).
         compat: "diffusers" for plans equal to its scheduler, whose configuration's names are then options.
         options: keyword arguments of the solver's function, such as eta.
 
@@ -69,21 +78,23 @@ def make_plan(
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule must be a Schedule, got {type(schedule).__name__}")
     choose("prediction", prediction, PREDICTIONS)
-    if sum(value is not None for value in (steps, nfe, times)) > 1:
-        raise ValueError("steps, nfe and times exclude one another: give one of them")
+    if sum(value is not None for value in (steps, nfe, times, sigmas)) > 1:
+        raise ValueError("steps, nfe, times and sigmas exclude one another: give one of them")
+    form: dict[str, Any] = {"spacing": spacing, "final": final, "t_min": t_min}
     if compat is not None:
-        return _compatible(compat, name, schedule, steps, nfe, times, spacing, integer_times, prediction, options)
+        alone = {
+            "times": times,
+            "sigmas": sigmas,
+            "integer_times": integer_times or None,
+            "final": final,
+            "t_min": t_min,
+            "start": start,
+            "strength": strength,
+        }
+        return _compatible(compat, name, schedule, steps, nfe, spacing, alone, prediction, options)
     function = SOLVERS[name]
-    if times is None:
-        grid = choose("spacing", FACTS[name].spacing if spacing is None else spacing, SPACINGS)
-        count = steps_of(name, steps, nfe)
-        if is_integer(count) and count < FACTS[name].fewest:
-            raise ValueError(f"steps must be at least {FACTS[name].fewest} for {name}, got {count}")
-        times = make_grid(schedule, count, grid)
-    elif spacing is not None:
-        raise ValueError("spacing and times exclude each other")
-    elif isinstance(times, str) or not hasattr(times, "__iter__"):
-        raise TypeError(f"times must be a decreasing sequence of numbers, got {times!r}")
+    times = _times(name, schedule, steps, nfe, times, sigmas, form)
+    times = _later(name, times, start, strength)
     if integer_times:
         if not schedule.discrete:
             raise ValueError(f"integer_times must have a discrete schedule, got {schedule.name}")
@@ -93,20 +104,92 @@ def make_plan(
     return _call(function, name, options, schedule, times, prediction=prediction)
 
 
-def steps_of(name: str, steps: int | None, nfe: int | None) -> int:
+def _times(
+    name: str,
+    schedule: Schedule,
+    steps: int | None,
+    nfe: int | None,
+    times: Sequence[float] | None,
+    sigmas: Sequence[float] | None,
+    form: dict[str, Any],
+) -> Sequence[float]:
+    if times is None and sigmas is None:
+        return _grid(name, schedule, steps, nfe, **form)
+    for argument, value in form.items():
+        if value is not None:
+            raise ValueError(f"{argument} and {'sigmas' if times is None else 'times'} exclude each other")
+    if sigmas is not None:
+        return times_of(schedule, sigmas)
+    if times is None or isinstance(times, str) or not hasattr(times, "__iter__"):
+        raise TypeError(f"times must be a decreasing sequence of numbers, got {times!r}")
+    return times
+
+
+def _grid(
+    name: str,
+    schedule: Schedule,
+    steps: int | None,
+    nfe: int | None,
+    spacing: str | None,
+    final: str | None,
+    t_min: Any,
+) -> tuple[float, ...]:
+    facts = FACTS[name]
+    spacing = choose("spacing", spacing or schedule.spacing or facts.spacing, SPACINGS)
+    final = "zero" if final is None else choose("final", final, FINALS)
+    if t_min is not None:
+        _check_type("t_min", t_min, float)
+    count = steps_of(name, steps, nfe, final)
+    if is_integer(count) and count < facts.fewest:
+        raise ValueError(f"steps must be at least {facts.fewest} for {name}, got {count}")
+    return make_grid(schedule, count, spacing, final, t_min)
+
+
+def _later(name: str, times: Sequence[float], start: Any, strength: Any) -> Sequence[float]:
+    """The grid from a time, or a part of its steps, on.
+
+    Raises:
+        TypeError, ValueError: not a number in range, or fewer steps left than the solver takes.
+    """
+    if start is None and strength is None:
+        return times
+    if start is not None and strength is not None:
+        raise ValueError("start and strength exclude each other: give one of them")
+    told = "start" if strength is None else "strength"
+    value = start if strength is None else strength
+    _check_type(told, value, float)
+    times = tuple(times)
+    if strength is not None:
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength must be in (0, 1], got {strength}")
+        left = times[len(times) - 1 - int((len(times) - 1) * strength + 1e-9) :]
+    else:
+        left = tuple(t for t in times if t <= start)
+    count, fewest = max(len(left) - 1, 0), FACTS[name].fewest
+    if count < fewest:
+        raise ValueError(f"{told} must leave at least {fewest} steps for {name}, got {count}")
+    return left
+
+
+def steps_of(name: str, steps: int | None, nfe: int | None, final: str = "zero") -> int:
     """Steps, from either number.
 
     Raises:
-        ValueError: nfe is smaller than the solver's fewest.
+        ValueError: nfe is smaller than the solver's fewest, or not a number of calls that it makes.
     """
     if nfe is None:
         return DEFAULT_STEPS if steps is None else steps
     if not is_integer(nfe):
         raise TypeError(f"nfe must be an integer, got {nfe!r}")
     facts = FACTS[name]
-    if nfe < facts.fewest + facts.extra_calls:
-        raise ValueError(f"nfe must be at least {facts.fewest + facts.extra_calls} for {name}, got {nfe}")
-    return int(nfe) - facts.extra_calls
+    fewest = facts.calls(facts.fewest, final)
+    if nfe < fewest:
+        raise ValueError(f"nfe must be at least {fewest} for {name}, got {nfe}")
+    count = facts.steps(int(nfe), final)
+    if facts.calls(count, final) != nfe:
+        near = f"{facts.calls(count, final)} or {facts.calls(count + 1, final)}"
+        raise ValueError(f"nfe must be {facts.formula(final)} for {name}, such as {near}, got {nfe}")
+    return count
 
 
 def _compatible(
@@ -115,17 +198,17 @@ def _compatible(
     schedule: Schedule,
     steps: int | None,
     nfe: int | None,
-    times: Sequence[float] | None,
     spacing: str | None,
-    integer_times: bool,
+    alone: dict[str, Any],
     prediction: str,
     options: dict[str, Any],
 ) -> Plan:
     solvers = COMPAT[choose("compat", compat, COMPAT)]
     if name not in solvers:
         raise ValueError(f"solver must be one of {', '.join(sorted(solvers))} for compat={compat!r}, got {name!r}")
-    if times is not None or integer_times:
-        raise ValueError(f"times and integer_times cannot go with compat={compat!r}: its grid is its own")
+    for argument, value in alone.items():
+        if value is not None:
+            raise ValueError(f"{argument} cannot go with compat={compat!r}: its grid is its own")
     if spacing is not None:
         options = {**options, "spacing": spacing}
     return _call(solvers[name], name, options, schedule, steps_of(name, steps, nfe), prediction=prediction)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,21 +60,48 @@ def result_tensor(result: Any) -> Tensor:
     )
 
 
+def twice_the_channels(shape: Sequence[int]) -> tuple[int, ...]:
+    """Of a network that learned its variance too (Nichol & Dhariwal 2021, arXiv:2102.09672): the mean comes first."""
+    return (shape[0], 2 * shape[1], *shape[2:]) if len(shape) > 2 else ()
+
+
+def mean_part(out: Tensor) -> Tensor:
+    """The first half of the channels, dense and in the same layout."""
+    half = out[:, : out.shape[1] // 2]
+    if out.is_contiguous():
+        return half.contiguous()
+    return half.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
 def in_training(model: Any) -> bool:
     """Whether a module is in training mode. An exported program says so too, but has no such mode, nor `.eval()`."""
     return getattr(model, "training", False) is True and "eval" not in getattr(model, "__dict__", {})
 
 
-def check_model(model: Any) -> None:
+def check_model(model: Any, name: str = "model") -> None:
     """Refuse what cannot be called, and warn of training mode.
 
     Raises:
         TypeError: model is not callable.
     """
     if not callable(model) or isinstance(model, type):
-        raise TypeError(f"model must be callable as model(x, t, **cond), got {model!r}")
+        raise TypeError(f"{name} must be callable as {name}(x, t, **cond), got {model!r}")
     if in_training(model):
-        warnings.warn("the model is in training mode: call model.eval() for dropout and batch norm", stacklevel=4)
+        warnings.warn(f"the {name} is in training mode: call .eval() for dropout and batch norm", stacklevel=5)
+
+
+def networks_of(model: Any) -> tuple[Callable[..., Any], ...]:
+    """One network, or a sequence of them.
+
+    Raises:
+        TypeError, ValueError: something in it is not callable, or it is empty.
+    """
+    several = isinstance(model, (tuple, list))
+    if several and not model:
+        raise ValueError("model must be a network or a sequence of networks, got none")
+    for network in model if several else (model,):
+        check_model(network)
+    return tuple(model) if several else (model,)
 
 
 def check_dtype(name: str, dtype: Any, allowed: tuple[torch.dtype, ...]) -> torch.dtype | None:

@@ -46,9 +46,8 @@ def probability_flow(
     state = state.double()
 
     def slope(rho: float, w: np.ndarray) -> np.ndarray:
-        log_alpha_bar = -np.log1p(rho * rho)
-        t = float(schedule.time(max(log_alpha_bar, schedule.log_alpha_bar(schedule.last))))
-        x = torch.from_numpy(w).view(state.shape) / np.sqrt(1 + rho * rho)
+        t = float(schedule.time_at(-np.log(rho)) if rho > 0 else schedule.first)
+        x = torch.from_numpy(w).view(state.shape) * float(schedule.alpha(t))
         times = torch.full(state.shape[:1], t, dtype=torch.float64)
         with torch.no_grad():
             return np.asarray(eps(x, times).double().reshape(-1))

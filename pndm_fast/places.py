@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from pndm_fast import ranges
+from pndm_fast.checks import check_choice
 from pndm_fast.cuda import Event, cuda_of
 from pndm_fast.events import BadSample, Report
 from pndm_fast.graphs import AUTO, GRAPHS, CannotCapture, Graph, Pool, check_network, graph_key
 from pndm_fast.memory import Memory
-from pndm_fast.request import check_choice
 from pndm_fast.trajectory import Rows, Trajectory
 from pndm_fast.workspace import BufferForm, Probe, Workspace
 
@@ -82,6 +82,7 @@ def _graphed(memory: Memory, trajectory: Trajectory, modes: tuple[str, ...], con
     if cuda is None:
         raise CannotCapture(_need(trajectory.device))
     check_network(trajectory.model)
+    check_network(trajectory.negative)
     probe = _probe(memory, trajectory)
     key = modes, concurrency, graph_key(trajectory, probe)
     refused = memory.refused.peek(key)
@@ -120,38 +121,42 @@ def _probe(memory: Memory, trajectory: Trajectory) -> Probe:
     if probe is None:
         probe = trajectory.first_call()[0]
         memory.probes.put(key, probe)
-    trajectory.apart = probe.apart
+    _know(trajectory, probe)
     return probe
+
+
+def _know(trajectory: Trajectory, probe: Probe) -> None:
+    trajectory.apart, trajectory.halved = probe.apart, probe.halved
 
 
 def _probe_key(trajectory: Trajectory) -> object:
     request, kind = trajectory.request, trajectory.device.type
     autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-    return request.batch, request.state_dtype, trajectory.halves, trajectory.apart, autocast
+    return trajectory.stretch.model, request.batch, request.state_dtype, trajectory.halves, trajectory.apart, autocast
 
 
 @contextlib.contextmanager
 def _eager(memory: Memory, trajectory: Trajectory, reason: str) -> Iterator[Place]:
     """Buffers of the form that the network is known to need, if its first output still has it; else of a new one."""
-    request, apart = trajectory.request, trajectory.apart
+    apart = trajectory.apart
     key = _probe_key(trajectory)
     probe = memory.probes.peek(key)
     if probe is not None:
-        trajectory.apart = probe.apart
+        _know(trajectory, probe)
         idle = _idle(memory, trajectory.form(probe))
         try:
             workspace = idle.pop()
         except IndexError:
             workspace = Workspace(trajectory.form(probe))
         try:
-            workspace.begin(request, trajectory.table, trajectory.backend)
+            trajectory.begin(workspace)
             first = trajectory.evaluate(workspace)
             if trajectory.fits(workspace, first):
                 yield Place(workspace, trajectory.eager(workspace, first), reason=reason)
                 return
         finally:
             idle.append(workspace)
-        trajectory.apart = apart  # the network has changed since: learn its form anew
+        trajectory.apart, trajectory.halved = apart, False  # the network has changed since: learn its form anew
     probe, workspace, first_or_none = trajectory.first_call()
     memory.probes.put(key, probe)
     yield Place(workspace, trajectory.eager(workspace, first_or_none), reason=reason)
@@ -164,13 +169,15 @@ def _idle(memory: Memory, form: BufferForm) -> deque[Workspace]:
 
 
 def report_of(
-    memory: Memory, trajectory: Trajectory, place: Place, bad: tuple[BadSample, ...], seconds: float
+    memory: Memory, ran: Sequence[tuple[Trajectory, Place]], bad: tuple[BadSample, ...], seconds: float
 ) -> Report:
-    """How a call went."""
+    """How a call went, stretch by stretch."""
+    trajectory, place = ran[-1]
     request, form = trajectory.request, place.workspace.form
+    guided = [t.apart or "batched" for t, _ in ran if t.stretch.guided]
     return Report(
         nfe=request.nfe,
-        calls=trajectory.calls,
+        calls=sum(t.calls for t, _ in ran),
         seconds=seconds,
         batch=request.real,
         device=str(form.device),
@@ -178,11 +185,11 @@ def report_of(
         backend=trajectory.backend.name,
         direct=form.direct,
         layout="contiguous" if form.channels == 1 else "channels_last",
-        guidance="none" if request.uncond is None else trajectory.apart or "batched",
-        buffer_bytes=place.workspace.bytes,
-        graph=place.graph,
-        graph_reason=place.reason,
-        graph_bytes=place.graph_bytes,
+        guidance=guided[0] if guided else "none",
+        buffer_bytes=max(p.workspace.bytes for _, p in ran),
+        graph=", ".join(dict.fromkeys(p.graph for _, p in ran)),
+        graph_reason="; ".join(dict.fromkeys(p.reason for _, p in ran if p.reason)),
+        graph_bytes=sum(p.graph_bytes for _, p in ran),
         nodes=place.nodes,
         captures=memory.captures,
         recaptures=memory.recaptures,

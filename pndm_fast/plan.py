@@ -7,6 +7,7 @@ import math
 import numbers as numbers_abc
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from pndm_fast.files import atomic_path
 MAX_SLOTS = 6  # F-PNDM and FON: three kept derivatives and three Runge-Kutta stages
 MAX_ROWS = 65_536
 LARGEST = float(np.finfo(np.float32).max)
-PREDICTIONS = ("eps", "v", "x0", "flow")
+PREDICTIONS = ("eps", "v", "x0", "flow", "edm")
 WIDTH_FORM = 2 + MAX_SLOTS + 1
 
 Form = NDArray[np.float64]  # [WIDTH_FORM]: a linear combination of x, y, the slots and z
@@ -69,7 +70,8 @@ class Row:
     out = network(in_scale y, t), at a guidance other than 1 uncond + guidance (cond - uncond);
     slot <- store(y, out);
     x, y <- X . [x, y, slots, z], Y . [x, y, slots, z]. X and Y read the old x and y, the new slot and one z.
-    `preview` gives the network's x_0 estimate as preview[0] y + preview[1] slot, with the y that it saw.
+    `preview` gives the network's x_0 estimate as preview[0] y + preview[1] slot, with the y that it saw. `model` says
+    which network is called, of those that a `Sampler` has.
 
     Raises:
         ValueError: a number is not finite, or an index is outside its range.
@@ -84,6 +86,7 @@ class Row:
     preview: tuple[float, float] = (1.0, 0.0)
     in_scale: float = 1.0
     guidance: float = 1.0
+    model: int = 0
     ends_step: bool = True
 
     def __post_init__(self) -> None:
@@ -98,6 +101,8 @@ class Row:
             raise ValueError(f"preview must be two numbers and ends_step true or false, got {self}")
         if isinstance(self.slot, bool) or not isinstance(self.slot, int) or not 0 <= self.slot < MAX_SLOTS:
             raise ValueError(f"slot must be in [0, {MAX_SLOTS}), got {self.slot}")
+        if isinstance(self.model, bool) or not isinstance(self.model, int) or self.model < 0:
+            raise ValueError(f"model must be the index of a network, got {self.model!r}")
         if isinstance(self.store.clamp, bool) or not self.store.clamp > 0:
             raise ValueError(f"clamp must be positive, got {self.store.clamp}")
 
@@ -183,18 +188,49 @@ class Plan:
         return self.rows[0].levels.call
 
     @property
+    def entry(self) -> Level:
+        """The noise level of what the prologue starts from: `start`, but for what a0 and c0 do."""
+        a0, c0, (alpha, sigma) = self.prologue.a0, self.prologue.c0, self.start
+        return Level(alpha / a0, math.sqrt(max(sigma**2 - c0**2, 0.0)) / a0)
+
+    @property
     def raw(self) -> bool:
         """Whether every row stores the network's output unchanged and unguided."""
         return all(row.store.raw and row.guidance == 1.0 for row in self.rows)
 
-    def with_guidance(self, scale: float | Sequence[float]) -> Plan:
-        """The same plan at another guidance scale, one for all rows or one for each."""
+    @cached_property
+    def kinds(self) -> tuple[tuple[int, bool], ...]:
+        """For each row, which network it calls and whether it is guided."""
+        return tuple((row.model, row.guidance != 1.0) for row in self.rows)
+
+    def with_models(self, models: Sequence[int]) -> Plan:
+        """The same plan with the index of a network for each row; the history is kept where it changes.
+
+        `[0] * k + [1] * (nfe - k)` is T-Stitch (Pan et al. 2024, arXiv:2402.14167): a small network, then a large one.
+        """
+        if len(models) != self.nfe:
+            raise ValueError(f"models must be one for each of the {self.nfe} rows, got {len(models)}")
+        return replace(self, rows=tuple(replace(row, model=m) for row, m in zip(self.rows, models, strict=True)))
+
+    def with_guidance(self, scale: float | Sequence[float], interval: tuple[float, float] | None = None) -> Plan:
+        """The same plan at another guidance scale, one for all rows or one for each.
+
+        Args:
+            interval: guide the rows alone that are called at low < sigma/alpha <= high (Kynkaanniemi et al. 2024,
+                arXiv:2404.07724); the others evaluate the condition alone.
+        """
         scales: list[Any] = [scale] * self.nfe if isinstance(scale, numbers_abc.Real) else list(scale)  # type: ignore[arg-type]
         if len(scales) != self.nfe:
             raise ValueError(
                 f"guidance must be a number or one for each of the {self.nfe} rows, got {len(scales)}: "
                 "plans of several lengths take theirs by with_guidance"
             )
+        if interval is not None:
+            low, high = interval
+            inside = [
+                low * row.levels.call.alpha < row.levels.call.sigma <= high * row.levels.call.alpha for row in self
+            ]
+            scales = [g if i else 1.0 for g, i in zip(scales, inside, strict=True)]
         rows = tuple(replace(row, guidance=float(g)) for row, g in zip(self.rows, scales, strict=True))
         return replace(self, rows=rows)
 
@@ -255,6 +291,11 @@ class Plan:
         return cls.from_json(tree)
 
 
+def distinct(plans: Sequence[Plan]) -> tuple[Plan, ...]:
+    """The different plan objects, in order of appearance; a plan may be large, so none is compared."""
+    return tuple({id(plan): plan for plan in plans}.values())
+
+
 def _check_numbers(what: str, numbers: Sequence[float]) -> None:
     """Numbers that float32 can hold.
 
@@ -285,6 +326,8 @@ def _row_json(row: Row) -> dict[str, Any]:
     for name in ("x", "y"):
         tree[name] = {n: c for n, c in zip(NAMES, tree[name], strict=True) if c}
     tree["store"] = {k: v for k, v in row.store._asdict().items() if math.isfinite(v)}
+    if row.model == 0:
+        del tree["model"]
     return tree
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,26 +14,15 @@ from torch import Tensor
 
 from pndm_fast import graphs, ranges
 from pndm_fast.backends import BACKENDS, choose_backend
-from pndm_fast.events import Cancel, Cancelled, NonFiniteError, Report, Step
-from pndm_fast.make_plan import make_plan
-from pndm_fast.memory import KEPT, Memory, memory_of
-from pndm_fast.network import check_dtype, check_model, config_shape, parameter
-from pndm_fast.noise import is_integer
+from pndm_fast.checks import ON_NAN, check_callable, check_choice, check_shape, check_sizes
+from pndm_fast.events import BadSample, Cancel, Cancelled, NonFiniteError, Report, Step
+from pndm_fast.memory import Memory
+from pndm_fast.network import check_dtype, check_model, config_shape, networks_of, parameter
 from pndm_fast.places import Pace, Place, check_graph, report_of, take_place
-from pndm_fast.plan import Plan
+from pndm_fast.plan import Plan, distinct
 from pndm_fast.progress import progress_bar
-from pndm_fast.request import (
-    ON_NAN,
-    Request,
-    check_callable,
-    check_choice,
-    check_seeds,
-    check_shape,
-    check_sizes,
-    complete,
-    distinct,
-)
-from pndm_fast.schedule import Schedule
+from pndm_fast.registers import Registers
+from pndm_fast.request import Request, Stretch, complete
 from pndm_fast.table import Table, build
 from pndm_fast.trajectory import Trajectory
 
@@ -44,7 +32,8 @@ class Sampler:
 
     Args:
         model: called as model(x, t, **cond) with x of shape [B, *shape] and t of shape [B]. Both are buffers that the
-            next row overwrites: a network that keeps them must copy them.
+            next row overwrites: a network that keeps them must copy them. Or a sequence of networks, of which each row
+            of a plan names one (`Plan.with_models`).
         plan: what runs where a call names no other.
         shape: (batch, *sample shape); default a batch of 1 of the shape in model.config.
         device: default the model's.
@@ -55,6 +44,8 @@ class Sampler:
             trajectory), `replay` (one launch for each row), `eager`; `auto` is the best that the network allows, with
             the reason in `report.graph_reason`. A graph reads its own copies of x, t and conditioning tensors; weights
             changed in place are seen, replaced ones lead to a new capture.
+        negative: another, weaker network for guidance's second evaluation (autoguidance, Karras et al. 2024,
+            arXiv:2406.02507), called with uncond, or with cond where that is not given.
         concurrency: how many captured calls may run at once, each with a graph, and memory, of its own.
 
     Raises:
@@ -63,9 +54,10 @@ class Sampler:
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: Callable[..., Any] | Sequence[Callable[..., Any]],
         plan: Plan,
         *,
+        negative: Callable[..., Any] | None = None,
         shape: Sequence[int] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -74,15 +66,17 @@ class Sampler:
         graph: str = "auto",
         concurrency: int = 1,
     ) -> None:
-        check_model(model)
+        self.models: tuple[Callable[..., Any], ...] = networks_of(model)
+        if negative is not None:
+            check_model(negative, "negative")
         if not isinstance(plan, Plan):
             raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
-        like = parameter(model)
-        self.model, self.plan = model, plan
+        like = parameter(self.models[0])
+        self.model, self.negative, self.plan = model, negative, plan
         self.backend = check_choice("backend", backend, BACKENDS)
         self.concurrency = check_sizes("concurrency", [concurrency])[0]
         self.batches: list[int] = []
-        self.shape = _batch_shape(model, shape)
+        self.shape = _batch_shape(self.models[0], shape)
         self.device = torch.empty(0, device=device or (like.device if like is not None else "cpu")).device
         self.graph = check_graph(graph, self.device)
         self.dtype = check_dtype("dtype", dtype, (torch.float32, torch.float16, torch.bfloat16, torch.float64))
@@ -115,9 +109,13 @@ class Sampler:
         noise: Tensor | None = None,
         state: Tensor | None = None,
         noises: Callable[[int], Tensor] | None = None,
+        init: Tensor | None = None,
+        known: Tensor | None = None,
+        mask: Tensor | None = None,
         cond: Mapping[str, Any] | None = None,
         uncond: Mapping[str, Any] | None = None,
         guidance: float | Sequence[float] | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         plan: Plan | Sequence[Plan] | None = None,
         progress: bool = False,
         on_step: Callable[[Step], Any] | None = None,
@@ -129,10 +127,15 @@ class Sampler:
         Args:
             seeds: s means s, s + 1, ...; a sequence gives one for each sample, and so the batch.
             noise: standard normals [B, *shape] in place of the seeds' x_T; state: the start itself.
+            init: data [B, *shape] that is noised to the plan's first level, which `make_plan(start=)` or `strength=`
+                puts in the middle: image to image.
+            known, mask: data [B, *shape] that the samples are to have where mask is 0; they are drawn where it is 1.
             noises: index -> standard normals, in place of Philox: 0 is x_T, 1 the prologue's, i + 2 row i's.
             cond: the network's keyword arguments; uncond: those without condition, for guidance; keys that it lacks
                 come from cond.
             guidance: scale g of uncond + g (cond - uncond), one or one for each row; default the plan's.
+            guidance_interval: (low, high) in sigma/alpha: the scale holds for rows called within, see
+                `Plan.with_guidance`; the others are evaluated once.
             plan: another plan, or one for each sample: they may differ in solver and length.
             on_step: called after each row with a `Step`. On a CUDA device the row before has ended, this one
                 is under way.
@@ -148,23 +151,35 @@ class Sampler:
         check_callable("on_step", on_step)
         if cancel is not None and not isinstance(cancel, Cancel):
             raise TypeError(f"cancel must be a Cancel, got {type(cancel).__name__}")
+        bad: tuple[BadSample, ...] = ()
         request = self._request(
             seeds=seeds,
             noise=noise,
             state=state,
             noises=noises,
+            init=init,
+            known=known,
+            mask=mask,
             cond=cond,
             uncond=uncond,
             guidance=guidance,
+            guidance_interval=guidance_interval,
             plan=plan,
         )
-        with self._modes():
-            trajectory = self._trajectory(request.padded(self._batch_for(request.batch)))
-            with take_place(self.memory, trajectory, self.graph, self.concurrency) as place:
-                samples = self._run(trajectory, place, progress, on_step, cancel)
-                with ranges.marked("finish"):
-                    bad = () if on_nan == "ignore" else trajectory.bad(place.workspace, samples)
-        self._report = report_of(self.memory, trajectory, place, bad, time.perf_counter() - began)
+        request = request.padded(self._batch_for(request.batch))
+        carry, ran = None, []
+        with self._modes(), progress_bar(progress, request.plans[0].solver, request.nfe) as advance:
+            for stretch in request.stretches:
+                trajectory = self._trajectory(request, stretch, carry)
+                with take_place(self.memory, trajectory, self.graph, self.concurrency) as place:
+                    samples = self._run(trajectory, place, advance if progress else None, on_step, cancel)
+                    if stretch.stop < request.nfe:
+                        carry = place.workspace.carry()
+                    elif on_nan != "ignore":
+                        with ranges.marked("finish"):
+                            bad = trajectory.bad(place.workspace, samples)
+                ran.append((trajectory, place))
+        self._report = report_of(self.memory, ran, bad, time.perf_counter() - began)
         if bad and on_nan == "raise":
             raise NonFiniteError(bad, samples)
         if bad:
@@ -198,11 +213,17 @@ class Sampler:
         example = self._request(seeds=range(self.shape[0]), cond=cond, uncond=uncond, guidance=guidance, plan=plan)
         with self._preparing, self._modes():
             for size in reversed(sizes):  # the largest first: what it takes, smaller ones may find free again
-                trajectory = self._trajectory(example.resized(size))
-                with contextlib.ExitStack() as places:
-                    for _ in range(self.concurrency):
-                        places.enter_context(take_place(self.memory, trajectory, self.graph, self.concurrency))
+                self._prepare(example.resized(size))
         self.batches = sizes
+
+    def _prepare(self, request: Request) -> None:
+        carry = None
+        for stretch in request.stretches:
+            trajectory = self._trajectory(request, stretch, carry)
+            with contextlib.ExitStack() as stack:
+                for _ in range(self.concurrency):
+                    place = stack.enter_context(take_place(self.memory, trajectory, self.graph, self.concurrency))
+                carry = place.workspace.carry()
 
     def _batch_for(self, batch: int) -> int:
         """The next size that was prepared, else the batch itself."""
@@ -212,6 +233,8 @@ class Sampler:
     def _request(self, **arguments: Any) -> Request:
         return complete(
             default=self.plan,
+            networks=len(self.models),
+            negative=self.negative is not None,
             guided=self._with_guidance,
             shape=self.shape,
             device=self.device,
@@ -220,12 +243,15 @@ class Sampler:
             **arguments,
         )
 
-    def _trajectory(self, request: Request) -> Trajectory:
+    def _trajectory(self, request: Request, stretch: Stretch, carry: Registers | None) -> Trajectory:
         return Trajectory(
-            self.model,
+            self.models[stretch.model],
             request,
             self._table(request.plans, request.state_dtype),
             choose_backend(self.backend, self.device, request.state_dtype),
+            stretch=stretch,
+            carry=carry,
+            negative=self.negative,
             device=self.device,
             network=self.dtype or request.state_dtype,
             time=self.time_dtype or request.state_dtype,
@@ -241,9 +267,12 @@ class Sampler:
         """Kernels are launched on the current device, which need not be the model's."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
 
-    def _with_guidance(self, plans: tuple[Plan, ...], scale: float | tuple[float, ...]) -> tuple[Plan, ...]:
+    def _with_guidance(
+        self, plans: tuple[Plan, ...], scale: float | tuple[float, ...], interval: tuple[float, float] | None
+    ) -> tuple[Plan, ...]:
         def guided(plan: Plan) -> Plan:
-            return self.memory.guided.get((id(plan), scale), lambda: (plan, plan.with_guidance(scale)))[1]
+            key = id(plan), scale, interval
+            return self.memory.guided.get(key, lambda: (plan, plan.with_guidance(scale, interval)))[1]
 
         made = {id(plan): guided(plan) for plan in distinct(plans)}
         return tuple(made[id(plan)] for plan in plans)
@@ -257,13 +286,13 @@ class Sampler:
         self,
         trajectory: Trajectory,
         place: Place,
-        progress: bool,
+        advance: Callable[[], None] | None,
         on_step: Callable[[Step], Any] | None,
         cancel: Cancel | None,
     ) -> Tensor:
-        """All rows: in one go where nobody looks on; a loop on the device can be cancelled there."""
+        """The stretch's rows: in one go where nobody looks on; a loop on the device can be cancelled there."""
         nfe, workspace = trajectory.request.nfe, place.workspace
-        watched = progress or on_step is not None
+        watched = advance is not None or on_step is not None or trajectory.request.known is not None
         loop = None if cancel is None or watched else place.cancel
         by_row = watched or (cancel is not None and loop is None)
         pace = Pace(self.device)
@@ -271,12 +300,13 @@ class Sampler:
         def after(index: int, count: int) -> None:
             if by_row:
                 pace.tick()
-            advance()
+            if advance is not None:
+                advance()
             if cancel is not None and cancel.is_set() and index + count < nfe:
                 raise Cancelled(index, trajectory.samples(workspace), None)
 
         linked = contextlib.nullcontext() if cancel is None or loop is None else cancel.linked(loop)
-        with linked, progress_bar(progress, trajectory.request.plans[0].solver, nfe) as advance:
+        with linked:
             samples = trajectory.run(workspace, place.rows, at_once=1 if by_row else nfe, on_step=on_step, after=after)
             if loop is not None:
                 trajectory.check_ended(workspace, samples)
@@ -290,109 +320,3 @@ def _batch_shape(model: Any, shape: Sequence[int] | None) -> tuple[int, ...]:
     if inferred is None:
         raise ValueError("shape must be given, (batch, ...): model.config has no in_channels and sample_size")
     return 1, *inferred
-
-
-def sample(
-    model: Callable[..., Any],
-    steps: int | None = None,
-    *,
-    nfe: int | None = None,
-    times: Sequence[float] | None = None,
-    solver: str | Plan = "f-pndm",
-    schedule: Schedule | None = None,
-    spacing: str | None = None,
-    prediction: str = "eps",
-    integer_times: bool = False,
-    compat: str | None = None,
-    shape: Sequence[int] | None = None,
-    seeds: int | Sequence[int] = 0,
-    noise: Tensor | None = None,
-    state: Tensor | None = None,
-    noises: Callable[[int], Tensor] | None = None,
-    cond: Mapping[str, Any] | None = None,
-    uncond: Mapping[str, Any] | None = None,
-    guidance: float | Sequence[float] | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    time_dtype: torch.dtype | None = None,
-    backend: str = "auto",
-    graph: str = "auto",
-    progress: bool = False,
-    on_step: Callable[[Step], Any] | None = None,
-    cancel: Cancel | None = None,
-    on_nan: str = "raise",
-    **options: Any,
-) -> Tensor:
-    """Draw samples from a diffusion model: `make_plan`, a `Sampler` and one call of it.
-
-    Args:
-        model: called as model(x, t, **cond): a module, a compiled or TorchScript module, or any callable.
-        steps: time points, default 50; or `nfe`, network calls; or `times`, decreasing.
-        solver: a name of `SOLVERS`, or a ready `Plan`, which then says all of schedule, spacing and prediction.
-        options: the solver's own, such as eta.
-
-    The other arguments are those of `make_plan`, `Sampler` and `Sampler.__call__`. The batch is shape[0], or the
-    number of seeds, or noise's.
-
-    Returns:
-        float32 [B, *shape], contiguous.
-
-    Raises:
-        TypeError, ValueError: naming the argument, before the first network call.
-        NonFiniteError, Cancelled: both carry what was computed.
-    """
-    check_model(model)
-    seeds = seeds if is_integer(seeds) or not isinstance(seeds, Iterator) else list(seeds)
-    planned: dict[str, Any] = {"steps": steps, "nfe": nfe, "schedule": schedule, "spacing": spacing, "compat": compat}
-    planned["times"] = times
-    planned |= {"integer_times": integer_times or None, "prediction": None if prediction == "eps" else prediction}
-    asked = {name: value for name, value in {**planned, **options}.items() if value is not None}
-    if not isinstance(solver, Plan):
-        solver = _plan(solver, asked)
-    elif asked:
-        raise ValueError(f"{next(iter(asked))} cannot go with a ready plan: give it to make_plan")
-    shape = _shape_of_call(shape, seeds, state if noise is None else noise)
-    sampler = Sampler(
-        model, solver, shape=shape, device=device, dtype=dtype, time_dtype=time_dtype, backend=backend, graph=graph
-    )
-    sampler.memory = memory_of(
-        model, (sampler.shape[1:], sampler.device, sampler.dtype, sampler.time_dtype, sampler.backend)
-    )
-    return sampler(
-        seeds=seeds,
-        noise=noise,
-        state=state,
-        noises=noises,
-        cond=cond,
-        uncond=uncond,
-        guidance=guidance,
-        progress=progress,
-        on_step=on_step,
-        cancel=cancel,
-        on_nan=on_nan,
-    )
-
-
-@functools.lru_cache(maxsize=KEPT)
-def _remembered_plan(solver: str, asked: tuple[tuple[str, type, Any], ...]) -> Plan:
-    return make_plan(solver, **{name: value for name, _, value in asked})
-
-
-def _plan(solver: str, asked: dict[str, Any]) -> Plan:
-    try:
-        # with its type: 5.0 == 5, but is no number of steps
-        return _remembered_plan(solver, tuple((name, type(value), value) for name, value in asked.items()))
-    except TypeError:  # a value without hash; if that was no value's fault, the same error comes again
-        return make_plan(solver, **asked)
-
-
-def _shape_of_call(shape: Sequence[int] | None, seeds: Any, start: Any) -> Sequence[int] | None:
-    """The shape given, or the start's; both, and the number of seeds, must agree on the batch."""
-    if shape is None:
-        return tuple(start.shape) if isinstance(start, Tensor) and start.dim() > 1 else None
-    batch = check_shape(shape)[0]
-    if isinstance(start, Tensor) and start.dim() > 1 and len(start) != batch:
-        raise ValueError(f"noise must have batch {batch}, the shape's, got {len(start)}")
-    if not is_integer(seeds):
-        check_seeds(seeds, batch)
-    return shape

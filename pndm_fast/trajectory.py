@@ -12,9 +12,9 @@ from pndm_fast import ranges
 from pndm_fast.backends import Backend
 from pndm_fast.conditioning import CannotBatch, batched
 from pndm_fast.events import BadSample, Cancelled, Step, rows_at
-from pndm_fast.network import result_tensor
-from pndm_fast.registers import NEVER
-from pndm_fast.request import Request
+from pndm_fast.network import mean_part, result_tensor, twice_the_channels
+from pndm_fast.registers import NEVER, Registers
+from pndm_fast.request import Request, Stretch
 from pndm_fast.table import Table
 from pndm_fast.workspace import BufferForm, Probe, Workspace, check_first_output, form_of, row_noise
 
@@ -24,11 +24,12 @@ Rows = Callable[[int, int], None]  # execute so many rows, from that index on
 
 
 class Trajectory:
-    """The loop over rows for one request.
+    """The loop over a stretch of a request's rows.
 
     Args:
-        model: the network.
+        model: the network; `negative`: another one for the second evaluation of guidance, if that is not its own.
         request: what was asked, checked.
+        stretch: which rows; `carry`: the state before them, where they are not the first.
         table: the request's rows in device memory.
         network, time: dtypes of the network's inputs.
     """
@@ -40,17 +41,25 @@ class Trajectory:
         table: Table,
         backend: Backend,
         *,
+        stretch: Stretch,
         device: torch.device,
         network: torch.dtype,
         time: torch.dtype,
+        carry: Registers | None = None,
+        negative: Callable[..., Any] | None = None,
     ) -> None:
         self.model, self.request, self.table, self.backend = model, request, table, backend
+        self.negative = model if negative is None else negative
+        self.stretch, self.carry = stretch, carry
         self.device, self.network, self.time = device, network, time
         self.calls = 0
         self.wrote = False  # whether the last call changed its input
+        self.halved = False  # whether outputs hold a variance behind the prediction
         self.apart: str | None = None  # why guidance takes two calls
         self.merged: dict[str, Any] = request.cond
-        if request.uncond is not None:
+        if stretch.guided and self.negative is not model:
+            self.apart = "two calls: the negative has a network of its own"
+        elif stretch.guided:
             try:
                 self.merged = batched(request.uncond, request.cond, request.batch)
             except CannotBatch as reason:
@@ -59,7 +68,14 @@ class Trajectory:
     @property
     def halves(self) -> int:
         """2 where one call carries both evaluations of guidance."""
-        return 2 if self.request.uncond is not None and self.apart is None else 1
+        return 2 if self.stretch.guided and self.apart is None else 1
+
+    def begin(self, workspace: Workspace) -> None:
+        """Write into buffers what the first row of the stretch needs."""
+        if self.carry is None:
+            workspace.begin(self.request, self.table, self.backend)
+        else:
+            workspace.resume(self.request, self.carry, self.stretch.start)
 
     def form(self, probe: Probe) -> BufferForm:
         """The buffers that this request needs, given what the network does."""
@@ -86,7 +102,7 @@ class Trajectory:
         """
         careful = Probe(self.request.state_dtype, channels=1, writes_input=True)
         workspace = Workspace(self.form(careful))
-        workspace.begin(self.request, self.table, self.backend)
+        self.begin(workspace)
         try:
             out, uncond = self.evaluate(workspace)
         except (RuntimeError, ValueError) as error:
@@ -96,13 +112,16 @@ class Trajectory:
                 return self.first_call(again=True)
             self.apart = f"two calls: the network refused a batch of {2 * self.request.batch}: {error}"
             return self.first_call()
+        if not self.halved and out.shape == twice_the_channels(workspace.x_in.shape):
+            self.halved = True
+            out, uncond = mean_part(out), None if uncond is None else mean_part(uncond)
         exact = self.request.state_dtype is torch.float64
         channels = check_first_output(out, workspace.x_in.shape, self.device, exact)
-        probe = Probe(out.dtype, channels, self.wrote, self.apart)
+        probe = Probe(out.dtype, channels, self.wrote, self.apart, self.halved)
         form = self.form(Probe(out.dtype, channels, writes_input=True))
         if form != workspace.form:
             workspace = Workspace(form)
-            workspace.begin(self.request, self.table, self.backend)
+            self.begin(workspace)
         return probe, workspace, (out, uncond) if channels == 1 else None
 
     def evaluate(self, workspace: Workspace, trees: Trees | None = None) -> Output:
@@ -113,11 +132,15 @@ class Trajectory:
         if separate is not None:
             self.calls += 1
             # copies both ways: a network may write its inputs, or answer twice in one static buffer
-            uncond = result_tensor(self.model(x.clone(), t.clone(), **separate)).clone()
+            uncond = self._prediction(self.negative(x.clone(), t.clone(), **separate)).clone()
         self.calls += 1
-        out = result_tensor(self.model(x, t, **arguments))
+        out = self._prediction(self.model(x, t, **arguments))
         self.wrote = x._version != before
         return out, uncond
+
+    def _prediction(self, result: Any) -> Tensor:
+        out = result_tensor(result)
+        return mean_part(out) if self.halved else out
 
     def fits(self, workspace: Workspace, output: Output) -> bool:
         """Whether a call just made left the state alone and gave outputs of the form that the buffers have."""
@@ -157,15 +180,17 @@ class Trajectory:
         on_step: Callable[[Step], Any] | None = None,
         after: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """All rows, `at_once` at a time; then on_step and after(index, count). Returns the samples, a fresh tensor.
+        """The stretch's rows, `at_once` at a time; then on_step and after(index, count). Returns the state, copied.
 
         Raises:
             Cancelled: `on_step` or `after` asked for it.
         """
-        for index in range(0, self.request.nfe, at_once):
-            count = min(at_once, self.request.nfe - index)
+        for index in range(self.stretch.start, self.stretch.stop, at_once):
+            count = min(at_once, self.stretch.stop - index)
             seen = None if on_step is None else workspace.registers.y.clone()
             rows(index, count)
+            if self.request.known is not None:
+                workspace.put_known(self.request, index)
             if on_step is not None and seen is not None:
                 self._show(index, workspace, seen, on_step)
             if after is not None:
@@ -178,9 +203,9 @@ class Trajectory:
         Raises:
             Cancelled: it did not.
         """
-        if int(workspace.registers.active) > 0:
-            first = self.request.first_rows(self.table)[: self.request.real]
-            done = max(now - then for now, then in zip(workspace.registers.row.tolist(), first, strict=False))
+        first = self.request.first_rows(self.table)[: self.request.real]
+        done = max(now - then for now, then in zip(workspace.registers.row.tolist(), first, strict=False))
+        if done < self.stretch.stop:
             raise Cancelled(done - 1, samples, None)
 
     def samples(self, workspace: Workspace) -> Tensor:

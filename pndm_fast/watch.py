@@ -53,8 +53,8 @@ class Watch:
     a compiled package, say) are not watched. The tensors are kept alive, since a graph may still read them.
     """
 
-    def __init__(self, model: Any) -> None:
-        roots = list({id(module): module for module in modules_in(model)}.values())
+    def __init__(self, *models: Any) -> None:
+        roots = list({id(module): module for model in models for module in modules_in(model)}.values())
         self._scripted = [root for root in roots if isinstance(root, torch.jit.ScriptModule)]
         self._tables: list[tuple[dict[str, Any], int]] = []
         self._entries: list[tuple[dict[str, Any], str, Any]] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from pndm_fast.cuda import upload
 from pndm_fast.layout import channels_of, describe, elements, flatten, unflatten
 from pndm_fast.network import FLOATS
 from pndm_fast.noise import FIRST_ROW, INITIAL, PROLOGUE
-from pndm_fast.plan import Prologue
+from pndm_fast.plan import Level, Plan, Prologue
 from pndm_fast.registers import ALIGN, NEVER, Registers, allocate
 from pndm_fast.request import Request
 from pndm_fast.table import Table
@@ -28,12 +28,14 @@ class Probe:
         channels: the output's layout: 1 contiguous, C channels-last.
         writes_input: whether the network changed its input in place.
         apart: why guidance cannot be one batched call, None where it can.
+        halved: whether its outputs have twice the channels, of which the second half, a variance, is left out.
     """
 
     dtype: torch.dtype
     channels: int
     writes_input: bool
     apart: str | None = None
+    halved: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,40 @@ class Workspace:
         self._strides: tuple[int, ...] | None = None
         self._bound: tuple[Tensor, BoundRow] | None = None
 
+    def carry(self) -> Registers:
+        """What buffers of another form need to go on from here: copies."""
+        r = self.registers
+        own = {name: getattr(r, name).clone() for name in ("x", "y", "slots", "seeds", "row", "first_bad", "active")}
+        return replace(r, **own)
+
+    def resume(self, request: Request, carry: Registers, index: int) -> None:
+        """Take up a state under way before the row of that index."""
+        r = self.registers
+
+        def arranged(values: Tensor) -> Tensor:  # another network may have another layout
+            values = values[..., : r.n]
+            if carry.channels == r.channels:
+                return values
+            whole = unflatten(values.reshape(-1, r.n), self.form.shape, carry.channels)
+            return flatten(whole, r.channels).reshape(values.shape)
+
+        for name in ("seeds", "row", "first_bad", "active"):
+            getattr(r, name).copy_(getattr(carry, name))
+        r.done.zero_()
+        kept = min(len(r.slots), len(carry.slots))
+        r.x[:, : r.n], r.y[:, : r.n] = arranged(carry.x), arranged(carry.y)
+        r.slots[:kept, :, : r.n] = arranged(carry.slots[:kept])
+        self._next_input(request, index)
+
+    def _next_input(self, request: Request, index: int) -> None:
+        """The time and the network's input of the row of that index; a sample that has ended keeps its last."""
+        r = self.registers
+        rows = [plan.rows[min(index, plan.nfe - 1)] for plan in request.plans]
+        r.t.copy_(upload([row.t for row in rows] * r.halves, r.t.device, torch.float64))
+        if r.net_in is not None:
+            scales = upload([row.in_scale for row in rows], r.y.device, r.y.dtype)
+            r.net_in.copy_((r.y[:, : r.n] * scales[:, None]).repeat(r.halves, 1))
+
     def begin(self, request: Request, table: Table, backend: Backend) -> None:
         """Write the prologue, the first network input and the counters."""
         r = self.registers
@@ -120,13 +156,11 @@ class Workspace:
         r.first_bad.fill_(NEVER)
         r.done.zero_()
         r.active.fill_(request.real)
-        y = self._start(request, backend)
-        r.y[:, : r.n] = y
-        r.x[:, : r.n] = y
-        r.t.copy_(upload([plan.times[0] for plan in request.plans] * r.halves, r.t.device, torch.float64))
-        if r.net_in is not None:
-            scales = upload([plan.rows[0].in_scale for plan in request.plans], y.device, y.dtype)
-            r.net_in.copy_((y * scales[:, None]).repeat(r.halves, 1))
+        r.y[:, : r.n] = self._start(request, backend)
+        if request.known is not None:
+            request.known.put(self._shaped(r.y), request.first_noise, [plan.start for plan in request.plans])
+        r.x[:, : r.n] = r.y[:, : r.n]
+        self._next_input(request, 0)
 
     def _start(self, request: Request, backend: Backend) -> Tensor:
         r = self.registers
@@ -136,23 +170,43 @@ class Workspace:
                 return flatten(noise_at(request, index, r.y.device), r.channels)
             return backend.normals(r, index).to(r.y.dtype)
 
-        prologues = {plan.prologue for plan in request.distinct}
-        if len(prologues) == 1:
-            return self._prologue(request, prologues.pop(), normal)
+        def way(plan: Plan) -> tuple[Prologue, Level | None]:
+            return plan.prologue, None if request.init is None else plan.entry
+
+        ways = {way(plan) for plan in request.distinct}
+        if len(ways) == 1:
+            return self._prologue(request, *ways.pop(), normal)
         result = torch.empty(r.batch, r.n, dtype=r.y.dtype, device=r.y.device)
-        for prologue in prologues:
-            members = [b for b, plan in enumerate(request.plans) if plan.prologue == prologue]
-            result[members] = self._prologue(request, prologue, normal)[members]
+        for one in ways:
+            members = upload([b for b, plan in enumerate(request.plans) if way(plan) == one], r.y.device)
+            result[members] = self._prologue(request, *one, normal)[members]
         return result
 
-    def _prologue(self, request: Request, prologue: Prologue, normal: Callable[[int], Tensor]) -> Tensor:
+    def _prologue(
+        self, request: Request, prologue: Prologue, entry: Level | None, normal: Callable[[int], Tensor]
+    ) -> Tensor:
         if request.state is not None:
             y = flatten(request.state, self.form.channels)
         else:
             noise = normal(INITIAL) if request.noise is None else flatten(request.noise, self.form.channels)
-            y = noise * prologue.p0
+            y = noise * (prologue.p0 if entry is None else entry.sigma)
+        if entry is not None and request.init is not None:
+            y = flatten(request.init, self.form.channels) * entry.alpha + y
         y = y * prologue.a0
         return y + normal(PROLOGUE) * prologue.c0 if prologue.c0 else y
+
+    def put_known(self, request: Request, index: int) -> None:
+        """After the row of that index: the known part of samples whose step has ended, and the next input from it."""
+        assert request.known is not None
+        rows = [plan.rows[min(index, plan.nfe - 1)] for plan in request.plans]
+        levels = [row.levels.y if row.ends_step else None for row in rows]
+        request.known.put(self._shaped(self.registers.y), request.first_noise, levels)
+        self._next_input(request, index + 1)
+
+    def _shaped(self, flat: Tensor) -> Tensor:
+        """A view of a register, [B, *shape]."""
+        r = self.registers
+        return unflatten(flat[:, : r.n], self.form.shape, r.channels)
 
     def bind(self, table: Tensor, backend: Backend) -> BoundRow:
         """The row operation on these buffers and that table."""

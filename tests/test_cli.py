@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import pndm_fast as pf
 from pndm_fast import cli, images, jobs
+from pndm_fast.solvers import FACTS
 
 pytest.importorskip("PIL")
 
@@ -408,7 +409,7 @@ def test_plan(place):
         (["ddim", "--option", "eta=true"], "eta must be float"),
         (["ddim", "--option", "eta=2"], "eta must be in [0, 1]"),
         (["ddim", "--compat", "keras"], "compat must be one of"),
-        (["ddim", "--compat", "diffusers"], "solver must be one of"),
+        (["s-pndm", "--compat", "diffusers"], "solver must be one of"),
         (["ddim", "--save", "absent/plan.json"], "--save must be"),
         (["ddim", "extra"], "extra"),
     ],
@@ -420,13 +421,15 @@ def test_plan_mistakes(words, text):
 
 
 def test_solvers():
-    result = run("solvers")
+    result = run("plan", "--list")
+    assert result.stdout == run("solvers").stdout
+    assert run("plan").exit_code == run("plan", "ddim", "--list").exit_code == 2
     assert all(name in result.stdout for name in pf.SOLVERS) and "n + 9" in result.stdout
     listed = json.loads(run("solvers", "--json").stdout)
-    assert [row["name"] for row in listed] == list(pf.SOLVERS)
+    assert [row["name"] for row in listed] == sorted(pf.SOLVERS)
     for row in listed:
         n = max(row["fewest_steps"], 5)
-        assert pf.make_plan(row["name"], steps=n).nfe == n + row["extra_calls"] and row["about"]
+        assert pf.make_plan(row["name"], steps=n).nfe == FACTS[row["name"]].calls(n) and row["about"] and row["arxiv"]
 
 
 def test_version_help_and_unknown_command():

@@ -1,6 +1,12 @@
-"""Observed orders on the exact model. A wrong letter in a coefficient shows here at once."""
+"""Observed orders on the exact model. A wrong letter in a coefficient shows here at once.
+
+`python tests/test_order.py` prints README's table of solvers; a test compares the two.
+"""
 
 import functools
+import inspect
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,44 +14,63 @@ import torch
 from golden_data import START, mixture
 
 import pndm_fast as pf
+from pndm_fast.solvers import FACTS, source
 
 VP = pf.Schedule.vp(0.1, 20.0)
-STEPS = (128, 256, 512)
-# Uniform t from 1 to 0.1. To t = 0 the pseudo methods drop to about 1: sigma grows like sqrt(t) there.
-ORDERS = {
-    "ddim": (0.9, 1.1),
-    "s-pndm": (1.8, 2.2),
-    "f-pndm": (1.8, 2.2),
-    "plms": (1.8, 2.2),
-    "ipndm": (1.8, 2.2),
-    "fon": (1.8, 2.3),  # its authors' start is second order
-    "fon-rk4": (3.7, 5.5),
+STEPS = (96, 192, 384)
+QUIET = {
+    "edm": {"churn": 0.0},
+    **{name: {"eta": 0.0} for name in pf.SOLVERS if FACTS[name].stochastic and name != "edm"},
 }
+# Uniform t from 1 to 0.1. To t = 0 the pseudo methods drop to about 1: sigma grows like sqrt(t) there.
+CASES = [
+    *((name, QUIET.get(name, {}), FACTS[name].order) for name in pf.SOLVERS if name not in ("ddpm", "lcm")),
+    *(("deis", {"order": k, "variable": v}, k) for k in (1, 2, 3) for v in ("t", "rho", "log_rho")),
+    *(("lms", {"order": k}, k) for k in (1, 2, 3)),
+    *(("ipndm-v", {"order": k}, min(k, 2)) for k in (1, 2, 3)),
+    *(("unipc", {"order": k, "corrector": False}, k) for k in (1, 2, 3)),
+    *(("unipc", {"order": k}, k + 1) for k in (1, 3)),
+    *(("unipc", {"order": k, "variant": "bh1"}, k + 1) for k in (1, 2, 3)),
+    *(("unipc", {"order": k, "predict": "eps"}, k + 1) for k in (1, 2, 3)),
+    ("dpm-solver-2", {"multistep": True}, 2),
+    ("dpm-solver-2", {"solver_type": "heun"}, 2),
+    ("dpm-solver-3", {"multistep": True}, 2),
+    ("dpm-solver-3", {"multistep": True, "exact": True}, 3),
+    ("dpm-solver-3", {"solver_type": "heun"}, 3),
+    ("dpmpp-2m", {"solver_type": "heun"}, 2),
+    ("dpmpp-2s", {"solver_type": "heun"}, 2),
+    ("dpmpp-3m", {"exact": True}, 3),
+    ("dpmpp-3m-sde", {"exact": True, "eta": 0.0}, 3),
+    ("dpmpp-sde", {"eta": 0.0, "r": 0.7}, 2),
+    ("lambda-ddim", {"lam": 2.0}, 1),
+]
 
 
 @functools.cache
-def exact():
-    return pf.probability_flow(mixture(VP), VP, START, end=0.1, rtol=1e-12)
+def exact(end=0.1):
+    return pf.probability_flow(mixture(VP), VP, START, end=end, rtol=1e-12)
 
 
 def error(solver, steps, **options):
     plan = pf.make_plan(solver, VP, times=np.linspace(1.0, 0.1, steps + 1), **options)
-    x = pf.sample(mixture(VP), solver=plan, state=START)
-    return float((x - exact()).square().mean().sqrt())
+    start, end = (exact(), START) if FACTS[solver].inverts else (START, exact())
+    x = pf.sample(mixture(VP), solver=plan, state=start)
+    return float((x - end).square().mean().sqrt())
 
 
-@pytest.mark.parametrize("solver", ORDERS)
-def test_observed_order(solver):
-    """The slope of log error against log n over n = 128, 256, 512."""
-    errors = [error(solver, n) for n in STEPS]
-    slope = -np.polyfit(np.log(STEPS), np.log(errors), 1)[0]
-    low, high = ORDERS[solver]
-    assert low <= slope <= high, (solver, errors, slope)
+@functools.cache
+def slope(solver, options, steps=STEPS):
+    """Of log error against log n."""
+    errors = [error(solver, n, **dict(options)) for n in steps]
+    return -np.polyfit(np.log(steps), np.log(errors), 1)[0], errors
 
 
-def test_every_solver_has_an_order():
-    stochastic = {"ddpm"}
-    assert set(pf.SOLVERS) == set(ORDERS) | stochastic
+@pytest.mark.parametrize("solver, options, order", CASES, ids=str)
+def test_observed_order(solver, options, order):
+    # the released third-order multistep only comes down to its second order late
+    late = order == 2 and solver in ("dpmpp-3m", "dpmpp-3m-sde")
+    seen, errors = slope(solver, tuple(options.items()), (384, 768, 1536) if late else STEPS)
+    assert order - 0.3 <= seen <= order + 0.35, (errors, seen)
 
 
 def test_difference_quotient_has_a_floor():
@@ -57,12 +82,73 @@ def test_fon_rk4_beats_fon():
     assert error("fon-rk4", 256) < error("fon", 256) / 10
 
 
+@pytest.mark.parametrize("schedule", [pf.Schedule.edm(), pf.Schedule.flow(3.0)], ids=["edm", "flow"])
+@pytest.mark.parametrize(
+    "solver, order",
+    [
+        ("euler", 1),
+        ("heun", 2),
+        ("lms", 2),
+        ("ipndm-v", 2),
+        ("s-pndm", 2),
+        ("dpmpp-2m", 2),
+        ("unipc", 3),
+        ("f-pndm", 2),
+    ],
+)
+def test_observed_order_elsewhere(schedule, solver, order):
+    """alpha = 1, and flow matching, where f-pndm is Runge-Kutta and Adams-Bashforth on dx/dt = flow, of order 4.
+
+    The first, Euler step of lms and ipndm-v leaves an error of order 2 here; from t = 1 of VP it is too small to see.
+    """
+    order = 4 if schedule.scale == "flow" and solver == "f-pndm" else order
+    start, end = (0.9, 0.2) if schedule.scale == "flow" else (10.0, 0.5)
+    state = START * float(schedule.sigma(start))
+    reference = pf.probability_flow(mixture(schedule), schedule, state, start=start, end=end, rtol=1e-12)
+    lam = np.linspace(schedule.lam(start), schedule.lam(end), 2)
+    errors = []
+    for n in (48, 96, 192):
+        times = np.linspace(start, end, n + 1)
+        if schedule.scale == "sigma":  # uniform steps of log sigma
+            times = schedule.time_at(np.linspace(*lam, n + 1))
+        x = pf.sample(mixture(schedule), solver=pf.make_plan(solver, schedule, times=times), state=state)
+        errors.append(float((x - reference).square().mean().sqrt()))
+    seen = -np.polyfit(np.log((48, 96, 192)), np.log(errors), 1)[0]
+    assert order - 0.5 <= seen <= order + 0.5, (errors, seen)
+
+
 @pytest.mark.parametrize("prediction", ["v", "x0", "flow"])
-@pytest.mark.parametrize("solver", [name for name in ORDERS])
+@pytest.mark.parametrize("solver", sorted(pf.SOLVERS))
 def test_predictions_agree(solver, prediction):
     """What the network predicts changes the store map alone: the samples are the same to rounding."""
     times = np.linspace(1.0, 0.1, 21)
     plans = [pf.make_plan(solver, VP, times=times, prediction=p) for p in ("eps", prediction)]
-    by_eps = pf.sample(mixture(VP), solver=plans[0], state=START)
-    other = pf.sample(mixture(VP, prediction), solver=plans[1], state=START)
+    if FACTS[solver].inverts:  # told another time than the state's: the conversion differs with the network
+        return
+    by_eps = pf.sample(mixture(VP), solver=plans[0], state=START, noises=lambda i: START)
+    other = pf.sample(mixture(VP, prediction), solver=plans[1], state=START, noises=lambda i: START)
     torch.testing.assert_close(other, by_eps, rtol=1e-9, atol=1e-9)
+
+
+def table():
+    """README's table of solvers."""
+    lines = [
+        "| name | network calls for n steps | observed order | stores | options | arXiv |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, facts in sorted(FACTS.items()):
+        order = f"{facts.order or ''}{' (SDE)' if facts.stochastic else ''}".strip()
+        parameters = inspect.signature(pf.SOLVERS[name]).parameters.values()
+        own = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("prediction", "integer_times")]
+        cells = (f"`{name}`", facts.formula(), order, facts.stores, ", ".join(own), source(name))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def test_readme():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert re.search(r"\| name \| network calls.*?(?=\n\n)", readme, re.DOTALL)[0] == table()
+
+
+if __name__ == "__main__":
+    print(table())

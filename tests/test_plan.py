@@ -12,7 +12,7 @@ import pndm_fast as pf
 
 @pytest.mark.parametrize("solver", sorted(pf.SOLVERS))
 def test_json_round_trip(solver, tmp_path):
-    plan = pf.make_plan(solver, steps=7, prediction="v", **({"clip": 1.0} if solver.startswith("dd") else {}))
+    plan = pf.make_plan(solver, steps=7, prediction="v", **({"clip": 1.0} if solver in ("ddim", "ddpm") else {}))
     path = tmp_path / "plan.json"
     plan.save(path)
     assert pf.Plan.load(path) == plan
@@ -71,6 +71,86 @@ def test_time_is_the_inverse(schedule, fraction):
     log = schedule.log_alpha_bar(t)
     assert schedule.log_alpha_bar(schedule.time(log)) == pytest.approx(log, rel=1e-12, abs=1e-15)
     assert schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2 == pytest.approx(1, abs=1e-14)
+
+
+LINEAR = pf.Schedule.linear()
+ALL = [
+    LINEAR,
+    LINEAR.interpolate("sigma"),
+    LINEAR.interpolate("log_sigma"),
+    LINEAR.zero_terminal_snr(),
+    pf.Schedule.cosine(),
+    pf.Schedule.sigmoid(),
+    pf.Schedule.vp(),
+    pf.Schedule.edm(),
+    pf.Schedule.flow(),
+    pf.Schedule.flow(3.0, 1000),
+    pf.Schedule.from_levels([0.1, 0.5, 1.0], [0.99**0.5, 0.75**0.5, 0.0]),
+]
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=lambda s: f"{s.name}-{getattr(s.curve, 'interp', '')}")
+@given(fraction=st.floats(0, 1))
+def test_time_at_is_the_inverse_of_lam(schedule, fraction):
+    span = schedule.last - schedule.first
+    t = schedule.first + fraction * span
+    assert abs(schedule.time_at(schedule.lam(t)) - t) <= 1e-9 * span
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    assert {"vp": alpha**2 + sigma**2, "flow": alpha + sigma, "sigma": alpha}[schedule.scale] == pytest.approx(
+        1, abs=1e-14
+    )
+
+
+def test_interpolation():
+    """Between times the named quantity is linear; where it has no logarithm, its value."""
+    rho = [float(LINEAR.sigma(t) / LINEAR.alpha(t)) for t in (10, 11, 0)]
+    for interp, middle in (("sigma", (rho[0] + rho[1]) / 2), ("log_sigma", (rho[0] * rho[1]) ** 0.5)):
+        other = LINEAR.interpolate(interp)
+        assert other.sigma(10.5) / other.alpha(10.5) == pytest.approx(middle, rel=1e-12)
+        assert other.sigma(-0.5) / other.alpha(-0.5) == pytest.approx(rho[2] / 2, rel=1e-12)
+        for t in (300.3, 0.4):
+            step = 1e-4
+            slope = (np.log(other.alpha(t + step)) - np.log(other.alpha(t - step))) / (2 * step)
+            assert other.log_alpha_slope(t) == pytest.approx(slope, rel=1e-6)
+
+
+def test_zero_terminal_snr():
+    """arXiv:2305.08891, algorithm 1: alpha from where it was to 0, the shape kept."""
+    zero = LINEAR.zero_terminal_snr()
+    assert zero.alpha(999) == 0 and zero.sigma(999) == 1 and zero.lam(999) == -np.inf
+    assert zero.alpha(0) == pytest.approx(LINEAR.alpha(0), rel=1e-14)
+    a = LINEAR.alpha(np.arange(1000))
+    np.testing.assert_allclose(zero.alpha(np.arange(999)), (a - a[-1])[:-1] * a[0] / (a[0] - a[-1]), rtol=1e-12)
+    for solver in ("ddim", "ddpm", "dpmpp-2m", "dpmpp-3m", "unipc", "dpmpp-2s"):
+        plan = pf.make_plan(solver, zero, steps=6, spacing="trailing", prediction="v")
+        assert plan.start == (0.0, 1.0)
+
+
+def test_more_grids():
+    lam = [float(LINEAR.lam(t)) for t in pf.make_plan("ddim", steps=6, spacing="logsnr").times]
+    assert (
+        np.diff(lam) == pytest.approx(np.diff(lam)[0])
+        and pf.make_plan("ddim", steps=6, spacing="logsnr").times[-1] == 0
+    )
+    root = [np.exp(-LINEAR.lam(t) / 7) for t in pf.make_plan("ddim", steps=6, spacing="karras", t_min=10).times]
+    assert np.diff(root) == pytest.approx(np.diff(root)[0])
+    edm = pf.make_plan("euler", pf.Schedule.edm(), steps=18)  # arXiv:2206.00364, eq. 5
+    i = np.arange(18) / 17
+    assert edm.times == pytest.approx((80 ** (1 / 7) + i * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7, rel=1e-12)
+    assert edm.prologue.p0 == 80 and edm.rows[-1].levels.y.sigma == 0
+    quadratic = np.sqrt(np.array(pf.make_plan("ddim", steps=5, spacing="quadratic").times) + 1)
+    assert np.diff(quadratic) == pytest.approx(np.diff(quadratic)[0])
+    assert pf.make_plan("ddim", steps=4, spacing="leading", final="min").rows[-1].levels.y.sigma == LINEAR.sigma(0)
+    trailing = pf.make_plan("ddim", steps=3, spacing="trailing", final="min")
+    assert trailing.times == (999, 666, 333) and trailing.rows[-1].levels.y.sigma == LINEAR.sigma(0)
+    assert pf.make_plan("heun", steps=4, final="min").nfe == 8 == pf.make_plan("heun", nfe=8, final="min").nfe
+    flow = pf.make_plan("euler", pf.Schedule.flow(3.0, 1000), steps=4, prediction="flow")
+    u = np.array([1, 0.75, 0.5, 0.25])
+    assert flow.times == pytest.approx(1000 * 3 * u / (1 + 2 * u))
+    assert flow.rows[0].y[:3] == pytest.approx((0, 1, -0.1)) and flow.raw  # x + (s - t) flow
+    sigmas = pf.make_plan("ddim", sigmas=[100, 10, 1, 0])
+    assert [row.levels.call.sigma / row.levels.call.alpha for row in sigmas] == pytest.approx([100, 10, 1])
+    assert pf.make_plan("euler", pf.Schedule.flow(), sigmas=[1, 0.5, 0], prediction="flow").times == (1, 0.5)
 
 
 def test_schedules():

@@ -1,14 +1,12 @@
-"""Plans that reproduce another library's scheduler to rounding, its quirks included."""
+"""diffusers' schedulers that step by T // n whatever their grid: PNDM and DDIM."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from pndm_fast.coefficients import ADAMS_BASHFORTH, Transfer, combine, level, preview_of_eps
+from pndm_fast.coefficients import ADAMS_BASHFORTH, Transfer, ancestral, combine, level, preview
 from pndm_fast.noise import is_integer
-from pndm_fast.plan import ANCHOR, SLOT, STATE, Form, Level, Levels, Plan, Row
+from pndm_fast.plan import ANCHOR, NOISE, SLOT, STATE, Form, Level, Levels, Plan, Row
 from pndm_fast.schedule import Schedule
 
 
@@ -49,7 +47,17 @@ class _DiffusersPNDM:
         return self.final if t < 0 else level(self.schedule, float(t))
 
     def call(
-        self, t: int, slot: int, base: Form, eps: Form, source: int, target: int, x: Form = ANCHOR, ends: bool = True
+        self,
+        t: int,
+        slot: int,
+        base: Form,
+        eps: Form,
+        source: int,
+        target: int,
+        x: Form = ANCHOR,
+        ends: bool = True,
+        reduced: Level | None = None,
+        noise: float = 0.0,
     ) -> None:
         """The network is told t; y becomes phi(base, eps) from level(source) to level(target)."""
         start, end = self.level(source), self.level(target)
@@ -57,10 +65,10 @@ class _DiffusersPNDM:
             eps = start.alpha * eps + start.sigma * base
         at = self.rows[-1].levels.y if self.rows else self.level(t)
         anchor = self.rows[-1].levels.x if self.rows and x is ANCHOR else at
-        y = Transfer(start, end)(base, eps)
-        preview = preview_of_eps(at) if self.prediction == "eps" else (at.alpha, -at.sigma)
+        y = Transfer(start, reduced or end)(base, eps) + noise * NOISE
+        estimate = preview("eps", at) if self.prediction == "eps" else (at.alpha, -at.sigma)
         self.rows.append(
-            Row(float(t), slot, tuple(y), Levels(at, anchor, end), tuple(x), preview=preview, ends_step=ends)
+            Row(float(t), slot, tuple(y), Levels(at, anchor, end), tuple(x), preview=estimate, ends_step=ends)
         )
 
     def multistep(self, t: int) -> None:
@@ -136,6 +144,27 @@ def diffusers_f_pndm(
     return rows.plan("f-pndm")
 
 
-COMPAT: dict[str, dict[str, Callable[..., Plan]]] = {
-    "diffusers": {"plms": diffusers_plms, "f-pndm": diffusers_f_pndm},
-}
+def diffusers_ddim(
+    schedule: Schedule,
+    steps: int,
+    *,
+    spacing: str = "leading",
+    steps_offset: int = 0,
+    set_alpha_to_one: bool = True,
+    eta: float = 0.0,
+    prediction: str = "eps",
+) -> Plan:
+    """diffusers 0.42 DDIMScheduler with clip_sample=False; arguments are its configuration's names and defaults.
+
+    Every step is T // n long, whatever the grid.
+
+    Raises:
+        ValueError: steps outside [1, T], unknown spacing, a time beyond the schedule, eta outside [0, 1].
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be in [0, 1], got {eta}")
+    rows = _DiffusersPNDM(schedule, steps, prediction, set_alpha_to_one, steps_offset)
+    for t in rows.grid(spacing)[::-1]:
+        reduced, tau = ancestral(rows.level(t), rows.level(t - rows.stride), eta)
+        rows.call(t, 0, STATE, SLOT[0], t, t - rows.stride, x=STATE, reduced=reduced, noise=tau)
+    return rows.plan("ddim")

@@ -1,0 +1,56 @@
+"""Solvers: functions from a schedule and decreasing times to a `Plan`, by name in `SOLVERS`, with their `FACTS`."""
+
+from pndm_fast.solvers.adams import deis, ipndm_v, lms
+from pndm_fast.solvers.classical import fon, fon_rk4
+from pndm_fast.solvers.ddim import ddim, ddim_inverse, ddpm, euler, euler_ancestral, lambda_ddim, lcm
+from pndm_fast.solvers.dpm import (
+    dpm_solver_1,
+    dpm_solver_2,
+    dpm_solver_3,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_2s,
+    dpmpp_3m,
+    dpmpp_3m_sde,
+    dpmpp_sde,
+)
+from pndm_fast.solvers.pndm import f_pndm, ipndm, plms, s_pndm
+from pndm_fast.solvers.registry import FACTS, SOLVERS, Facts, Solver, source
+from pndm_fast.solvers.sigma import edm, heun
+from pndm_fast.solvers.unipc import unipc
+
+__all__ = [
+    "FACTS",
+    "SOLVERS",
+    "Facts",
+    "Solver",
+    "ddim",
+    "ddim_inverse",
+    "ddpm",
+    "deis",
+    "dpm_solver_1",
+    "dpm_solver_2",
+    "dpm_solver_3",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "dpmpp_3m",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
+    "edm",
+    "euler",
+    "euler_ancestral",
+    "f_pndm",
+    "fon",
+    "fon_rk4",
+    "heun",
+    "ipndm",
+    "ipndm_v",
+    "lambda_ddim",
+    "lcm",
+    "lms",
+    "plms",
+    "s_pndm",
+    "source",
+    "unipc",
+]

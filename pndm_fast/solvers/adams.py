@@ -1,0 +1,133 @@
+"""Adams-Bashforth methods with weights from true step sizes, each naming its variable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from pndm_fast.coefficients import combine
+from pndm_fast.curves import Array
+from pndm_fast.plan import SLOT, STATE, Level, Plan
+from pndm_fast.quadrature import against, exponential, integral
+from pndm_fast.schedule import Schedule
+from pndm_fast.solvers.registry import solver
+from pndm_fast.solvers.rows import Rows
+
+VARIABLES = ("t", "rho", "log_rho")
+Weights = Callable[[int, int], list[float]]  # of step i, for its k newest slopes
+
+
+def _check_order(order: int, most: int) -> None:
+    if not 1 <= order <= most:
+        raise ValueError(f"order must be 1 to {most}, got {order!r}")
+
+
+def _place(rows: Rows, at: Level) -> float:
+    """The variable in which a noiseless path is straight: sigma / alpha, or sigma / (alpha + sigma) on flow."""
+    if rows.kind == "eps":
+        return at.sigma / at.alpha if at.alpha > 0 else math.inf
+    return at.sigma / (at.alpha + at.sigma)
+
+
+def _straight(rows: Rows, order: int, weights_of: Weights) -> Plan:
+    """x_s = m_s (x_t / m_t + sum_j w_j slope_j), the w_j adding up to the change of the path's variable."""
+    for i, (t, s) in enumerate(pairwise(rows.times)):
+        k = min(order, i + 1)
+        target = rows.level(s)
+        measure = target.alpha if rows.kind == "eps" else target.alpha + target.sigma
+        phi = rows.transfer(t, s)
+        history = [SLOT[(i - j) % order] for j in range(k)]
+        y = phi(STATE, 0 * STATE) + measure * combine(weights_of(i, k), history)
+        rows.call(t, i % order, y, s)
+    return rows.plan()
+
+
+@solver("ipndm-v", order=2, spacing="trailing")
+def ipndm_v(schedule: Schedule, times: Sequence[float], *, order: int = 4, prediction: str = "eps") -> Plan:
+    """iPNDM with the Adams-Bashforth weights of the true step sizes in t. After arXiv:2204.13902, Zhang & Chen 2023.
+
+    phi with gradient part sum_j w_j e_j, w_j = int_t^s l_j(r) dr / (s - t), l_j the Lagrange polynomials of the past
+    times. On uniform times these are iPNDM's integers; on flow schedules it is Adams-Bashforth for dx/dt = flow.
+
+    Raises:
+        ValueError: order outside 1..4, times not decreasing.
+    """
+    _check_order(order, 4)
+    rows = Rows("ipndm-v", schedule, times, prediction)
+    for i, (t, s) in enumerate(pairwise(rows.times)):
+        k = min(order, i + 1)
+        weights = [w / (s - t) for w in integral([rows.times[i - j] for j in range(k)], t, s)]
+        gradient = combine(weights, [SLOT[(i - j) % order] for j in range(k)])
+        rows.call(t, i % order, rows.transfer(t, s)(STATE, gradient), s)
+    return rows.plan()
+
+
+@solver("lms", order=4, spacing="karras")
+def lms(schedule: Schedule, times: Sequence[float], *, order: int = 4, prediction: str = "eps") -> Plan:
+    """Linear multistep: Adams-Bashforth for d(x/alpha)/d rho = eps, polynomial in rho = sigma/alpha.
+
+    x_s/alpha_s = x_t/alpha_t + sum_j eps_j int l_j(rho) d rho. Katherine Crowson's k-diffusion; the rho-AB form of
+    arXiv:2204.13902 (Zhang & Chen 2023). On flow schedules: for dx/dt = flow, polynomial in t.
+
+    Raises:
+        ValueError: order outside 1..4, times not decreasing.
+    """
+    _check_order(order, 4)
+    rows = Rows("lms", schedule, times, prediction)
+    places = [_place(rows, rows.level(t)) for t in rows.times]
+    return _straight(rows, order, lambda i, k: integral([places[i - j] for j in range(k)], places[i], places[i + 1]))
+
+
+@solver("deis", order=3, spacing="trailing")
+def deis(
+    schedule: Schedule,
+    times: Sequence[float],
+    *,
+    order: int = 3,
+    variable: str = "t",
+    lower_order_final: bool | None = None,
+    prediction: str = "eps",
+) -> Plan:
+    """DEIS, the Adams-Bashforth forms tAB and rhoAB. Zhang & Chen 2023, arXiv:2204.13902.
+
+    x_s/alpha_s = x_t/alpha_t + sum_j eps_j int l_j(variable) d rho, rho = sigma/alpha. log_rho is what diffusers runs.
+
+    Args:
+        order: past values used, 1 to 3; 1 is DDIM.
+        variable: t, rho or log_rho, in which eps is a polynomial.
+        lower_order_final: of log_rho: end on lower orders; default where there are fewer than 15 steps. There a step to
+            sigma = 0 is of order 1.
+
+    Raises:
+        ValueError: unknown variable, order outside 1..3, times not decreasing.
+    """
+    _check_order(order, 3)
+    if variable not in VARIABLES:
+        raise ValueError(f"variable must be one of {', '.join(VARIABLES)}, got {variable!r}")
+    if schedule.scale == "flow":
+        raise ValueError("schedule must have alpha > 0 for deis, got flow: lms and ipndm-v are its like there")
+    rows = Rows("deis", schedule, times, prediction)
+    lower = rows.steps < 15 if lower_order_final is None else lower_order_final
+
+    def rho(t: Array) -> Array:
+        value: Array = schedule.sigma(t) / schedule.alpha(t)
+        return value
+
+    def weights(i: int, k: int) -> list[float]:
+        past, t, s = [rows.times[i - j] for j in range(k)], rows.times[i], rows.times[i + 1]
+        if variable == "t":
+            return against(rho, past, t, s, schedule.first)
+        places = [_place(rows, rows.level(time)) for time in (*past, s)]
+        if variable == "rho":
+            return integral(places[:-1], places[0], places[-1])
+        if lower:
+            k = min(k, rows.steps - i)
+        if places[-1] == 0:
+            return [-places[0], *[0.0] * (len(past) - 1)]
+        return [
+            *exponential([math.log(p) for p in places[:k]], math.log(places[0]), math.log(places[-1])),
+            *[0.0] * (len(past) - k),
+        ]
+
+    return _straight(rows, order, weights)

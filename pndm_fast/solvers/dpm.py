@@ -1,0 +1,373 @@
+"""DPM-Solver and DPM-Solver++: exponential integrators in lam = log(alpha / sigma)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from pndm_fast.coefficients import Transfer, ancestral
+from pndm_fast.plan import ANCHOR, NOISE, SLOT, STATE, Form, Plan
+from pndm_fast.quadrature import moment
+from pndm_fast.schedule import Schedule
+from pndm_fast.solvers.registry import solver
+from pndm_fast.solvers.rows import Rows
+
+TYPES = ("midpoint", "heun")
+
+
+class Exponential(Rows):
+    """Rows of exponential integrators: exact in the linear part, polynomial in lam in the network's part.
+
+    With x_0 ("data prediction") x_s = (sigma_s/sigma_t) x_t + alpha_s h int_0^1 exp(-h (1 - u)) x_0(u) du, u from 0
+    at lam_t to 1 at lam_s, h = lam_s - lam_t. With eps ("noise prediction") the same holds after alpha <-> sigma and
+    lam -> -lam. With eta > 0 the noise decays faster, h (1 + eta) in place of h, and is renewed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schedule: Schedule,
+        times: Sequence[float],
+        prediction: str,
+        kind: str = "x0",
+        solver_type: str = "midpoint",
+        eta: float = 0.0,
+    ) -> None:
+        if solver_type not in TYPES:
+            raise ValueError(f"solver_type must be one of {', '.join(TYPES)}, got {solver_type!r}")
+        if not 0 <= eta < math.inf:
+            raise ValueError(f"eta must be 0 or positive, got {eta}")
+        super().__init__(name, schedule, times, prediction, kind)
+        self.midpoint, self.eta = solver_type == "midpoint", eta
+
+    def step(self, t: float, s: float, base: Form, terms: Sequence[tuple[float, int, Form]]) -> Form:
+        """The state at s from `base` at t and the network's part, sum of coefficient u^power form.
+
+        Power 0 alone may reach lam = infinity.
+        """
+        source, target = self.level(t), self.level(s)
+        h = (self.lam(s) - self.lam(t)) * (1 + self.eta) * (1 if self.kind == "x0" else -1)
+        phi = Transfer(source, target, self.kind)
+        decay = math.exp(-self.eta * (self.lam(s) - self.lam(t))) if self.eta and target.sigma else 1.0
+        gain = target.alpha if self.kind == "x0" else target.sigma
+        total = decay * phi.scale * base
+        for coefficient, power, form in terms:
+            if power == 0:  # phi's own coefficient is alpha_s (1 - exp(-h)), finite at either end
+                first = phi.slot if decay == 1 else target.alpha - decay * phi.scale * source.alpha
+                total = total + coefficient * first * form
+            else:
+                total = total + coefficient * gain * h * moment(h, power) * form
+        if self.eta and target.sigma:
+            total = total + target.sigma * math.sqrt(-math.expm1(-2 * self.eta * (self.lam(s) - self.lam(t)))) * NOISE
+        return total
+
+    def second(self, t: float, s: float, base: Form, at: float, now: Form, then: Form) -> Form:
+        """Second order from two values of the network's part: `now` at t and `then` at another time."""
+        r = (self.lam(t) - self.lam(at)) / (self.lam(s) - self.lam(t))
+        slope = (now - then) / r
+        half = [(0.5, 0, slope)] if self.midpoint else [(1.0, 1, slope)]
+        return self.step(t, s, base, [(1.0, 0, now), *half])
+
+    def third(
+        self, t: float, s: float, base: Form, nodes: Sequence[float], forms: Sequence[Form], curved: float
+    ) -> Form:
+        """Third order from the network's part at t and at two other times; `curved` scales the second derivative."""
+        h = self.lam(s) - self.lam(t)
+        u0, u1 = ((self.lam(node) - self.lam(t)) / h for node in nodes)
+        d0, d1 = (forms[1] - forms[0]) / u0, (forms[2] - forms[0]) / u1
+        slope = d0 if math.isinf(u1) else (u1 * d0 - u0 * d1) / (u1 - u0)
+        curve = 0 * d0 if math.isinf(u1) else (d1 - d0) / (u1 - u0)
+        return self.step(t, s, base, [(1.0, 0, forms[0]), (1.0, 1, slope), (curved, 2, curve)])
+
+
+def _multistep(rows: Exponential, order: int, lower_order_final: bool | None, curved: float) -> Plan:
+    """Order 1, 2, ... while the history is short; a step to sigma = 0 is of order 1.
+
+    lower_order_final: None is fewer than 15 steps, as its authors advise.
+    """
+    lower = rows.steps < 15 if lower_order_final is None else lower_order_final
+    for i, (t, s) in enumerate(pairwise(rows.times)):
+        left = rows.steps - i
+        k = min(order, i + 1, left if lower else order)
+        if rows.level(s).sigma == 0:
+            k = 1
+        past = [SLOT[(i - j) % order] for j in range(k)]
+        if k == 1:
+            y = rows.step(t, s, STATE, [(1.0, 0, past[0])])
+        elif k == 2:
+            y = rows.second(t, s, STATE, rows.times[i - 1], past[0], past[1])
+        else:
+            y = rows.third(t, s, STATE, (rows.times[i - 1], rows.times[i - 2]), past, curved)
+        rows.call(t, i % order, y, s)
+    return rows.plan()
+
+
+def _singlestep(rows: Exponential, order: int) -> Plan:
+    """Groups of `order` steps: from the anchor at a group's start to each of its times, of order 1, 2, ...
+
+    The stages stand on the grid, so n steps are n network calls. The last groups are shorter: what is left, and a
+    step of order 1 to sigma = 0.
+    """
+    i = 0
+    while i < rows.steps:
+        left = rows.steps - i
+        ends = rows.level(rows.times[-1]).sigma == 0
+        size = min(order, left)
+        if ends and left > 1:
+            size = min(order, left - 1)
+        a = rows.times[i]
+        if rows.level(a).alpha == 0:  # lam is infinite: no stage divides it
+            size = 1
+        for j in range(size):
+            t, s = rows.times[i + j], rows.times[i + j + 1]
+            base, x = (STATE, STATE) if j == 0 else (ANCHOR, ANCHOR)
+            if j == 0:
+                y = rows.step(a, s, base, [(1.0, 0, SLOT[0])])
+            elif j == 1:
+                y = rows.second(a, s, base, t, SLOT[0], SLOT[1])
+            else:
+                y = _third_stage(rows, a, s, (t, rows.times[i + 1]), base)
+            rows.call(t, j, y, s, x=x, ends=j == size - 1)
+        i += size
+    return rows.plan()
+
+
+def _third_stage(rows: Exponential, a: float, s: float, stages: tuple[float, float], base: Form) -> Form:
+    if not rows.midpoint:
+        return rows.third(a, s, base, stages, (SLOT[0], SLOT[2], SLOT[1]), 1.0)
+    r = (rows.lam(stages[0]) - rows.lam(a)) / (rows.lam(s) - rows.lam(a))  # the last stage alone, as in the paper
+    return rows.step(a, s, base, [(1.0, 0, SLOT[0]), (1.0, 1, (SLOT[2] - SLOT[0]) / r)])
+
+
+@solver("dpm-solver-1", order=1, spacing="trailing")
+def dpm_solver_1(schedule: Schedule, times: Sequence[float], *, prediction: str = "eps") -> Plan:
+    """DPM-Solver-1, which is DDIM. Lu et al. 2022, arXiv:2206.00927.
+
+    x_s = (alpha_s/alpha_t) x_t - sigma_s (exp(h) - 1) eps, h = lam_s - lam_t.
+
+    Raises:
+        ValueError: times not decreasing.
+    """
+    return _multistep(Exponential("dpm-solver-1", schedule, times, prediction, "eps"), 1, False, 0.5)
+
+
+@solver("dpm-solver-2", order=2, spacing="trailing")
+def dpm_solver_2(
+    schedule: Schedule,
+    times: Sequence[float],
+    *,
+    multistep: bool = False,
+    solver_type: str = "midpoint",
+    lower_order_final: bool | None = None,
+    prediction: str = "eps",
+) -> Plan:
+    """DPM-Solver-2. Lu et al. 2022, arXiv:2206.00927, algorithm 1 (singlestep); multistep as in its released code.
+
+    x_s = (alpha_s/alpha_t) x_t - sigma_s (exp(h) - 1) (eps_t + (eps_r - eps_t) / (2 r)), r in (0, 1) the stage's place.
+    The stages stand on the grid, two steps a group: n steps are n network calls. On a log-SNR grid r is 1/2.
+
+    Args:
+        multistep: take eps_r from the step before (r < 0) in place of a stage.
+        solver_type: midpoint, as above; heun weighs the slope in lam exactly.
+        lower_order_final: of multistep: end on lower orders; default where there are fewer than 15 steps.
+
+    Raises:
+        ValueError: times not decreasing, unknown solver_type.
+    """
+    rows = Exponential("dpm-solver-2", schedule, times, prediction, "eps", solver_type)
+    return _multistep(rows, 2, lower_order_final, 0.5) if multistep else _singlestep(rows, 2)
+
+
+@solver("dpm-solver-3", order=3, spacing="trailing")
+def dpm_solver_3(
+    schedule: Schedule,
+    times: Sequence[float],
+    *,
+    multistep: bool = False,
+    solver_type: str = "midpoint",
+    lower_order_final: bool | None = None,
+    exact: bool = False,
+    prediction: str = "eps",
+) -> Plan:
+    """DPM-Solver-3. Lu et al. 2022, arXiv:2206.00927, algorithm 2 (singlestep); multistep as in its released code.
+
+    As DPM-Solver-2 with a second stage on the grid: three steps a group. On a log-SNR grid the stages are at 1/3, 2/3.
+
+    Args:
+        multistep: take the past two steps in place of stages.
+        solver_type: midpoint weighs the last stage's slope exactly; heun both slopes.
+        lower_order_final: of multistep: end on lower orders; default where there are fewer than 15 steps.
+        exact: of multistep: see `dpmpp_3m`.
+
+    Raises:
+        ValueError: times not decreasing, unknown solver_type.
+    """
+    rows = Exponential("dpm-solver-3", schedule, times, prediction, "eps", solver_type)
+    return _multistep(rows, 3, lower_order_final, 1.0 if exact else 0.5) if multistep else _singlestep(rows, 3)
+
+
+@solver("dpmpp-2s", order=2, spacing="trailing", stores="x0")
+def dpmpp_2s(
+    schedule: Schedule, times: Sequence[float], *, solver_type: str = "midpoint", prediction: str = "eps"
+) -> Plan:
+    """DPM-Solver++(2S). Lu et al. 2022, arXiv:2211.01095, algorithm 1.
+
+    x_s = (sigma_s/sigma_t) x_t + alpha_s (1 - exp(-h)) (D_t + (D_r - D_t) / (2 r)), D the network's x_0, r the stage's
+    place. The stages stand on the grid, two steps a group: n steps are n network calls.
+
+    Raises:
+        ValueError: times not decreasing, unknown solver_type.
+    """
+    return _singlestep(Exponential("dpmpp-2s", schedule, times, prediction, "x0", solver_type), 2)
+
+
+@solver("dpmpp-2m", order=2, spacing="trailing", stores="x0")
+def dpmpp_2m(
+    schedule: Schedule,
+    times: Sequence[float],
+    *,
+    solver_type: str = "midpoint",
+    lower_order_final: bool | None = None,
+    prediction: str = "eps",
+) -> Plan:
+    """DPM-Solver++(2M). Lu et al. 2022, arXiv:2211.01095, algorithm 2.
+
+    x_s = (sigma_s/sigma_t) x_t + alpha_s (1 - exp(-h)) ((1 + 1/(2 r)) D_t - 1/(2 r) D_-1), r = h_-1 / h.
+
+    Args:
+        solver_type: midpoint, as above; heun weighs the slope in lam exactly.
+        lower_order_final: end on lower orders; default where there are fewer than 15 steps.
+
+    Raises:
+        ValueError: times not decreasing, unknown solver_type.
+    """
+    rows = Exponential("dpmpp-2m", schedule, times, prediction, "x0", solver_type)
+    return _multistep(rows, 2, lower_order_final, 0.5)
+
+
+@solver("dpmpp-3m", order=2, spacing="trailing", stores="x0")
+def dpmpp_3m(
+    schedule: Schedule,
+    times: Sequence[float],
+    *,
+    solver_type: str = "midpoint",
+    lower_order_final: bool | None = None,
+    exact: bool = False,
+    prediction: str = "eps",
+) -> Plan:
+    """DPM-Solver++(3M), the multistep third-order method of arXiv:2211.01095's released code (Lu et al. 2022).
+
+    x_s = (sigma_s/sigma_t) x_t + alpha_s h (phi_1 D + phi_2 D' + phi_3 D''/2 w), the derivatives from three values.
+    The released code has w = 1/2, which leaves it second order; it is what every library runs.
+
+    Args:
+        solver_type: of the second-order rows at the start and the end.
+        lower_order_final: end on lower orders; default where there are fewer than 15 steps.
+        exact: w = 1, third order.
+
+    Raises:
+        ValueError: times not decreasing, unknown solver_type.
+    """
+    rows = Exponential("dpmpp-3m", schedule, times, prediction, "x0", solver_type)
+    return _multistep(rows, 3, lower_order_final, 1.0 if exact else 0.5)
+
+
+@solver("dpmpp-2m-sde", order=2, spacing="trailing", stores="x0", stochastic=True)
+def dpmpp_2m_sde(
+    schedule: Schedule,
+    times: Sequence[float],
+    *,
+    eta: float = 1.0,
+    solver_type: str = "midpoint",
+    lower_order_final: bool | None = None,
+    prediction: str = "eps",
+) -> Plan:
+    """SDE-DPM-Solver++(2M). Lu et al. 2022, arXiv:2211.01095.
+
+    x_s = (sigma_s/sigma_t) exp(-eta h) x_t + alpha_s (1 - exp(-(1 + eta) h)) (D + (D - D_-1) / (2 r))
+    + sigma_s sqrt(1 - exp(-2 eta h)) z. eta = 0 is DPM-Solver++(2M).
+
+    Raises:
+        ValueError: times not decreasing, unknown solver_type, negative eta.
+    """
+    rows = Exponential("dpmpp-2m-sde", schedule, times, prediction, "x0", solver_type, eta)
+    return _multistep(rows, 2, lower_order_final, 0.5)
+
+
+@solver("dpmpp-3m-sde", order=2, spacing="trailing", stores="x0", stochastic=True)
+def dpmpp_3m_sde(
+    schedule: Schedule,
+    times: Sequence[float],
+    *,
+    eta: float = 1.0,
+    solver_type: str = "midpoint",
+    lower_order_final: bool | None = None,
+    exact: bool = False,
+    prediction: str = "eps",
+) -> Plan:
+    """DPM-Solver++(3M) with the noise of `dpmpp_2m_sde`. After Lu et al. 2022, arXiv:2211.01095.
+
+    As `dpmpp_3m` with (1 + eta) h in place of h inside the phi functions.
+
+    Raises:
+        ValueError: times not decreasing, unknown solver_type, negative eta.
+    """
+    rows = Exponential("dpmpp-3m-sde", schedule, times, prediction, "x0", solver_type, eta)
+    return _multistep(rows, 3, lower_order_final, 1.0 if exact else 0.5)
+
+
+@solver(
+    "dpmpp-sde", order=2, calls_per_step=2, extra_calls=-1, final_calls=1, spacing="karras", stores="x0",
+    stochastic=True,
+)  # fmt: skip
+def dpmpp_sde(
+    schedule: Schedule,
+    times: Sequence[float],
+    *,
+    eta: float = 1.0,
+    r: float = 0.5,
+    one_path: bool = True,
+    prediction: str = "eps",
+) -> Plan:
+    """DPM-Solver++(2S) with ancestral noise at the stage and at the end. After Lu et al. 2022, arXiv:2211.01095.
+
+    Both moves go to a reduced level by x_0 (at the end (1 - 1/(2r)) D_t + 1/(2r) D_r) and are completed by noise, as
+    `ddim` with eta. The stage is at lam_t + r h. 2 n - 1 network calls; the step to sigma = 0 is of order 1.
+
+    Args:
+        one_path: both noises belong to one Brownian path in sigma/alpha, which the last state's variance needs to be of
+            second order (the stage's noise is read back from the stage); else they are independent.
+
+    Raises:
+        ValueError: times not decreasing, eta outside [0, 1], r outside (0, 1).
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be in [0, 1], got {eta}")
+    if not 0 < r < 1:
+        raise ValueError(f"r must be in (0, 1), got {r}")
+    rows = Rows("dpmpp-sde", schedule, times, prediction, "x0")
+
+    def move(t: float, s: float, base: Form, data: Form) -> tuple[Form, float]:
+        reduced, tau = ancestral(rows.level(t), rows.level(s), eta)
+        return Transfer(rows.level(t), reduced, "x0")(base, data), tau
+
+    for t, s in pairwise(rows.times):
+        if rows.level(s).sigma == 0:
+            rows.call(t, 0, move(t, s, STATE, SLOT[0])[0], s)
+            continue
+        if rows.level(t).alpha == 0:
+            raise ValueError("times must start where alpha > 0 for dpmpp-sde, got alpha = 0")
+        middle = rows.between(t, s, r)
+        stage, tau = move(t, middle, STATE, SLOT[0])
+        rows.call(t, 0, stage + tau * NOISE, middle, x=STATE, ends=False)
+        weight = 1 / (2 * r)
+        end, more = move(t, s, ANCHOR, (1 - weight) * SLOT[0] + weight * SLOT[1])
+        noise = more * NOISE
+        if one_path and tau > 0:
+            places = [rows.level(time).sigma / rows.level(time).alpha for time in (t, middle, s)]
+            share = (places[0] - places[1]) / (places[0] - places[2])
+            past = STATE - move(t, middle, ANCHOR, SLOT[0])[0]  # tau times the stage's noise
+            noise = more / tau * math.sqrt(share) * past + more * math.sqrt(1 - share) * NOISE
+        rows.call(middle, 1, end + noise, s)
+    return rows.plan()

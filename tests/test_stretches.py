@@ -1,0 +1,188 @@
+"""Rows that call another network, or evaluate it once in place of twice: the loop changes over, the state goes on."""
+
+import pytest
+import torch
+from test_sampler import Conv, Pointwise
+
+import pndm_fast as pf
+
+SHAPE = (2, 3, 8, 8)
+pytestmark = pytest.mark.filterwarnings("ignore:the grid starts")
+
+
+@pytest.fixture(params=["eager", "while", "replay"])
+def graph(request):
+    if request.param != "eager":
+        request.getfixturevalue("stand_in")
+    return request.param
+
+
+class Large(Conv):
+    """Another network, with another layout and another dtype."""
+
+    def __init__(self, layout=torch.contiguous_format, dtype=torch.float32):
+        super().__init__(seed=5)
+        self.layout, self.out = layout, dtype
+
+    def forward(self, x, t, labels=None):
+        return super().forward(x, t, labels).to(self.out).contiguous(memory_format=self.layout)
+
+
+def alternately(networks, models):
+    """One callable that is networks[models[i]] in its i-th call."""
+    calls = iter(models)
+    return lambda x, t: networks[next(calls)](x.clone(), t)
+
+
+@pytest.mark.parametrize("solver", ["f-pndm", "plms", "ddpm", "s-pndm"])
+@pytest.mark.parametrize("switch", [1, 3, 4])
+def test_two_networks(graph, solver, switch):
+    """T-Stitch: the history goes over to the second network."""
+    plan = pf.make_plan(solver, steps=6)
+    networks, models = [Conv(), Large()], [0] * switch + [1] * (plan.nfe - switch)
+    sampler = pf.Sampler(networks, plan.with_models(models), shape=SHAPE, graph=graph)
+    for seed in (0, 3):
+        wanted = pf.sample(alternately(networks, models), solver=plan, shape=SHAPE, seeds=seed, graph="eager")
+        assert torch.equal(sampler(seeds=seed), wanted)
+    assert sampler.report.graph == graph and sampler.report.calls == plan.nfe
+    assert sampler.report.captures == (0 if graph == "eager" else 2)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_networks_of_different_forms(graph, layout, dtype):
+    plan = pf.make_plan("ddim", steps=6)
+    networks, models = [Conv(), Large(layout, dtype)], [0, 0, 1, 1, 1, 0]
+    got = pf.sample(networks, solver=plan.with_models(models), shape=SHAPE, graph=graph)
+    wanted = pf.sample(alternately([Conv(), Large()], models), solver=plan, shape=SHAPE, graph="eager")
+    assert torch.allclose(got, wanted, atol=1e-6 if dtype is torch.float32 else 0.05)
+
+
+def test_every_sample_at_its_own_plan_but_one_network(graph):
+    plans = [pf.make_plan("ddim", steps=5), pf.make_plan("plms", steps=3)]
+    stitched = [plans[0].with_models([0, 0, 1, 1, 1]), plans[1].with_models([0, 0, 1, 1])]
+    networks = [Pointwise(), lambda x, t: x * 0.25]
+    got = pf.sample(networks, solver=stitched[0], shape=SHAPE, graph=graph)
+    assert got.shape == SHAPE
+    sampler = pf.Sampler(networks, stitched[0], shape=SHAPE, graph=graph)
+    both = sampler(plan=stitched)
+    for b, plan in enumerate(stitched):
+        assert torch.equal(both[b : b + 1], sampler(plan=plan, seeds=[b]))
+    with pytest.raises(ValueError, match="plans of one batch must call the same network at row 2, got .0, 1."):
+        sampler(plan=[stitched[0], plans[1]])
+
+
+def test_a_network_that_is_not_there():
+    plan = pf.make_plan("ddim", steps=3).with_models([0, 1, 1])
+    with pytest.raises(ValueError, match="the plan calls network 1, but model has 1"):
+        pf.sample(Pointwise(), solver=plan, shape=SHAPE)
+    with pytest.raises(ValueError, match="models must be one for each of the 3 rows, got 2"):
+        plan.with_models([0, 1])
+    with pytest.raises(ValueError, match="model must be the index of a network, got -1"):
+        plan.with_models([0, -1, 0])
+    with pytest.raises(ValueError, match="got none"):
+        pf.Sampler([], plan, shape=SHAPE)
+
+
+class Batches(Pointwise):
+    """Notes how many samples each call had."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, x, t, shift=None):
+        self.seen.append(len(x))
+        return super().__call__(x, t, shift)
+
+
+GUIDED = {"cond": {"shift": torch.tensor([0.5, 1.0])}, "uncond": {"shift": torch.zeros(2)}, "guidance": 3.0}
+
+
+@pytest.mark.parametrize("solver", ["ddim", "plms", "ddpm"])
+def test_guidance_interval(graph, solver):
+    plan = pf.make_plan(solver, steps=8, spacing="trailing")
+    network = Batches()
+    sampler = pf.Sampler(network, plan, shape=SHAPE, graph=graph)
+    inside = [0.5 < row.levels.call.sigma / row.levels.call.alpha <= 5 for row in plan]
+    assert 2 < sum(inside) < len(inside) - 2
+    sampler(**GUIDED, guidance_interval=(0.5, 5.0))
+    network.seen.clear()
+    got = sampler(**GUIDED, guidance_interval=(0.5, 5.0))
+    assert network.seen == [4 if i else 2 for i in inside]
+    # scales so near 1 that both evaluations are made: all rows in one stretch
+    always = plan.with_guidance([3.0 if i else 1.0000001 for i in inside])
+    assert torch.allclose(got, sampler(**{**GUIDED, "guidance": None}, plan=always), atol=1e-4)
+    exact = pf.sample(
+        Pointwise(), solver=plan, shape=SHAPE, backend="reference", **GUIDED, guidance_interval=(0.5, 5.0)
+    )
+    assert torch.equal(got, exact)
+
+
+@pytest.mark.parametrize(
+    "interval, error", [((2, 1), ValueError), ((-1, 1), ValueError), (3, TypeError), ((1, 2, 3), TypeError)]
+)
+def test_bad_intervals(interval, error):
+    with pytest.raises(error, match="guidance_interval must be"):
+        pf.sample(Pointwise(), 4, solver="ddim", shape=SHAPE, **GUIDED, guidance_interval=interval)
+
+
+def test_an_interval_without_a_scale():
+    with pytest.raises(ValueError, match="guidance_interval must come with guidance"):
+        pf.sample(Pointwise(), 4, solver="ddim", shape=SHAPE, guidance_interval=(0, 1))
+
+
+@pytest.mark.parametrize("solver", ["ddim", "plms"])
+def test_a_negative_network(graph, solver):
+    """Autoguidance: out = weak + g (strong - weak), both with the condition unless uncond is given."""
+    strong, weak = Conv(), Conv(seed=9)
+    labels = {"labels": torch.tensor([1, 2])}
+
+    def combined(x, t, labels):
+        bad, good = weak(x, t, labels), strong(x, t, labels)
+        return (good - bad) * 2.0 + bad
+
+    sampler = pf.Sampler(strong, pf.make_plan(solver, steps=5), negative=weak, shape=SHAPE, graph=graph)
+    wanted = pf.sample(combined, 5, solver=solver, shape=SHAPE, cond=labels)
+    for _ in range(2):
+        assert torch.equal(sampler(cond=labels, guidance=2.0), wanted)
+    assert sampler.report.calls == 2 * sampler.plan.nfe
+    assert "a network of its own" in sampler.report.guidance
+    wanted = pf.sample(strong, 5, solver=solver, shape=SHAPE, cond=labels)
+    assert torch.equal(sampler(cond=labels), wanted)
+
+
+def test_steps_and_cancel_across_a_switch(graph):
+    plan = pf.make_plan("plms", steps=6)
+    models, networks = [0, 0, 0, 1, 1, 1, 1], [Conv(), Large()]
+    sampler = pf.Sampler(networks, plan.with_models(models), shape=SHAPE, graph=graph)
+    seen = []
+    result = sampler(on_step=lambda step: seen.append((step.index, step.state, step.x0)))
+    assert [index for index, _, _ in seen] == list(range(7)) and torch.equal(seen[-1][1], result)
+    kept = []
+    pf.sample(
+        alternately(networks, models),
+        solver=plan,
+        shape=SHAPE,
+        graph="eager",
+        on_step=lambda step: kept.append(step.state),
+    )
+    assert all(torch.equal(ours[1], theirs) for ours, theirs in zip(seen, kept, strict=True))
+    with pytest.raises(pf.Cancelled) as error:
+        sampler(on_step=lambda step: step.cancel() if step.index == 4 else None)
+    assert error.value.index == 4 and torch.equal(error.value.state, kept[4])
+    cancel = pf.Cancel()
+    assert torch.equal(sampler(cancel=cancel), result)
+    cancel.set()
+    with pytest.raises(pf.Cancelled) as error:
+        sampler(cancel=cancel)
+    assert error.value.index == 0
+
+
+def test_prepare_makes_every_stretch(stand_in):
+    plan = pf.make_plan("ddim", steps=4).with_models([0, 0, 1, 1])
+    sampler = pf.Sampler([Conv(), Large()], plan, shape=SHAPE, concurrency=2)
+    sampler.prepare([1, 2])
+    assert stand_in.counts["capture"] == 8
+    sampler(seeds=[1])
+    sampler()
+    assert stand_in.counts["capture"] == 8 and sampler.report.graph == "while"
