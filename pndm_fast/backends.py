@@ -127,7 +127,7 @@ def _cpp() -> Backend:
             apply_row(r, table, out.clone(), None if uncond is None else uncond.clone(), z)
 
     def fill(r: Registers, index: int) -> Tensor:
-        noise = torch.empty(r.batch, r.n)
+        noise = torch.empty(r.batch, r.n, dtype=torch.float32)
         _C.normals(noise.data_ptr(), r.seeds.data_ptr(), r.batch, index, r.n, r.n, r.channels)
         return noise
 

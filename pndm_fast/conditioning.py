@@ -110,14 +110,14 @@ def signature(tree: Any) -> Hashable:
     Raises:
         TypeError: a leaf of a type that may change in place.
     """
-    if isinstance(tree, Mapping):
+    if type(tree) is dict:  # of another mapping a graph's copy would be a dict
         return tuple((key, signature(value)) for key, value in tree.items())
     if isinstance(tree, (tuple, list)):
         return type(tree), *map(signature, tree)
     if isinstance(tree, Tensor):
         return tuple(tree.shape), tree.dtype, tree.device
     if isinstance(tree, CONSTANTS):
-        return type(tree), tree
+        return type(tree), repr(tree)  # not the value: NaN is not itself
     raise TypeError(f"cond holds a {type(tree).__name__}, whose value a graph would hold fast")
 
 

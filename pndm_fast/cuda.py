@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+MENDS_ITSELF = "2.12"  # pytorch/pytorch#180395
 
 
 class Captured(Protocol):
@@ -72,17 +75,53 @@ class Cuda:
             torch.cuda.current_stream(self.device).wait_stream(side)
 
     def capture(self, body: Callable[[], None]) -> tuple[Captured, int]:
-        """Capture what body launches on the current stream; also the bytes that its memory pool took."""
-        graph = torch.cuda.CUDAGraph(keep_graph=True)
-        with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-            before = torch.cuda.memory_reserved(self.device)
+        """Capture what body launches on the current stream; also the bytes that its memory pool took.
+
+        cuBLAS gets workspaces in that pool and leaves them there: others would be shared with other work of the stream,
+        and freed by whoever clears them.
+        """
+        graph, pool = torch.cuda.CUDAGraph(keep_graph=True), torch.cuda.graph_pool_handle()
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()
+        torch._C._cuda_clearCublasWorkspaces()
+        before = torch.cuda.memory_reserved(self.device)
+        collecting = gc.isenabled()
+        gc.disable()  # what it collects could free device memory, which ends a capture
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
             body()
+        finally:
+            try:
+                graph.capture_end()
+            except RuntimeError:
+                self._mend(pool)
+                raise
+            finally:
+                torch._C._cuda_clearCublasWorkspaces()
+                if collecting:
+                    gc.enable()
         return graph, torch.cuda.memory_reserved(self.device) - before
+
+    def _mend(self, pool: Any) -> None:
+        """Before 2.12 a capture that fails in its end leaves torch's allocator and generator in capture mode."""
+        if torch.__version__ >= MENDS_ITSELF:
+            return
+        torch._C._cuda_endAllocateToPool(self.device.index, pool)
+        torch._C._cuda_releasePool(self.device.index, pool)
+        good = torch.cuda.CUDAGraph()  # one that succeeds resets the generator
+        good.capture_begin(capture_error_mode="thread_local")
+        torch.zeros(1, device=self.device)
+        good.capture_end()
 
 
 def cuda_of(device: torch.device) -> Cuda | None:
     """The CUDA device, None for another."""
     return Cuda(device) if device.type == "cuda" else None
+
+
+def stream_of(device: torch.device) -> int:
+    """The current stream, 0 where there are none."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def upload(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

@@ -35,7 +35,7 @@ class Cancel:
     def __init__(self) -> None:
         self._set = threading.Event()
         self._flags: list[Tensor] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call `set` while this thread is in `linked`
 
     def set(self) -> None:
         """Cancel all calls that were given this, and those to come."""

@@ -9,8 +9,10 @@ import contextlib
 import dataclasses
 import threading
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +20,10 @@ from torch import Tensor
 
 from pndm_fast import conditioning, ranges
 from pndm_fast.cuda import Captured, Cuda, Event
+from pndm_fast.events import Cancel
 from pndm_fast.table import WIDTH, Table
 from pndm_fast.trajectory import Trajectory, Trees
-from pndm_fast.watch import Watch, obstacle
+from pndm_fast.watch import Watch
 from pndm_fast.workspace import BufferForm, Probe, Workspace
 
 if TYPE_CHECKING:
@@ -35,11 +38,25 @@ LEAST_ROWS = 1024  # of the table, so that another plan finds room in it
 MOST_SLOTS = 6
 KEPT = 16  # graphs of different forms; each holds a network's activations
 
-_CAPTURING = threading.Lock()  # a process captures one graph at a time
+MOST_STALE = 3  # captures in a row that were in vain
+
+
+class _Capturing:
+    """Who captures at present."""
+
+    lock = threading.Lock()
+    owner: int | None = None
+
+
+_CAPTURING = _Capturing()
 
 
 class CannotCapture(Exception):
-    """Why a network or a request runs eagerly."""
+    """Why a network or a request runs eagerly; `passing` reasons may be gone at the next request."""
+
+    def __init__(self, reason: str, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
 
 
 def graph_key(trajectory: Trajectory, probe: Probe) -> Hashable:
@@ -71,11 +88,21 @@ def _rows_of(table: Table) -> int:
 
 def _modes() -> Hashable:
     """Switches of torch that decide which kernels a network launches."""
-    autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
     backends: Any = torch.backends
-    # the switches that may be read whichever of torch's two interfaces set them
-    precision = backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision
-    return autocast, precision, torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    cuda, cudnn = backends.cuda, backends.cudnn
+    try:
+        legacy = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by the newer interface
+        legacy = ""
+    matmul = cuda.matmul
+    return (
+        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+        torch.get_default_dtype(),
+        (legacy, matmul.fp32_precision, cudnn.conv.fp32_precision),
+        (matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction),
+        (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled()),
+        (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()),
+    )
 
 
 class Graph:
@@ -87,7 +114,8 @@ class Graph:
 
     Attributes:
         mode: the one that was possible; `reason`: why not those before it.
-        workspace: registers and the network's inputs; `cancel`: a flag that ends a loop.
+        workspace: registers and the network's inputs.
+        bytes: what capturing took of the device's memory; `nodes`: of the iteration, by type.
 
     Raises:
         CannotCapture: with the reason.
@@ -95,55 +123,70 @@ class Graph:
 
     def __init__(self, cuda: Cuda, trajectory: Trajectory, probe: Probe, modes: tuple[str, ...]) -> None:
         self.cuda = cuda
-        self.workspace = Workspace(graph_form(trajectory, probe))
-        device = self.workspace.form.device
-        self._table = torch.zeros(_rows_of(trajectory.table), WIDTH, device=device)
+        try:
+            self._make(trajectory, graph_form(trajectory, probe), modes)
+        except torch.OutOfMemoryError as error:
+            raise CannotCapture(f"out of memory: {_first_line(error)}", passing=True) from error
+
+    def _make(self, trajectory: Trajectory, form: BufferForm, modes: tuple[str, ...]) -> None:
+        self.workspace = Workspace(form)
+        self._table = torch.zeros(_rows_of(trajectory.table), WIDTH, dtype=torch.float32, device=form.device)
         self._trees = conditioning.copied(trajectory.trees)
-        self._budget = torch.zeros(1, dtype=torch.int32, device=device)
-        self.cancel = cuda.flag()
-        self._watch = Watch(trajectory.model, trajectory.negative)
-        self._end: Event = cuda.event()
-        with _CAPTURING, ranges.marked("capture"), cuda.aside(), _no_autocast_cache():
+        self._budget = torch.zeros(1, dtype=torch.int32, device=form.device)
+        self._cancel = self.cuda.flag()
+        self._end: Event = self.cuda.event()
+        with _capturing(), ranges.marked("capture"), self.cuda.aside(), _no_autocast_cache(form.device):
             once = _iteration(trajectory, self.workspace, self._trees, self._table)
             self._warm_up(trajectory, once)
             captured = self._capture(once)
-            self._iteration = self._instantiate(captured.raw_cuda_graph(), modes)
-            # last to first: the executable graph, what torch captured with its pool, the buffers that both name
-            held = [self._iteration, captured, (self.workspace, self._table, self._trees, self._budget, self.cancel)]
-            self._finalizer = weakref.finalize(self, _release, self._end, held)
-            self._check(trajectory, once)
+            # first to last: the executable graph, what torch captured with its pool, the buffers that both name
+            buffers = self.workspace, self._table, self._trees, self._budget, self._cancel
+            self._held: list[Any] = [None, captured, buffers]
+            self._finalizer = weakref.finalize(self, _release, self._end, self._held)
+            self._choose(captured.raw_cuda_graph(), trajectory, once, modes)
             self._end.record()
+        self._watch = Watch(trajectory.model, trajectory.negative)
 
     def _warm_up(self, trajectory: Trajectory, once: Callable[[], None]) -> None:
-        random = self.cuda.random_state()
         self._fill(trajectory)
+        states = [self.cuda.random_state()]
         for _ in range(WARM_UP):
             once()
-        if not torch.equal(self.cuda.random_state(), random):
+            states.append(self.cuda.random_state())
+        if not any(torch.equal(a, b) for a, b in pairwise(states)):  # now and then, it was another thread
             raise CannotCapture("the network draws from torch's generator, which a graph would repeat")
 
     def _capture(self, once: Callable[[], None]) -> Captured:
         try:
             captured, self.bytes = self.cuda.capture(once)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError) as error:
             raise CannotCapture(f"the network cannot be captured: {_first_line(error)}") from error
         return captured
 
-    def _instantiate(self, raw: int, modes: tuple[str, ...]) -> Iteration:
+    def _choose(self, raw: int, trajectory: Trajectory, once: Callable[[], None], modes: tuple[str, ...]) -> None:
+        """The first mode that can be made and does what the network does."""
+        refused: dict[str, str] = {}
+        for self.mode in modes:
+            try:
+                self._held[0] = self._instantiate(raw)
+                self._check(trajectory, once)
+            except (RuntimeError, CannotCapture) as error:
+                if self._held[0] is not None:
+                    self._held[0].close()
+                refused[self.mode] = _first_line(error)
+            else:
+                self.reason, self.nodes = _listed(refused), self._held[0].nodes
+                return
+        raise CannotCapture(_listed(refused) if len(set(refused.values())) > 1 else refused[self.mode])
+
+    def _instantiate(self, raw: int) -> Iteration:
         from pndm_fast._C import Iteration
 
-        words = {"active": self.workspace.registers.active, "budget": self._budget, "cancel": self.cancel}
-        control = {name: word.data_ptr() for name, word in words.items()}
-        refused = []
-        for mode in modes:
-            try:
-                made = Iteration(self.cuda.driver, raw, **(control if mode == "while" else {}))
-            except RuntimeError as error:
-                refused.append(f"{mode}: {_first_line(error)}")
-                continue
-            self.mode, self.reason, self.nodes = mode, "; ".join(refused), made.nodes
-            return made
-        raise CannotCapture("; ".join(refused))
+        words = {"active": self.workspace.registers.active, "budget": self._budget, "cancel": self._cancel}
+        control = {name: word.data_ptr() for name, word in words.items()} if self.mode == "while" else {}
+        return Iteration(self.cuda.driver, raw, **control)
 
     def _check(self, trajectory: Trajectory, once: Callable[[], None]) -> None:
         """A graph must do what eager calls do: host branches, counters and stale tensors show as a difference.
@@ -188,7 +231,17 @@ class Graph:
 
     def launch(self, count: int) -> None:
         """Launch so many rows on the current stream."""
-        self._iteration.launch(count, self.cuda.stream())
+        self._held[0].launch(count, self.cuda.stream())
+
+    @property
+    def cancelable(self) -> Callable[[Cancel], AbstractContextManager[None]] | None:
+        """For a loop on the device: what lets a `Cancel` end it. The call before must be over: the flag is one."""
+
+        def link(cancel: Cancel) -> AbstractContextManager[None]:
+            self._end.synchronize()
+            return cancel.linked(self._cancel)
+
+        return link if self.mode == "while" else None
 
     def end(self) -> None:
         """Mark the end of a request's work on the current stream."""
@@ -209,24 +262,57 @@ def _iteration(trajectory: Trajectory, workspace: Workspace, trees: Trees, table
 
 def _release(end: Event, held: list[Any]) -> None:
     """Destroy in order, when nothing runs any more."""
-    end.synchronize()
-    held[0].close()
-    held[1].reset()
+    iteration, captured, buffers = held
     held.clear()
+    try:
+        end.synchronize()
+        if iteration is not None:
+            iteration.close()
+    finally:
+        del iteration
+        captured.reset()
+        del buffers
 
 
 def _bits(tensor: Tensor) -> Tensor:
     return tensor.view(torch.int32)
 
 
-def _first_line(error: Exception) -> str:
+def _listed(refused: dict[str, str]) -> str:
+    return "; ".join(f"{mode}: {reason}" for mode, reason in refused.items())
+
+
+def _first_line(error: BaseException) -> str:
+    """Of the error that was first: a capture that it broke fails once more in its end."""
+    while error.__context__ is not None:
+        error = error.__context__
     return str(error).strip().split("\n")[0]
 
 
 @contextlib.contextmanager
-def _no_autocast_cache() -> Iterator[None]:
+def _capturing() -> Iterator[None]:
+    """A process captures one graph at a time.
+
+    Raises:
+        CannotCapture: this thread is capturing already: a network that samples.
+    """
+    if _CAPTURING.owner == threading.get_ident():
+        raise CannotCapture("a network that samples cannot be captured")
+    with _CAPTURING.lock:
+        _CAPTURING.owner = threading.get_ident()
+        try:
+            yield
+        finally:
+            _CAPTURING.owner = None
+
+
+@contextlib.contextmanager
+def _no_autocast_cache(device: torch.device) -> Iterator[None]:
     """Weights cast by autocast belong into the graph: cached ones are freed when autocast ends."""
     before = torch.is_autocast_cache_enabled()
+    if not (before and torch.is_autocast_enabled(device.type)):
+        yield
+        return
     torch.clear_autocast_cache()
     torch.set_autocast_cache_enabled(False)
     try:
@@ -240,24 +326,44 @@ class Pool:
 
     def __init__(self, limit: int) -> None:
         self._permits = threading.BoundedSemaphore(limit)
+        self._limit = limit
         self._idle: deque[Graph] = deque()
+        self._holders: Counter[int] = Counter()
+        self._stale_in_a_row = 0
 
     @contextlib.contextmanager
     def take(self, make: Callable[[bool], Graph]) -> Iterator[Graph]:
-        """One that nobody uses, or a new one: make(whether it replaces a stale one)."""
+        """One that nobody uses, or a new one: make(whether the one before was stale).
+
+        Raises:
+            CannotCapture: this thread holds all there may be, or the network changes from call to call.
+        """
+        me = threading.get_ident()
+        if self._holders[me] == self._limit:
+            raise CannotCapture("a call inside the call that uses the graph", passing=True)
         with self._permits:
-            found = self._idle.pop() if self._idle else None  # a permit is held: nobody else takes the last one
-            stale = found is not None and found.stale()
-            graph = make(stale) if found is None or stale else found
-            del found  # a stale one is freed before the next is used
+            self._holders[me] += 1
             try:
-                yield graph
+                found = self._idle.pop() if self._idle else None  # a permit is held: nobody takes it meanwhile
+                stale = found is not None and found.stale()
+                self._stale_in_a_row = self._stale_in_a_row + 1 if stale else 0
+                if self._stale_in_a_row > MOST_STALE:
+                    raise CannotCapture("the network's tensors or attributes change from call to call")
+                graph = make(stale) if found is None or stale else found
+                del found
+                try:
+                    yield graph
+                finally:
+                    self._idle.append(graph)
             finally:
-                self._idle.append(graph)
+                self._holders[me] -= 1
 
+    def drop_stale(self) -> None:
+        """Free idle graphs that read tensors which the network has no more."""
+        kept = [graph for graph in self._take_all() if not graph.stale()]
+        self._idle.extend(kept)
 
-def check_network(model: Any) -> None:
-    """Raise CannotCapture where a network is known to be unfit for a graph."""
-    reason = obstacle(model)
-    if reason:
-        raise CannotCapture(reason)
+    def _take_all(self) -> Iterator[Graph]:
+        with contextlib.suppress(IndexError):
+            while True:
+                yield self._idle.popleft()

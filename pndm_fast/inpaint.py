@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pndm_fast.cuda import upload
 from pndm_fast.plan import Level
 
 
@@ -27,13 +28,10 @@ class Known:
     def put(self, y: Tensor, noise: Tensor, levels: list[Level | None]) -> None:
         """Write into states y, each at its level; those without one stay as they are."""
         ones = [1] * (y.dim() - 1)
-        alpha, sigma = (
-            torch.tensor([0.0 if level is None else level[i] for level in levels], dtype=y.dtype).view(-1, *ones)
-            for i in (0, 1)
-        )
-        at = self.values * alpha.to(y.device) + noise * sigma.to(y.device)
-        stays = torch.tensor([level is None for level in levels]).view(-1, *ones).to(y.device)
-        y.copy_(torch.where(self.mask | stays, y, at))
+        numbers = [(0.0, 0.0, 1.0) if level is None else (*level, 0.0) for level in levels]
+        alpha, sigma, stays = upload(numbers, y.device, y.dtype).T.reshape(3, -1, *ones)
+        at = self.values * alpha + noise * sigma
+        y.copy_(torch.where(self.mask | (stays != 0), y, at))
 
 
 def known_of(values: Tensor | None, mask: object, device: torch.device) -> Known | None:

@@ -37,21 +37,30 @@ class Recent(Generic[Value]):
         made = make()
         with self._lock:
             value = self._values.setdefault(key, made)
-            self._trim()
-            return value
+            dropped = self._trim()
+        del dropped  # not under the lock: freeing a graph waits for the device
+        return value
 
     def put(self, key: Hashable, value: Value) -> None:
         with self._lock:
             self._values[key] = value
-            self._trim()
+            dropped = self._trim()
+        del dropped
 
-    def _trim(self) -> None:
-        while len(self._values) > self._kept:
-            self._values.popitem(last=False)
+    def values(self) -> list[Value]:
+        """All that are kept."""
+        with self._lock:
+            return list(self._values.values())
+
+    def _trim(self) -> list[tuple[Hashable, Value]]:
+        return [self._values.popitem(last=False) for _ in range(len(self._values) - self._kept)]
 
 
 class Memory:
     """Everything is bounded, holds no network, and may be used by several threads.
+
+    Args:
+        patient: nothing is captured for what comes but once.
 
     Attributes:
         idle: buffers that no call uses, by their form.
@@ -62,7 +71,9 @@ class Memory:
         captures: how many were made; `recaptures`: how many of them because the network's tensors had changed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patient: bool = False) -> None:
+        self._patient = patient
+        self._seen: Recent[bool] = Recent()
         self.idle: Recent[deque[Workspace]] = Recent()
         self.probes: Recent[Probe] = Recent()
         self.tables: Recent[tuple[tuple[Plan, ...], Table]] = Recent()
@@ -72,11 +83,21 @@ class Memory:
         self.captures = self.recaptures = 0
         self._lock = threading.Lock()
 
+    def first_time(self, key: Hashable) -> bool:
+        """Whether a patient memory is asked for this for the first time."""
+        if not self._patient or self._seen.peek(key):
+            return False
+        self._seen.put(key, True)
+        return True
+
     def count(self, replaces: bool) -> None:
-        """A graph was made."""
+        """A graph was made, maybe since the network had changed: then other graphs of it may be stale too."""
         with self._lock:
             self.captures += 1
             self.recaptures += replaces
+        if replaces:
+            for pool in self.graphs.values():
+                pool.drop_stale()
 
 
 _OF_MODEL: weakref.WeakKeyDictionary[Any, Recent[Memory]] = weakref.WeakKeyDictionary()
@@ -85,8 +106,10 @@ _LOCK = threading.Lock()
 
 def clear() -> None:
     """Free what `pndm_fast.sample` keeps between calls: buffers, tables, what it knows of networks."""
+    global _OF_MODEL
     with _LOCK:
-        _OF_MODEL.clear()
+        dropped, _OF_MODEL = _OF_MODEL, weakref.WeakKeyDictionary()
+    del dropped
 
 
 def memory_of(model: Any, key: Hashable) -> Memory:
@@ -99,5 +122,5 @@ def memory_of(model: Any, key: Hashable) -> Memory:
         with _LOCK:
             recent = _OF_MODEL.setdefault(owner, Recent())
     except TypeError:  # neither hashable nor weakly referable: nothing to remember it by
-        return Memory()
-    return recent.get((getattr(model, "__func__", None), key), Memory)
+        return Memory(patient=True)
+    return recent.get((getattr(model, "__func__", None), key), lambda: Memory(patient=True))

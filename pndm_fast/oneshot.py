@@ -12,7 +12,7 @@ from torch import Tensor
 from pndm_fast.checks import check_seeds, check_shape
 from pndm_fast.events import Cancel, Step
 from pndm_fast.make_plan import make_plan
-from pndm_fast.memory import KEPT, memory_of
+from pndm_fast.memory import KEPT, Memory, memory_of
 from pndm_fast.network import networks_of
 from pndm_fast.noise import is_integer
 from pndm_fast.plan import Plan
@@ -100,6 +100,8 @@ def sample(
     if negative is None and callable(model):  # several networks are remembered by a Sampler alone
         key = (sampler.shape[1:], sampler.device, sampler.dtype, sampler.time_dtype, sampler.backend)
         sampler.memory = memory_of(model, key)
+    else:
+        sampler.memory = Memory(patient=True)
     return sampler(
         seeds=seeds,
         noise=noise,

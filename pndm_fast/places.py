@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from pndm_fast import ranges
 from pndm_fast.checks import check_choice
-from pndm_fast.cuda import Event, cuda_of
-from pndm_fast.events import BadSample, Report
-from pndm_fast.graphs import AUTO, GRAPHS, CannotCapture, Graph, Pool, check_network, graph_key
+from pndm_fast.cuda import Event, cuda_of, stream_of
+from pndm_fast.events import BadSample, Cancel, Report
+from pndm_fast.graphs import AUTO, GRAPHS, CannotCapture, Graph, Pool, graph_key
 from pndm_fast.memory import Memory
 from pndm_fast.trajectory import Rows, Trajectory
+from pndm_fast.watch import obstacle
 from pndm_fast.workspace import BufferForm, Probe, Workspace
 
 
@@ -27,7 +28,7 @@ class Place:
     Attributes:
         graph: while, replay or eager; `reason`: why not a better one.
         graph_bytes, nodes: of the captured iteration.
-        cancel: a flag that ends a loop on the device, where there is one.
+        cancelable: for a loop on the device, what lets a `Cancel` end it.
     """
 
     workspace: Workspace
@@ -36,7 +37,7 @@ class Place:
     reason: str = ""
     graph_bytes: int = 0
     nodes: dict[str, int] = field(default_factory=dict)
-    cancel: Tensor | None = None
+    cancelable: Callable[[Cancel], AbstractContextManager[None]] | None = None
 
 
 def check_graph(graph: str, device: torch.device) -> str:
@@ -62,7 +63,7 @@ def take_place(memory: Memory, trajectory: Trajectory, graph: str, concurrency: 
     Raises:
         ValueError: a graph mode was named and cannot be had, with the reason.
     """
-    place, why = None, "asked for"
+    place, why = None, "graph='eager'"
     with contextlib.ExitStack() as stack:
         if graph != "eager":
             modes = AUTO if graph == "auto" else (graph,)
@@ -81,8 +82,11 @@ def _graphed(memory: Memory, trajectory: Trajectory, modes: tuple[str, ...], con
     cuda = cuda_of(trajectory.device)
     if cuda is None:
         raise CannotCapture(_need(trajectory.device))
-    check_network(trajectory.model)
-    check_network(trajectory.negative)
+    reason = obstacle(trajectory.model, trajectory.negative)
+    if reason:
+        raise CannotCapture(reason)
+    if modes == AUTO and memory.first_time(_probe_key(trajectory)):
+        raise CannotCapture("captured when it comes a second time")
     probe = _probe(memory, trajectory)
     key = modes, concurrency, graph_key(trajectory, probe)
     refused = memory.refused.peek(key)
@@ -90,28 +94,26 @@ def _graphed(memory: Memory, trajectory: Trajectory, modes: tuple[str, ...], con
         raise CannotCapture(refused)
 
     def make(replaces: bool) -> Graph:
-        try:
-            graph = Graph(cuda, trajectory, probe, modes)
-        except CannotCapture as reason:
-            memory.refused.put(key, str(reason))
-            raise
+        graph = Graph(cuda, trajectory, probe, modes)
         memory.count(replaces)
         return graph
 
-    with memory.graphs.get(key, lambda: Pool(concurrency)).take(make) as graph:
+    def rows(index: int, count: int) -> None:
+        trajectory.calls += count * (1 if trajectory.apart is None else 2)
+        with ranges.marked("rows"):
+            graph.launch(count)
 
-        def rows(index: int, count: int) -> None:
-            trajectory.calls += count * (1 if trajectory.apart is None else 2)
-            with ranges.marked("rows"):
-                graph.launch(count)
-
+    with contextlib.ExitStack() as stack:
         try:
-            with ranges.marked("begin"):
-                graph.begin(trajectory)
-            flag = graph.cancel if graph.mode == "while" else None
-            yield Place(graph.workspace, rows, graph.mode, graph.reason, graph.bytes, graph.nodes, flag)
-        finally:
-            graph.end()
+            graph = stack.enter_context(memory.graphs.get(key, lambda: Pool(concurrency)).take(make))
+        except CannotCapture as refusal:
+            if not refusal.passing:
+                memory.refused.put(key, str(refusal))
+            raise
+        stack.callback(graph.end)
+        with ranges.marked("begin"):
+            graph.begin(trajectory)
+        yield Place(graph.workspace, rows, graph.mode, graph.reason, graph.bytes, graph.nodes, graph.cancelable)
 
 
 def _probe(memory: Memory, trajectory: Trajectory) -> Probe:
@@ -129,7 +131,7 @@ def _know(trajectory: Trajectory, probe: Probe) -> None:
     trajectory.apart, trajectory.halved = probe.apart, probe.halved
 
 
-def _probe_key(trajectory: Trajectory) -> object:
+def _probe_key(trajectory: Trajectory) -> Hashable:
     request, kind = trajectory.request, trajectory.device.type
     autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
     return trajectory.stretch.model, request.batch, request.state_dtype, trajectory.halves, trajectory.apart, autocast
@@ -164,8 +166,7 @@ def _eager(memory: Memory, trajectory: Trajectory, reason: str) -> Iterator[Plac
 
 def _idle(memory: Memory, form: BufferForm) -> deque[Workspace]:
     # buffers go back while their last kernels may still run: only the same stream may take them up
-    stream = torch.cuda.current_stream(form.device).cuda_stream if form.device.type == "cuda" else 0
-    return memory.idle.get((form, stream), deque)
+    return memory.idle.get((form, stream_of(form.device)), deque)
 
 
 def report_of(

@@ -15,6 +15,7 @@ from torch import Tensor
 from pndm_fast import graphs, ranges
 from pndm_fast.backends import BACKENDS, choose_backend
 from pndm_fast.checks import ON_NAN, check_callable, check_choice, check_shape, check_sizes
+from pndm_fast.cuda import stream_of
 from pndm_fast.events import BadSample, Cancel, Cancelled, NonFiniteError, Report, Step
 from pndm_fast.memory import Memory
 from pndm_fast.network import check_dtype, check_model, config_shape, networks_of, parameter
@@ -72,10 +73,9 @@ class Sampler:
         if not isinstance(plan, Plan):
             raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
         like = parameter(self.models[0])
-        self.model, self.negative, self.plan = model, negative, plan
+        self.negative, self.plan = negative, plan
         self.backend = check_choice("backend", backend, BACKENDS)
         self.concurrency = check_sizes("concurrency", [concurrency])[0]
-        self.batches: list[int] = []
         self.shape = _batch_shape(self.models[0], shape)
         self.device = torch.empty(0, device=device or (like.device if like is not None else "cpu")).device
         self.graph = check_graph(graph, self.device)
@@ -88,8 +88,14 @@ class Sampler:
         self.reset()
 
     def reset(self) -> None:
-        """Forget buffers, tables and what is known of the network's outputs."""
+        """Forget buffers, graphs, tables, sizes that were prepared and what is known of the network's outputs."""
         self.memory = Memory()
+        self.batches: list[int] = []
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The network, or the first of several. Another one needs another sampler."""
+        return self.models[0]
 
     @property
     def report(self) -> Report:
@@ -279,7 +285,8 @@ class Sampler:
 
     def _table(self, plans: tuple[Plan, ...], dtype: torch.dtype) -> Table:
         unique = distinct(plans)
-        key = (dtype, *map(id, unique))  # the entry holds the plans, so their ids stay theirs
+        # the entry holds the plans, so their ids stay theirs; what one stream writes no other may read unasked
+        key = (dtype, stream_of(self.device), *map(id, unique))
         return self.memory.tables.get(key, lambda: (unique, build(unique, dtype, self.device)))[1]
 
     def _run(
@@ -293,7 +300,7 @@ class Sampler:
         """The stretch's rows: in one go where nobody looks on; a loop on the device can be cancelled there."""
         nfe, workspace = trajectory.request.nfe, place.workspace
         watched = advance is not None or on_step is not None or trajectory.request.known is not None
-        loop = None if cancel is None or watched else place.cancel
+        loop = None if cancel is None or watched else place.cancelable
         by_row = watched or (cancel is not None and loop is None)
         pace = Pace(self.device)
 
@@ -305,7 +312,7 @@ class Sampler:
             if cancel is not None and cancel.is_set() and index + count < nfe:
                 raise Cancelled(index, trajectory.samples(workspace), None)
 
-        linked = contextlib.nullcontext() if cancel is None or loop is None else cancel.linked(loop)
+        linked = contextlib.nullcontext() if cancel is None or loop is None else loop(cancel)
         with linked:
             samples = trajectory.run(workspace, place.rows, at_once=1 if by_row else nfe, on_step=on_step, after=after)
             if loop is not None:

@@ -75,8 +75,8 @@ class Thresholded(nn.Module):
         self.model, self.prediction, self.quantile, self.limit = model, plan.prediction, quantile, limit
         self.config = getattr(model, "config", None)
         levels = sorted({row.t: row.levels.call for row in plan.rows}.items())
-        self.times = nn.Buffer(torch.tensor([t for t, _ in levels]), persistent=False)
-        self.levels = nn.Buffer(torch.tensor([level for _, level in levels]), persistent=False)
+        self.times = nn.Buffer(torch.tensor([t for t, _ in levels], dtype=torch.float32), persistent=False)
+        self.levels = nn.Buffer(torch.tensor([level for _, level in levels], dtype=torch.float32), persistent=False)
         self.train(getattr(model, "training", False))
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:

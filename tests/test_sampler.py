@@ -61,6 +61,17 @@ def test_defaults_need_only_a_model():
     assert x.shape == (1, *SHAPE) and x.dtype is torch.float32 and x.is_contiguous() and not x.requires_grad
 
 
+def test_the_default_dtype_is_the_callers_affair(plan):
+    wanted = pf.sample(Pointwise(), solver=plan, shape=(2, *SHAPE))
+    torch.set_default_dtype(torch.float64)
+    try:
+        for backend in ("cpp", "reference"):
+            got = pf.sample(Pointwise(), solver=plan, shape=(2, *SHAPE), backend=backend, device="cpu")
+            assert got.dtype is torch.float32 and torch.equal(got, wanted)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_same_seed_same_bytes(sampler):
     first = sampler(seeds=7)
     for _ in range(5):

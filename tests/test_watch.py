@@ -26,8 +26,25 @@ class Adapter:
         return self.module(x)
 
 
+class Service:
+    """Not callable itself."""
+
+    def __init__(self, module):
+        self.parts = {"unet": [module]}
+
+    def denoise(self, x, t):
+        return self.parts["unet"][0](x)
+
+    def lambdas(self):
+        return lambda x, t: self.denoise(x, t)
+
+
 def wrappers(module):
+    parts = {"unet": module}
     return {
+        "service": Service(module).denoise,
+        "service's lambda": Service(module).lambdas(),
+        "dict": lambda x, t: parts["unet"](x),
         "module": module,
         "compiled": torch.compile(module),
         "object": Adapter(module),
@@ -74,9 +91,39 @@ def parameter_deleted(module):
     module[0].bias = None
 
 
+def hook_added(module):
+    module[0].register_forward_hook(lambda *_: None)
+
+
+def forward_replaced(module):
+    module[0].forward = lambda x: x
+
+
+def scale_changed(module):
+    module[0].scaling["default"] = 0.5
+
+
+def number_changed(module):
+    module[0].strength = 2.0
+
+
+def switched(module):
+    module[0].active[0] = "other"
+
+
+def cache_replaced(module):
+    module[0].cache = torch.zeros(3)
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        hook_added,
+        forward_replaced,
+        scale_changed,
+        number_changed,
+        switched,
+        cache_replaced,
         assigned,
         data_replaced,
         adapter_inserted,
@@ -88,6 +135,8 @@ def parameter_deleted(module):
 )
 def test_changes_that_need_a_capture(change):
     module = network()
+    module[0].scaling, module[0].active, module[0].strength = {"default": 1.0}, ["default"], 1.0
+    module[0].cache = torch.zeros(3)
     watch = Watch(module)
     change(module)
     assert watch.changed()
@@ -99,7 +148,25 @@ def test_values_changed_in_place_need_none():
     with torch.no_grad():
         module[0].weight.mul_(2)
     module.load_state_dict({name: value * 2 for name, value in module.state_dict().items()})
+    module(torch.randn(2, 3))
     assert not watch.changed()
+
+
+def test_the_same_values_again_are_no_change():
+    module = network()
+    module.note, module.table = "a" * 3, {"scale": 0.1 + 0.2}
+    watch = Watch(module)
+    module.note, module.table["scale"] = "".join("aaa"), 0.3 + 0.00000000000000004
+    assert not watch.changed()
+
+
+def test_tensors_without_memory_are_known_by_identity():
+    module = network()
+    module.sparse = nn.Buffer(torch.eye(3).to_sparse())
+    watch = Watch(module)
+    assert not watch.changed()
+    module.sparse = torch.eye(3).to_sparse()
+    assert watch.changed()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*jit.*")
@@ -129,6 +196,14 @@ def test_networks_with_graphs_of_their_own(mode, own):
     assert ("CUDA graphs of its own" in obstacle(module)) is own
     assert ("CUDA graphs of its own" in obstacle(lambda x, t: module(x))) is own
     assert ("CUDA graphs of its own" in obstacle(torch.compile(lambda x, t: x, mode=mode))) is own
+
+
+def test_parts_that_make_graphs_of_their_own():
+    whole, part = network(), network()
+    whole.compile(mode="reduce-overhead")
+    part[2] = torch.compile(part[2], mode="reduce-overhead")
+    for module in (whole, part):
+        assert "CUDA graphs of its own" in obstacle(module)
 
 
 def test_exported_programs_have_no_training_mode():

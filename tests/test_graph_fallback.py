@@ -1,0 +1,249 @@
+"""When a graph cannot be had: the reason is told, and the call runs in the next best mode."""
+
+import collections
+import gc
+import itertools
+import weakref
+
+import pytest
+import torch
+from test_sampler import Conv, Pointwise
+
+import pndm_fast as pf
+from pndm_fast import graphs
+
+SHAPE = (2, 3, 8, 8)
+MODES = ("while", "replay")
+pytestmark = [pytest.mark.filterwarnings("ignore:the grid starts"), pytest.mark.usefixtures("stand_in")]
+
+
+def pair(model, plan, graph="while", **arguments):
+    """A sampler with graphs, and one without."""
+    arguments = {"shape": SHAPE, **arguments}
+    return pf.Sampler(model, plan, graph=graph, **arguments), pf.Sampler(model, plan, graph="eager", **arguments)
+
+
+def counting():
+    calls = []
+
+    def network(x, t):
+        calls.append(1)
+        return x * (1.0 / len(calls))
+
+    return network
+
+
+def drawing(x, t):
+    return x * torch.rand(1)
+
+
+class Opaque:
+    def __eq__(self, other):
+        return True
+
+    __hash__ = None
+
+
+UNFIT = {
+    "training": (lambda: Conv().train(), {}, "training mode"),
+    "draws": (lambda: drawing, {}, "draws from torch's generator"),
+    "counter": (counting, {}, "gives other values at each call"),
+    "noises": (Pointwise, {"noises": lambda index: torch.zeros(SHAPE)}, "noises is called between rows"),
+    "mapping": (
+        lambda: lambda x, t, added: x * added["scale"],
+        {"cond": {"added": collections.OrderedDict(scale=0.5)}},
+        "cond holds a OrderedDict",
+    ),
+    "opaque": (lambda: lambda x, t, thing: x * 0.5, {"cond": {"thing": Opaque()}}, "cond holds a Opaque"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(UNFIT))
+@pytest.mark.filterwarnings("ignore:the model is in training mode")
+def test_unfit_networks_run_eagerly_with_the_reason(kind):
+    make, arguments, reason = UNFIT[kind]
+    sampler = pf.Sampler(make(), pf.make_plan("ddpm", steps=4), shape=SHAPE)
+    for _ in range(2):
+        sampler(**arguments)
+        assert sampler.report.graph == "eager" and reason in sampler.report.graph_reason
+    with pytest.raises(ValueError, match=f"graph 'replay' cannot be had: .*{reason}"):
+        pf.Sampler(make(), pf.make_plan("ddpm", steps=4), shape=SHAPE, graph="replay")(**arguments)
+
+
+def test_a_graph_that_is_not_what_the_network_does_is_refused(stand_in):
+    """A host branch, or a tensor that the network replaces, is frozen as it was: the self-check sees another result."""
+    factor = torch.tensor(0.5)
+
+    def frozen(body):
+        def run():
+            factor.mul_(1.001)
+            body()
+
+        return run
+
+    stand_in.recorded = frozen
+    sampler = pf.Sampler(lambda x, t: x * factor, pf.make_plan("ddim", steps=4), shape=SHAPE)
+    sampler()
+    assert sampler.report.graph == "eager"
+    assert sampler.report.graph_reason == "the captured graph gives other values than the network does"
+    gc.collect()
+    assert stand_in.fake.live == {}
+
+
+def test_networks_that_repeat_themselves_but_for_rounding():
+    """Atomic additions make the last bits differ from call to call: no reason to refuse."""
+    factors = itertools.cycle([0.5, 0.5 + 1e-6, 0.5 - 1e-6])
+    sampler = pf.Sampler(lambda x, t: x * next(factors), pf.make_plan("ddim", steps=4), shape=SHAPE)
+    sampler()
+    assert sampler.report.graph == "while"
+
+
+def test_the_reason_is_the_first_error(stand_in):
+    """What breaks a capture is reported again, in other words, when the capture ends."""
+
+    def refuse():
+        try:
+            raise ValueError("a host read at line 7")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    stand_in.during = refuse
+    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
+    sampler()
+    assert sampler.report.graph_reason == "the network cannot be captured: a host read at line 7"
+
+
+def test_a_loop_that_fails_in_the_check_is_replayed(stand_in):
+    stand_in.fake.fail("cuGraphLaunch", 719)
+    sampler, eager = pair(Pointwise(), pf.make_plan("plms", steps=4), "auto")
+    assert torch.equal(sampler(), eager()) and sampler.report.graph == "replay"
+    assert sampler.report.graph_reason.startswith("while: cuGraphLaunch: CUDA_ERROR_LAUNCH_FAILED")
+
+
+def test_what_passes_is_tried_again(stand_in):
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    stand_in.during = full
+    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
+    sampler()
+    assert sampler.report.graph_reason == "out of memory: CUDA out of memory"
+    stand_in.during = lambda: None
+    sampler()
+    assert sampler.report.graph == "while"
+
+
+def test_another_threads_random_numbers_are_not_the_networks():
+    draws = iter([True] + [False] * 100)
+    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
+    plain = sampler.model
+
+    class Beside:
+        def __call__(self, x, t):
+            if next(draws):
+                torch.rand(1)
+            return plain(x, t)
+
+    sampler = pf.Sampler(Beside(), sampler.plan, shape=SHAPE)
+    sampler()
+    assert sampler.report.graph == "while"
+
+
+def test_a_call_inside_a_call_does_not_wait_for_itself():
+    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
+    wanted, inner = sampler(), []
+    assert torch.equal(sampler(on_step=lambda step: inner.append(sampler())), wanted)
+    assert len(inner) == 3 and all(torch.equal(result, wanted) for result in inner)
+    nested = pf.Sampler(lambda x, t: sampler() * 0 + x * 0.5, pf.make_plan("ddim", steps=3), shape=SHAPE)
+    assert torch.isfinite(nested()).all()
+
+
+def test_sample_captures_what_comes_twice(stand_in):
+    network = Pointwise()
+    for graph, captures in (("eager", 0), ("while", 1), ("while", 1)):
+        pf.sample(network, 4, solver="ddim", shape=SHAPE)
+        assert stand_in.counts["capture"] == captures, graph
+    for _ in range(3):
+        pf.sample(lambda x, t: x * 0.5, 4, solver="ddim", shape=SHAPE)
+    assert stand_in.counts["capture"] == 1
+    pf.sample(lambda x, t: x * 0.5, 4, solver="ddim", shape=SHAPE, graph="replay")
+    assert stand_in.counts["capture"] == 2
+
+
+def test_a_cancel_reaches_its_own_call_alone(stand_in, monkeypatch):
+    """The flag is the graph's: the call before must have left the device."""
+    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=4), shape=SHAPE)
+    sampler()
+    stand_in.counts.clear()
+    seen, linked = [], pf.Cancel.linked
+
+    def noted(self, flag):
+        seen.append(stand_in.counts["synchronize"])
+        return linked(self, flag)
+
+    monkeypatch.setattr(pf.Cancel, "linked", noted)
+    sampler(cancel=pf.Cancel())
+    assert seen == [1]
+
+
+def test_a_swap_frees_the_old_weights_everywhere(stand_in):
+    network = Conv()
+    sampler = pf.Sampler(network, pf.make_plan("ddim", steps=4), shape=SHAPE)
+    sampler.prepare([1, 2, 4])
+    old = weakref.ref(network.first.weight)
+    network.load_state_dict(Conv(seed=3).state_dict(), assign=True)
+    sampler()
+    gc.collect()
+    assert old() is None and stand_in.fake.live["exec"] == 1
+
+
+def test_a_network_that_always_changes_is_left_alone(stand_in):
+    network = Conv()
+    sampler = pf.Sampler(network, pf.make_plan("ddim", steps=3), shape=SHAPE)
+    for i in range(8):
+        network.first.count = i
+        sampler()
+    assert stand_in.counts["capture"] == graphs.MOST_STALE + 1
+    assert "change from call to call" in sampler.report.graph_reason
+
+
+def test_switches_of_torch_belong_to_the_key():
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3, spacing="trailing"), shape=SHAPE)
+    sampler()
+    with sdpa_kernel(SDPBackend.MATH):
+        sampler()
+    assert sampler.report.captures == 2
+    torch.set_default_dtype(torch.float64)
+    try:
+        sampler()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert sampler.report.captures == 3
+    with pytest.raises(AttributeError):
+        sampler.model = Conv()
+
+
+def test_a_failed_capture_is_not_tried_again(stand_in):
+    def refuse():
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with ...")
+
+    stand_in.during = refuse
+    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
+    wanted = pf.sample(Pointwise(), 3, solver="ddim", shape=SHAPE, graph="eager")
+    for _ in range(3):
+        assert torch.equal(sampler(), wanted)
+    assert stand_in.counts["capture"] == 1
+    assert sampler.report.graph_reason == (
+        "the network cannot be captured: CUDA error: operation not permitted when stream is capturing"
+    )
+
+
+@pytest.mark.parametrize("function", ["cuGraphInstantiateWithFlags", "cuGraphGetNodes", "cuModuleLoadDataEx"])
+def test_a_driver_that_fails_is_named(stand_in, function):
+    stand_in.fake.fail(function, 2)
+    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
+    sampler()
+    assert sampler.report.graph == "replay"
+    assert function in sampler.report.graph_reason and "CUDA_ERROR_OUT_OF_MEMORY" in sampler.report.graph_reason
