@@ -54,7 +54,8 @@ def test_no_synchronization_between_calls(solver):
         torch.cuda.set_sync_debug_mode("error" if len(calls) < sampler.plan.nfe else "default")
         return x * 0.5
 
-    sampler = pf.Sampler(network, pf.make_plan(solver, steps=6), shape=(2, *SHAPE), device="cuda")
+    plan = pf.make_plan(solver, steps=6)
+    sampler = pf.Sampler(network, plan, shape=(2, *SHAPE), device="cuda", graph="eager")
     try:
         for _ in range(2):
             calls.clear()

@@ -86,6 +86,11 @@ def test_what_is_not_captured(case):
         with pytest.raises(ValueError, match=reason):
             sampler(network, mode)()
     assert torch.isfinite(ours()).all(), "the device is usable after a refused capture"
+    assert torch.randn(8, device=DEVICE).isfinite().all()  # torch's generator is out of capture mode
+    torch.cuda.empty_cache()  # and its allocator
+    good = sampler(conv(), "replay")
+    good()
+    assert good.report.graph == "replay"
 
 
 @pytest.mark.parametrize("mode", MODES)
