@@ -49,6 +49,7 @@ def make_plan(
     t_min: float | None = None,
     start: float | None = None,
     strength: float | None = None,
+    clip: float | None = None,
     integer_times: bool = False,
     prediction: str = "eps",
     compat: str | None = None,
@@ -65,6 +66,7 @@ def make_plan(
         final, t_min: of the grid, see `grids.make_grid`.
         start: a time: leave out the grid's points before it, for a call with `init` or `state`; or `strength`, the part
             of the steps that is kept, the last ones. The plan is a fresh one for those points, its warm-up included.
+        clip: clamp every estimate of x_0 to [-clip, clip], see `Plan.with_clip`.
         integer_times: round times to integers, coefficients following.
         prediction: what the network predicts: eps, v, x0, flow, or edm (EDM's raw network).
         compat: "diffusers" for plans equal to its scheduler, whose configuration's names are then options.
@@ -90,6 +92,7 @@ def make_plan(
             "t_min": t_min,
             "start": start,
             "strength": strength,
+            "clip": clip,
         }
         return _compatible(compat, name, schedule, steps, nfe, spacing, alone, prediction, options)
     function = SOLVERS[name]
@@ -101,7 +104,11 @@ def make_plan(
         times = snap(times)
         if "integer_times" in inspect.signature(function).parameters:
             options = {**options, "integer_times": True}
-    return _call(function, name, options, schedule, times, prediction=prediction)
+    plan = _call(function, name, options, schedule, times, prediction=prediction)
+    if clip is None:
+        return plan
+    _check_type("clip", clip, float)
+    return plan.with_clip(clip)
 
 
 def _times(

@@ -203,6 +203,18 @@ class Plan:
         """For each row, which network it calls and whether it is guided."""
         return tuple((row.model, row.guidance != 1.0) for row in self.rows)
 
+    def with_clip(self, limit: float) -> Plan:
+        """The same plan with every estimate of x_0 clamped to [-limit, limit], whatever the slots hold.
+
+        x_0 = a y + b slot (a row's preview), so the slot of a clamped estimate is (clamp(a y + b slot) - a y) / b.
+
+        Raises:
+            ValueError: limit is not positive, or a row is clamped already.
+        """
+        if not 0 < limit < math.inf:
+            raise ValueError(f"clip must be positive, got {limit}")
+        return replace(self, rows=tuple(_clipped(row, float(limit)) for row in self.rows))
+
     def with_models(self, models: Sequence[int]) -> Plan:
         """The same plan with the index of a network for each row; the history is kept where it changes.
 
@@ -305,6 +317,14 @@ def _check_numbers(what: str, numbers: Sequence[float]) -> None:
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, numbers_abc.Real) or not abs(number) <= LARGEST:
             raise ValueError(f"{what} must be finite float32 numbers, got {number!r}")
+
+
+def _clipped(row: Row, limit: float) -> Row:
+    if math.isfinite(row.store.clamp):
+        raise ValueError("clip must be given once: the plan is clipped already")
+    a, b = row.preview
+    p, q, p2, q2, _ = row.store
+    return replace(row, store=Store(a + b * (p2 + q2 * p), b * q2 * q, -a / b, 1 / b, limit))
 
 
 def _form(form: tuple[float, ...]) -> str:

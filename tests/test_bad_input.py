@@ -119,13 +119,13 @@ CASES = [
     (sample(eta=-0.1), ValueError, "eta must be in .*got -0.1"),
     (sample(eta="abc"), TypeError, "eta must be float, got 'abc'"),
     (sample(eta=True), TypeError, "eta must be float, got True"),
-    (sample(clip="1"), TypeError, "clip must be float or None, got '1'"),
+    (sample(clip="1"), TypeError, "clip must be float, got '1'"),
     (sample(solver="ipndm", order=2.0), TypeError, "order must be int, got 2.0"),
     (sample(clip=0.0), ValueError, "clip must be positive, got 0.0"),
     (
         sample(etta=1.0),
         ValueError,
-        "'etta' is neither an argument nor an option of ddim .its options: eta, clip.; did you mean 'eta'",
+        "'etta' is neither an argument nor an option of ddim .its options: eta.; did you mean 'eta'",
     ),
     (
         sample(solver="s-pndm", eta=1.0),

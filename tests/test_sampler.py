@@ -514,11 +514,24 @@ def test_clipped_plan_still_reports_nan():
         pf.sample(lambda x, t: x / 0, solver=plan, shape=(1, 8))
 
 
-def test_clip_bounds_the_estimate():
-    estimates = []
-    plan = pf.make_plan("ddim", steps=8, clip=0.5)
-    pf.sample(lambda x, t: x * 0.1, solver=plan, shape=(2, 64), on_step=lambda s: estimates.append(s.x0))
-    assert max(float(e.abs().max()) for e in estimates) <= 0.5 + 1e-5
+@pytest.mark.parametrize("solver", FROM_NOISE)
+def test_clip_bounds_the_estimate(solver):
+    """Whatever a solver's slots hold; a limit that no estimate reaches changes nothing."""
+    plan = pf.make_plan(solver, steps=8, spacing="trailing")
+    noise = torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def run(plan, gain):
+        seen = []
+        result = pf.sample(lambda x, t: x * gain, solver=plan, noise=noise, on_step=lambda s: seen.append(s.x0))
+        return result, max(float(x0.abs().max()) for x0 in seen)
+
+    free, reached = run(plan, 0.9)
+    assert reached > 0.5
+    assert run(pf.make_plan(solver, steps=8, spacing="trailing", clip=0.5), 0.9)[1] <= 0.5 + 1e-9
+    wide = run(plan.with_clip(2 * reached), 0.9)[0]
+    assert torch.allclose(wide, free, rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="clip must be given once"):
+        plan.with_clip(1.0).with_clip(1.0)
 
 
 def test_progress_is_drawn(sampler, capsys):

@@ -24,7 +24,6 @@ def ddpm(
     times: Sequence[float],
     *,
     variance: str = "small",
-    clip: float | None = None,
     prediction: str = "eps",
 ) -> Plan:
     """DDPM ancestral sampling on any grid. Ho et al. 2020, arXiv:2006.11239, eq. 6, 7 and section 3.2.
@@ -33,11 +32,11 @@ def ddpm(
     large: 1 - alpha_t^2/alpha_s^2. The step to sigma = 0 adds no noise.
 
     Raises:
-        ValueError: unknown variance, times not decreasing, clip not positive.
+        ValueError: unknown variance, times not decreasing.
     """
     if variance not in ("small", "large"):
         raise ValueError(f"variance must be 'small' or 'large', got {variance!r}")
-    plan = _one_step("ddpm", schedule, times, 1.0, clip, prediction)
+    plan = _one_step("ddpm", schedule, times, 1.0, prediction)
     if variance == "small":
         return plan
     rows = []
@@ -54,7 +53,6 @@ def ddim(
     times: Sequence[float],
     *,
     eta: float = 0.0,
-    clip: float | None = None,
     prediction: str = "eps",
 ) -> Plan:
     """DDIM. Song et al. 2021, arXiv:2010.02502, eq. 12 and 16; phi with gradient part e.
@@ -65,25 +63,24 @@ def ddim(
     Args:
         times: decreasing, length n + 1, in the units of `schedule`; n network calls.
         eta: 0 is deterministic, 1 is DDPM.
-        clip: clamp the x_0 estimate to [-clip, clip].
 
     Raises:
-        ValueError: times not decreasing, eta outside [0, 1], clip not positive.
+        ValueError: times not decreasing, eta outside [0, 1].
     """
-    return _one_step("ddim", schedule, times, eta, clip, prediction)
+    return _one_step("ddim", schedule, times, eta, prediction)
 
 
 @solver("euler", order=1, spacing="karras")
-def euler(schedule: Schedule, times: Sequence[float], *, clip: float | None = None, prediction: str = "eps") -> Plan:
+def euler(schedule: Schedule, times: Sequence[float], *, prediction: str = "eps") -> Plan:
     """Euler's method for d(x/alpha)/d(sigma/alpha) = eps. Karras et al. 2022, arXiv:2206.00364, eq. 1 with Euler.
 
     The same step as DDIM's, for both are exact on straight paths; on flow schedules it is x + (s - t) flow, the
     flow-matching Euler step (Liu et al. 2022, arXiv:2209.03003). Only the usual grid differs.
 
     Raises:
-        ValueError: times not decreasing, clip not positive.
+        ValueError: times not decreasing.
     """
-    return _one_step("euler", schedule, times, 0.0, clip, prediction)
+    return _one_step("euler", schedule, times, 0.0, prediction)
 
 
 @solver("euler-ancestral", order=1, spacing="karras", stochastic=True)
@@ -92,7 +89,6 @@ def euler_ancestral(
     times: Sequence[float],
     *,
     eta: float = 1.0,
-    clip: float | None = None,
     prediction: str = "eps",
 ) -> Plan:
     """Ancestral steps of Euler's method: to rho_down, then noise rho_up, rho = sigma/alpha.
@@ -101,29 +97,22 @@ def euler_ancestral(
     numbers, so the step is DDIM's with that eta (Song et al. 2021, arXiv:2010.02502, eq. 16), at eta = 1 DDPM's.
 
     Raises:
-        ValueError: times not decreasing, eta outside [0, 1], clip not positive.
+        ValueError: times not decreasing, eta outside [0, 1].
     """
-    return _one_step("euler-ancestral", schedule, times, eta, clip, prediction)
+    return _one_step("euler-ancestral", schedule, times, eta, prediction)
 
 
-def _one_step(
-    name: str, schedule: Schedule, times: Sequence[float], eta: float, clip: float | None, prediction: str
-) -> Plan:
+def _one_step(name: str, schedule: Schedule, times: Sequence[float], eta: float, prediction: str) -> Plan:
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1], got {eta}")
-    if clip is not None and not 0 < clip < math.inf:
-        raise ValueError(f"clip must be positive, got {clip}")
     rows = Rows(name, schedule, times, prediction)
     for t, s in pairwise(rows.times):
         source = rows.level(t)
         # the deterministic part stops at the level that tau z completes to sigma_s
         reduced, tau = ancestral(source, rows.level(s), eta)
         blind = source.alpha == 0 and rows.kind == "eps"  # eps is y itself there and says nothing of x_0
-        kind = "x0" if clip is not None or blind else rows.kind
-        store = rows.store(t, kind)
-        if clip is not None:
-            store = store._replace(clamp=clip)
-        rows.call(t, 0, Transfer(source, reduced, kind)(STATE, SLOT[0]) + tau * NOISE, s, kind=kind, store=store)
+        kind = "x0" if blind else rows.kind
+        rows.call(t, 0, Transfer(source, reduced, kind)(STATE, SLOT[0]) + tau * NOISE, s, kind=kind)
     return rows.plan()
 
 
