@@ -28,6 +28,7 @@ class Steps:
     Args:
         plan: used from row `FIRST` on; default PLMS, with four of its steady rows repeated `ROWS` times. They are
             from the end of a 1000-step plan, where so many of them keep the state in range.
+        row: repeat this row of the plan.
         direct: the network reads y itself; default where its dtype is the state's.
     """
 
@@ -37,6 +38,7 @@ class Steps:
         network: torch.dtype = torch.float32,
         *,
         plan: Plan | None = None,
+        row: int | None = None,
         solver: str = "plms",
         direct: bool | None = None,
         halves: int = 1,
@@ -45,8 +47,10 @@ class Steps:
     ) -> None:
         place = torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
         rows = build([plan or pf.make_plan(solver, steps=1000)], torch.float32, place)
-        self.first = FIRST if plan else 0
-        self.table = rows.data if plan else torch.cat([rows.data[-9:-5].repeat(ROWS // 4, 1), rows.data[-1:]])
+        self.first = FIRST if plan and row is None else 0
+        again = rows.data[-9:-5] if row is None else rows.data[row : row + 1]
+        repeated = torch.cat([again.repeat(ROWS // len(again), 1), rows.data[-1:]])
+        self.table = rows.data if plan and row is None else repeated
         self.batch, slot = shape[0], network if plan is None or plan.raw else torch.float32
         same = network is torch.float32 and halves == 1 if direct is None else direct
         self.workspace = Workspace(

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 HERE = Path(__file__).parent
 SUITES = {
-    "cpu": ("stream", "diffusers_step", "compiled", "overhead", "plan_time"),
+    "cpu": ("stream", "rows", "diffusers_step", "compiled", "overhead", "plan_time"),
     "cuda": ("gpu_sample", "gpu_speed"),
 }
 KEPT = ("min", "median", "iqr")
