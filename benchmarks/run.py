@@ -137,7 +137,7 @@ def main() -> int:
         results += kept["results"]
         if status or not kept["results"]:
             failed.append(suite)
-        # minutes on a lent GPU are few: there, what passed is kept beside the names of what failed
+        # minutes on a GPU are few: there, what passed is kept beside the names of what failed
         if kept["results"] and not arguments.quick and (not status or arguments.device == "cuda"):
             folder = folder_of(arguments.device, kept["machine"])
             folder.mkdir(parents=True, exist_ok=True)
