@@ -305,8 +305,9 @@ class Sampler:
         pace = Pace(self.device)
 
         def after(index: int, count: int) -> None:
-            if by_row:
-                pace.tick()
+            if not by_row:
+                return
+            pace.tick()
             if advance is not None:
                 advance()
             if cancel is not None and cancel.is_set() and index + count < nfe:

@@ -172,6 +172,22 @@ def test_steps_and_cancel_across_a_switch(graph):
     assert error.value.index == 4 and torch.equal(error.value.state, kept[4])
     cancel = pf.Cancel()
     assert torch.equal(sampler(cancel=cancel), result)
+    inside = pf.Cancel()
+    network = networks[0]
+
+    class Cancelling(Conv):
+        calls = 0
+
+        def forward(self, x, t):
+            self.calls += 1
+            if self.calls == 2 + 10 * (graph != "eager"):  # behind the calls that learn and capture
+                inside.set()
+            return network(x, t)
+
+    cancelling = pf.Sampler([Cancelling(), networks[1]], plan.with_models(models), shape=SHAPE, graph=graph)
+    with pytest.raises(pf.Cancelled) as error:
+        cancelling(cancel=inside)
+    assert error.value.index == 1 and torch.equal(error.value.state, kept[1])
     cancel.set()
     with pytest.raises(pf.Cancelled) as error:
         sampler(cancel=cancel)
