@@ -138,23 +138,6 @@ def check_guidance(guidance: Any) -> float | tuple[float, ...]:
     return tuple(map(float, guidance)) if several else float(guidance)
 
 
-def check_interval(interval: Any) -> tuple[float, float] | None:
-    """None, or two increasing values of sigma/alpha.
-
-    Raises:
-        TypeError, ValueError: anything else.
-    """
-    if interval is None:
-        return None
-    try:
-        low, high = map(float, interval)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"guidance_interval must be (low, high) in sigma/alpha, got {interval!r}") from error
-    if not 0 <= low < high:
-        raise ValueError(f"guidance_interval must be 0 <= low < high, got {interval!r}")
-    return low, high
-
-
 def check_time_dtype(plan: Plan, dtype: torch.dtype | None) -> None:
     """Refuse fractional times for a network that takes integers.
 

@@ -15,7 +15,7 @@ from pndm_fast.plan import Level
 class Known:
     """What parts of the samples are to be.
 
-    After every step x_t = alpha_t known + sigma_t noise where the mask is 0, with the noise that the trajectory started
+    After every row x_t = alpha_t known + sigma_t noise where the mask is 0, with the noise that the trajectory started
     from: the replacement of Song et al. 2021, arXiv:2011.13456, section 5, without resampling.
 
     Attributes:
@@ -25,13 +25,10 @@ class Known:
     values: Tensor
     mask: Tensor
 
-    def put(self, y: Tensor, noise: Tensor, levels: list[Level | None]) -> None:
-        """Write into states y, each at its level; those without one stay as they are."""
-        ones = [1] * (y.dim() - 1)
-        numbers = [(0.0, 0.0, 1.0) if level is None else (*level, 0.0) for level in levels]
-        alpha, sigma, stays = upload(numbers, y.device, y.dtype).T.reshape(3, -1, *ones)
-        at = self.values * alpha + noise * sigma
-        y.copy_(torch.where(self.mask | (stays != 0), y, at))
+    def put(self, y: Tensor, noise: Tensor, levels: list[Level]) -> None:
+        """Write into states y, each at its level."""
+        alpha, sigma = upload(levels, y.device, y.dtype).T.reshape(2, -1, *[1] * (y.dim() - 1))
+        y.copy_(torch.where(self.mask, y, self.values * alpha + noise * sigma))
 
 
 def known_of(values: Tensor | None, mask: object, device: torch.device) -> Known | None:

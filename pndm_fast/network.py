@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -60,14 +60,15 @@ def result_tensor(result: Any) -> Tensor:
     )
 
 
-def twice_the_channels(shape: Sequence[int]) -> tuple[int, ...]:
-    """Of a network that learned its variance too (Nichol & Dhariwal 2021, arXiv:2102.09672): the mean comes first."""
-    return (shape[0], 2 * shape[1], *shape[2:]) if len(shape) > 2 else ()
+def prediction(result: Any, x: Tensor) -> Tensor:
+    """What a network said about x: of one that learned its variance too, the mean, which is the first half of channels.
 
-
-def mean_part(out: Tensor) -> Tensor:
-    """The first half of the channels, dense and in the same layout."""
-    half = out[:, : out.shape[1] // 2]
+    Nichol & Dhariwal 2021, arXiv:2102.09672. The half is copied, dense and in the same layout.
+    """
+    out = result_tensor(result)
+    if out.shape == x.shape or out.dim() < 3 or out.shape != (len(x), 2 * x.shape[1], *x.shape[2:]):
+        return out
+    half = out[:, : x.shape[1]]
     if out.is_contiguous():
         return half.contiguous()
     return half.movedim(1, -1).contiguous().movedim(-1, 1)

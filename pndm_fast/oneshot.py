@@ -84,8 +84,9 @@ def sample(
         solver = _plan(solver, asked)
     elif asked:
         raise ValueError(f"{next(iter(asked))} cannot go with a ready plan: give it to make_plan")
-    starts = (tensor for tensor in (noise, state, init, known) if tensor is not None)
-    shape = _shape_of_call(shape, seeds, next(starts, None))
+    given = {"noise": noise, "state": state, "init": init, "known": known}
+    name, start = next(((name, tensor) for name, tensor in given.items() if tensor is not None), ("", None))
+    shape = _shape_of_call(shape, seeds, name, start)
     sampler = Sampler(
         model,
         solver,
@@ -134,13 +135,13 @@ def _plan(solver: str, asked: dict[str, Any]) -> Plan:
         return make_plan(solver, **asked)
 
 
-def _shape_of_call(shape: Sequence[int] | None, seeds: Any, start: Any) -> Sequence[int] | None:
+def _shape_of_call(shape: Sequence[int] | None, seeds: Any, name: str, start: Any) -> Sequence[int] | None:
     """The shape given, or the start's; both, and the number of seeds, must agree on the batch."""
     if shape is None:
         return tuple(start.shape) if isinstance(start, Tensor) and start.dim() > 1 else None
     batch = check_shape(shape)[0]
     if isinstance(start, Tensor) and start.dim() > 1 and len(start) != batch:
-        raise ValueError(f"noise must have batch {batch}, the shape's, got {len(start)}")
+        raise ValueError(f"{name} must have batch {batch}, the shape's, got {len(start)}")
     if not is_integer(seeds):
         check_seeds(seeds, batch)
     return shape

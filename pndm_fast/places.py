@@ -123,12 +123,8 @@ def _probe(memory: Memory, trajectory: Trajectory) -> Probe:
     if probe is None:
         probe = trajectory.first_call()[0]
         memory.probes.put(key, probe)
-    _know(trajectory, probe)
+    trajectory.apart = probe.apart
     return probe
-
-
-def _know(trajectory: Trajectory, probe: Probe) -> None:
-    trajectory.apart, trajectory.halved = probe.apart, probe.halved
 
 
 def _probe_key(trajectory: Trajectory) -> Hashable:
@@ -144,7 +140,7 @@ def _eager(memory: Memory, trajectory: Trajectory, reason: str) -> Iterator[Plac
     key = _probe_key(trajectory)
     probe = memory.probes.peek(key)
     if probe is not None:
-        _know(trajectory, probe)
+        trajectory.apart = probe.apart
         idle = _idle(memory, trajectory.form(probe))
         try:
             workspace = idle.pop()
@@ -158,7 +154,7 @@ def _eager(memory: Memory, trajectory: Trajectory, reason: str) -> Iterator[Plac
                 return
         finally:
             idle.append(workspace)
-        trajectory.apart, trajectory.halved = apart, False  # the network has changed since: learn its form anew
+        trajectory.apart = apart  # the network has changed since: learn its form anew
     probe, workspace, first_or_none = trajectory.first_call()
     memory.probes.put(key, probe)
     yield Place(workspace, trajectory.eager(workspace, first_or_none), reason=reason)

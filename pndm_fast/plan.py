@@ -206,11 +206,14 @@ class Plan:
     def with_clip(self, limit: float) -> Plan:
         """The same plan with every estimate of x_0 clamped to [-limit, limit], whatever the slots hold.
 
-        x_0 = a y + b slot (a row's preview), so the slot of a clamped estimate is (clamp(a y + b slot) - a y) / b.
+        x_0 = a y + b slot (a row's preview), so the slot of a clamped estimate is (clamp(a y + b slot) - a y) / b. A
+        row at sigma = 0, where b is 0 and y is the data, stays as it is.
 
         Raises:
             ValueError: limit is not positive, or a row is clamped already.
         """
+        if isinstance(limit, bool) or not isinstance(limit, numbers_abc.Real):
+            raise TypeError(f"clip must be a number, got {limit!r}")
         if not 0 < limit < math.inf:
             raise ValueError(f"clip must be positive, got {limit}")
         return replace(self, rows=tuple(_clipped(row, float(limit)) for row in self.rows))
@@ -220,6 +223,7 @@ class Plan:
 
         `[0] * k + [1] * (nfe - k)` is T-Stitch (Pan et al. 2024, arXiv:2402.14167): a small network, then a large one.
         """
+        models = [int(m) if hasattr(m, "__index__") and not isinstance(m, bool) else m for m in models]
         if len(models) != self.nfe:
             raise ValueError(f"models must be one for each of the {self.nfe} rows, got {len(models)}")
         return replace(self, rows=tuple(replace(row, model=m) for row, m in zip(self.rows, models, strict=True)))
@@ -238,7 +242,7 @@ class Plan:
                 "plans of several lengths take theirs by with_guidance"
             )
         if interval is not None:
-            low, high = interval
+            low, high = check_interval(interval)
             inside = [
                 low * row.levels.call.alpha < row.levels.call.sigma <= high * row.levels.call.alpha for row in self
             ]
@@ -303,6 +307,21 @@ class Plan:
         return cls.from_json(tree)
 
 
+def check_interval(interval: Any) -> tuple[float, float]:
+    """Two increasing values of sigma/alpha.
+
+    Raises:
+        TypeError, ValueError: anything else.
+    """
+    try:
+        low, high = map(float, interval)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"guidance_interval must be (low, high) in sigma/alpha, got {interval!r}") from error
+    if not 0 <= low < high:
+        raise ValueError(f"guidance_interval must be 0 <= low < high, got {interval!r}")
+    return low, high
+
+
 def distinct(plans: Sequence[Plan]) -> tuple[Plan, ...]:
     """The different plan objects, in order of appearance; a plan may be large, so none is compared."""
     return tuple({id(plan): plan for plan in plans}.values())
@@ -323,6 +342,8 @@ def _clipped(row: Row, limit: float) -> Row:
     if math.isfinite(row.store.clamp):
         raise ValueError("clip must be given once: the plan is clipped already")
     a, b = row.preview
+    if b == 0:
+        return row
     p, q, p2, q2, _ = row.store
     return replace(row, store=Store(a + b * (p2 + q2 * p), b * q2 * q, -a / b, 1 / b, limit))
 

@@ -18,7 +18,6 @@ from pndm_fast.checks import (
     check_callable,
     check_conditioning,
     check_guidance,
-    check_interval,
     check_models,
     check_plans,
     check_seeds,
@@ -29,7 +28,7 @@ from pndm_fast.checks import (
 from pndm_fast.cuda import upload
 from pndm_fast.inpaint import Known, known_of
 from pndm_fast.noise import INITIAL, is_integer, normals
-from pndm_fast.plan import Plan, distinct
+from pndm_fast.plan import Plan, check_interval, distinct
 from pndm_fast.table import Table
 
 
@@ -218,7 +217,7 @@ def complete(
     state_dtype = torch.float64 if exact else torch.float32
     plans = check_plans(plan, default, len(bits))
     if guidance is not None:
-        plans = guided(plans, check_guidance(guidance), check_interval(guidance_interval))
+        plans = guided(plans, check_guidance(guidance), guidance_interval and check_interval(guidance_interval))
     elif guidance_interval is not None:
         raise ValueError("guidance_interval must come with guidance, the scale inside it")
     for p in distinct(plans):

@@ -199,6 +199,7 @@ class Sampler:
         cond: Mapping[str, Any] | None = None,
         uncond: Mapping[str, Any] | None = None,
         guidance: float | Sequence[float] | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         plan: Plan | Sequence[Plan] | None = None,
     ) -> None:
         """Make everything for these batch sizes now: compile, capture, allocate. Later requests are filled up to them.
@@ -207,8 +208,8 @@ class Sampler:
         is. Without CUDA graphs the network is called once for each size.
 
         Args:
-            cond, uncond, guidance, plan: an example of later calls, for a batch of `shape[0]`: values do not matter,
-                forms do, and whether there is guidance.
+            cond, uncond, guidance, guidance_interval, plan: an example of later calls, for a batch of `shape[0]`:
+                values do not matter, forms do, and where there is guidance.
 
         Raises:
             TypeError, ValueError: naming the argument.
@@ -216,7 +217,14 @@ class Sampler:
         sizes = sorted(set(check_sizes("batches", batches)))
         if len(sizes) > graphs.KEPT:
             raise ValueError(f"batches must have at most {graphs.KEPT} entries, got {len(sizes)}")
-        example = self._request(seeds=range(self.shape[0]), cond=cond, uncond=uncond, guidance=guidance, plan=plan)
+        example = self._request(
+            seeds=range(self.shape[0]),
+            cond=cond,
+            uncond=uncond,
+            guidance=guidance,
+            guidance_interval=guidance_interval,
+            plan=plan,
+        )
         with self._preparing, self._modes():
             for size in reversed(sizes):  # the largest first: what it takes, smaller ones may find free again
                 self._prepare(example.resized(size))

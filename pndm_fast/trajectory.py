@@ -12,7 +12,7 @@ from pndm_fast import ranges
 from pndm_fast.backends import Backend
 from pndm_fast.conditioning import CannotBatch, batched
 from pndm_fast.events import BadSample, Cancelled, Step, rows_at
-from pndm_fast.network import mean_part, result_tensor, twice_the_channels
+from pndm_fast.network import prediction
 from pndm_fast.registers import NEVER, Registers
 from pndm_fast.request import Request, Stretch
 from pndm_fast.table import Table
@@ -54,7 +54,6 @@ class Trajectory:
         self.device, self.network, self.time = device, network, time
         self.calls = 0
         self.wrote = False  # whether the last call changed its input
-        self.halved = False  # whether outputs hold a variance behind the prediction
         self.apart: str | None = None  # why guidance takes two calls
         self.merged: dict[str, Any] = request.cond
         if stretch.guided and self.negative is not model:
@@ -112,12 +111,9 @@ class Trajectory:
                 return self.first_call(again=True)
             self.apart = f"two calls: the network refused a batch of {2 * self.request.batch}: {error}"
             return self.first_call()
-        if not self.halved and out.shape == twice_the_channels(workspace.x_in.shape):
-            self.halved = True
-            out, uncond = mean_part(out), None if uncond is None else mean_part(uncond)
         exact = self.request.state_dtype is torch.float64
         channels = check_first_output(out, workspace.x_in.shape, self.device, exact)
-        probe = Probe(out.dtype, channels, self.wrote, self.apart, self.halved)
+        probe = Probe(out.dtype, channels, self.wrote, self.apart)
         form = self.form(Probe(out.dtype, channels, writes_input=True))
         if form != workspace.form:
             workspace = Workspace(form)
@@ -132,15 +128,11 @@ class Trajectory:
         if separate is not None:
             self.calls += 1
             # copies both ways: a network may write its inputs, or answer twice in one static buffer
-            uncond = self._prediction(self.negative(x.clone(), t.clone(), **separate)).clone()
+            uncond = prediction(self.negative(x.clone(), t.clone(), **separate), x).clone()
         self.calls += 1
-        out = self._prediction(self.model(x, t, **arguments))
+        out = prediction(self.model(x, t, **arguments), x)
         self.wrote = x._version != before
         return out, uncond
-
-    def _prediction(self, result: Any) -> Tensor:
-        out = result_tensor(result)
-        return mean_part(out) if self.halved else out
 
     def fits(self, workspace: Workspace, output: Output) -> bool:
         """Whether a call just made left the state alone and gave outputs of the form that the buffers have."""

@@ -28,14 +28,12 @@ class Probe:
         channels: the output's layout: 1 contiguous, C channels-last.
         writes_input: whether the network changed its input in place.
         apart: why guidance cannot be one batched call, None where it can.
-        halved: whether its outputs have twice the channels, of which the second half, a variance, is left out.
     """
 
     dtype: torch.dtype
     channels: int
     writes_input: bool
     apart: str | None = None
-    halved: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,11 +194,10 @@ class Workspace:
         return y + normal(PROLOGUE) * prologue.c0 if prologue.c0 else y
 
     def put_known(self, request: Request, index: int) -> None:
-        """After the row of that index: the known part of samples whose step has ended, and the next input from it."""
+        """After the row of that index: the known part, at the level that the row led to, and the next input from it."""
         assert request.known is not None
         rows = [plan.rows[min(index, plan.nfe - 1)] for plan in request.plans]
-        levels = [row.levels.y if row.ends_step else None for row in rows]
-        request.known.put(self._shaped(self.registers.y), request.first_noise, levels)
+        request.known.put(self._shaped(self.registers.y), request.first_noise, [row.levels.y for row in rows])
         self._next_input(request, index + 1)
 
     def _shaped(self, flat: Tensor) -> Tensor:

@@ -160,6 +160,38 @@ def test_learned_variance_takes_the_mean(layout, guidance):
         assert torch.equal(sampler(**arguments), wanted)
 
 
+def test_networks_with_and_without_a_variance_beside_each_other():
+    def plain(x, t):
+        return x * 0.5
+
+    def both(x, t):
+        return torch.cat([x * 0.25, x * 7], 1)
+
+    def combined(x, t):
+        return (x * 0.5 - x * 0.25) * 2.0 + x * 0.25
+
+    call = {"steps": 5, "solver": "plms", "shape": SHAPE}
+    wanted = pf.sample(combined, **call)
+    assert torch.allclose(pf.sample(plain, negative=both, guidance=2.0, **call), wanted, rtol=1e-5, atol=1e-4)
+    other = pf.sample(lambda x, t: torch.cat([x * 0.5, x], 1), negative=lambda x, t: x * 0.25, guidance=2.0, **call)
+    assert torch.allclose(other, wanted, rtol=1e-5, atol=1e-4)
+    plan = pf.make_plan("ddim", steps=5)
+    alone, wrapped = (pf.Thresholded(net, plan) for net in (lambda x, t: x * 0.25, both))
+    assert torch.equal(pf.sample(alone, solver=plan, shape=SHAPE), pf.sample(wrapped, solver=plan, shape=SHAPE))
+
+
+@pytest.mark.parametrize("solver", ["heun", "dpmpp-2s", "dpm-solver-3", "f-pndm", "unipc", "ddim"])
+def test_the_network_sees_what_is_known_at_every_call(solver):
+    plan = pf.make_plan(solver, steps=6, spacing="trailing")
+    known, noise = torch.rand(SHAPE), torch.randn(SHAPE)
+    mask, calls = torch.zeros(8, 8), []
+    mask[:4] = 1
+    pf.sample(lambda x, t: calls.append(x.clone()) or x * 0.1, solver=plan, known=known, mask=mask, noise=noise)
+    for x, row in zip(calls[-plan.nfe :], plan.rows, strict=True):
+        alpha, sigma = row.levels.call
+        assert torch.allclose(x[..., 4:, :], (alpha * known + sigma * noise)[..., 4:, :], atol=1e-5)
+
+
 def test_guided_rescales():
     """The result has the condition's standard deviation at rescale 1, and is plain guidance at 0."""
     net, labels, none = Conv(), torch.tensor([1, 2]), torch.tensor([10, 10])
@@ -178,8 +210,46 @@ def test_guided_rescales():
         net, 5, solver="ddim", shape=SHAPE, cond={"labels": labels}, uncond={"labels": none}, guidance=3.0
     )
     assert torch.allclose(guided, inside, atol=1e-4)
-    with pytest.raises(ValueError, match="rescale must be in"):
-        pf.Guided(net, {}, 3.0, 1.5)
+    for arguments, message in (
+        (({}, 3.0, 1.5), "rescale must be in"),
+        (({}, float("nan")), "scale must be finite"),
+        ((None, 1.0), "uncond must be a dict"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            pf.Guided(net, *arguments)
+
+
+def test_guided_in_prepared_sizes():
+    """An unconditional argument of batch 1 stands for any batch, and the two evaluations stay one call."""
+    batches = []
+
+    class Noted(Conv):
+        def forward(self, x, t, labels):
+            batches.append(len(x))
+            return super().forward(x, t, labels)
+
+    guided = pf.Guided(Noted(), {"labels": torch.tensor([10])}, 3.0)
+    sampler = pf.Sampler(guided, pf.make_plan("ddim", steps=3), shape=SHAPE)
+    labels = {"labels": torch.tensor([1, 2, 3])}
+    wanted = sampler(seeds=range(3), cond=labels)
+    sampler.prepare([8], cond={"labels": torch.tensor([1, 2])})
+    assert torch.allclose(sampler(seeds=range(3), cond=labels), wanted, atol=1e-5)
+    assert set(batches) == {6, 16}
+
+
+def test_thresholds_know_their_times():
+    plan = pf.make_plan("ddim", steps=12)
+    with pytest.raises(pf.NonFiniteError):
+        pf.sample(pf.Thresholded(Pointwise(), plan), 37, solver="ddim", shape=SHAPE)
+    noise = normal(0)
+    clipped = pf.sample(lambda x, t: x * 0.3, solver=plan.with_clip(1.0), noise=noise)
+    thresholded = pf.sample(pf.Thresholded(lambda x, t: x * 0.3, plan, 1.0, 1.0), solver=plan, noise=noise)
+    assert torch.allclose(thresholded, clipped, atol=1e-10)
+    with pytest.raises(ValueError, match="plan must be called at alpha and sigma above 0"):
+        pf.Thresholded(Pointwise(), pf.make_plan("ddim-inverse", steps=4))
+    with pytest.raises(TypeError, match="plan must be a Plan"):
+        pf.Thresholded(Pointwise(), None)
+    assert pf.make_plan("ddim-inverse", steps=4, clip=1.0).rows[0] == pf.make_plan("ddim-inverse", steps=4).rows[0]
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])

@@ -126,6 +126,12 @@ def test_bad_intervals(interval, error):
         pf.sample(Pointwise(), 4, solver="ddim", shape=SHAPE, **GUIDED, guidance_interval=interval)
 
 
+@pytest.mark.parametrize("interval, error", [((2, 1), ValueError), ((3,), TypeError), ("ab", TypeError)])
+def test_bad_intervals_of_a_plan(interval, error):
+    with pytest.raises(error, match="guidance_interval must be"):
+        pf.make_plan("ddim", steps=4).with_guidance(2.0, interval)
+
+
 def test_an_interval_without_a_scale():
     with pytest.raises(ValueError, match="guidance_interval must come with guidance"):
         pf.sample(Pointwise(), 4, solver="ddim", shape=SHAPE, guidance_interval=(0, 1))
