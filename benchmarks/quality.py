@@ -24,7 +24,7 @@ from quality_report import plot, text
 from pndm_fast.files import atomic_path
 
 OUT = Path(__file__).parent / "results" / "quality"
-HOPELESS = 8.0  # times the best of a budget, at two budgets in succession: larger ones are not tried
+HOPELESS = 0.3  # of the pixels' range of 2, an image unlike the fine one: the next budget is then not tried
 FINALISTS = 8  # of each budget, drawn again from other noise
 FINAL_SEED = 1000
 EVERY = 2.0  # seconds between writes
@@ -75,14 +75,10 @@ def _place(one: dict[str, Any]) -> tuple[int, ...]:
 
 
 def hopeless(results: dict[Key, dict[str, Any]], line: str, grid: str, nfe: int) -> bool:
-    """Whether the last two budgets measured were both far from the best of theirs."""
-    ratios = []
-    for budget in BUDGETS[: BUDGETS.index(nfe)]:
-        one = results.get((line, grid, budget))
-        if one is not None:
-            best = min(other["rms"] for key, other in results.items() if key[2] == budget and other.get("rms"))
-            ratios.append(one["rms"] / best if one.get("rms") else math.inf)
-    return len(ratios) >= 2 and min(ratios[-2:]) > HOPELESS
+    """Whether it was tried at the budget before and far off."""
+    smaller = BUDGETS[: BUDGETS.index(nfe)][-1:]
+    tried = [one for budget in smaller if (one := results.get((line, grid, budget))) and one["note"] != "hopeless"]
+    return any(one["rms"] is None or one["rms"] > HOPELESS for one in tried)
 
 
 def summary(distances: torch.Tensor, with_interval: bool = False) -> dict[str, Any]:
@@ -90,20 +86,21 @@ def summary(distances: torch.Tensor, with_interval: bool = False) -> dict[str, A
     rms, median = float(distances.square().mean().sqrt()), float(distances.median())
     if not math.isfinite(rms):
         return {"rms": None, "median": None, "note": "diverged"}
-    values: dict[str, Any] = {"rms": round(rms, 5), "median": round(median, 5)}
+    values: dict[str, Any] = {"rms": round(rms, 5), "median": round(median, 5), "note": ""}
     if with_interval:
         values["rms_90"] = [round(value, 5) for value in interval(distances)]
     return values
 
 
 class Studio:
-    """One single-threaded process for each core, and the fine references."""
+    """One single-threaded process for each core, and the fine references; the first is what all is compared with."""
 
-    def __init__(self, images: int, first_seed: int) -> None:
+    def __init__(self, images: int, first_seed: int, references: list[str]) -> None:
         context = multiprocessing.get_context("spawn")
         self.pool = ProcessPoolExecutor(torch.get_num_threads(), context, _open, (images, first_seed))
-        fine = [one.result() for one in [self.pool.submit(_reference, name) for name in REFERENCES]]
-        self.reference, self.floor = torch.from_numpy(fine[0]), summary(apart(*map(torch.from_numpy, fine)))
+        fine = [one.result() for one in [self.pool.submit(_reference, name) for name in references]]
+        self.reference, *others = map(torch.from_numpy, fine)
+        self.floor = summary(apart(others[0], self.reference)) if others else None
 
     def distances(self, keys: list[Key]) -> Iterator[tuple[Key, torch.Tensor | None]]:
         """Of each image from the reference, as they come; None where nothing takes exactly that many calls."""
@@ -131,7 +128,7 @@ def _draw(key: Key) -> Any:
 
 
 def survey(store: Store, studio: Studio) -> Iterator[Key]:
-    """Everything, budget by budget, so that the rule for what is hopeless does not depend on an order."""
+    """Everything, budget by budget."""
     found = store.found["results"]
     for nfe in BUDGETS:
         keys = [key for key in ((line, grid, nfe) for line in LINES for grid in GRIDS) if key not in found]
@@ -158,8 +155,8 @@ def finals(store: Store, studio: Studio) -> Iterator[Key]:
 
 def run(store: Store, part: str, images: int, first_seed: int) -> None:
     """One part, with its progress on stderr."""
-    studio = Studio(images, first_seed)
-    store.tree["floor"][part] = studio.floor
+    studio = Studio(images, first_seed, list(REFERENCES)[: 2 if part == "results" else 1])
+    store.tree["floor"] = studio.floor or store.tree["floor"]
     began = time.monotonic()
     try:
         for count, key in enumerate((survey if part == "results" else finals)(store, studio), 1):

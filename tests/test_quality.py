@@ -38,20 +38,21 @@ def test_every_deterministic_solver_has_a_line():
 
 
 def test_what_is_hopeless():
-    def one(line, nfe, rms):
-        return (line, "leading", nfe), {"rms": rms}
+    def one(line, nfe, rms, note=""):
+        return (line, "leading", nfe), {"rms": rms, "note": note}
 
-    found = dict([one("a", 5, 0.1), one("a", 8, 0.1), one("b", 5, 0.9), one("b", 8, None), one("c", 8, 9.0)])
-    assert quality.hopeless(found, "b", "leading", 10) and not quality.hopeless(found, "a", "leading", 10)
-    assert not quality.hopeless(found, "b", "leading", 8), "one budget is not enough"
-    assert not quality.hopeless(found, "c", "leading", 10)
+    found = dict([one("far", 8, 9.0), one("near", 8, 0.2), one("nan", 8, None, "diverged")])
+    found |= dict([one("again", 5, 9.0), one("again", 8, None, "hopeless")])
+    told = {line: quality.hopeless(found, line, "leading", 10) for line in ("far", "near", "nan", "again", "new")}
+    assert told == {"far": True, "near": False, "nan": True, "again": False, "new": False}
+    assert not quality.hopeless(found, "far", "leading", 5)
 
 
 def test_the_store_resumes(tmp_path, capsys):
     path, setting = tmp_path / "a.json", {"images": 2}
     store = quality.Store(path, setting)
     for line, nfe in (("unipc 2", 8), ("ddim", 8), ("unipc 2", 5)):
-        store.add("results", (line, "leading", nfe), {"rms": 0.1, "median": 0.1})
+        store.add("results", (line, "leading", nfe), {"rms": 0.1, "median": 0.1, "note": ""})
     store.write()
     again = quality.Store(path, setting)
     assert again.found["results"] == store.found["results"]
@@ -61,10 +62,10 @@ def test_the_store_resumes(tmp_path, capsys):
 
 
 def test_the_page_says_what_was_measured(tmp_path):
-    store = quality.Store(tmp_path / "a.json", {"images": 2, "finals": 2, "hopeless": 8.0, "finalists": 1})
-    store.tree["floor"] = {"results": {"rms": 0.001, "median": 0.001}}
+    store = quality.Store(tmp_path / "a.json", {"images": 2, "finals": 2, "hopeless": 0.3, "finalists": 1})
+    store.tree["floor"] = {"rms": 0.001, "median": 0.001}
     for line, rms in (("unipc 2", 0.1), ("a-flops", 0.095), ("a-flops, c = 0", 0.2), ("fon", None)):
-        store.add("results", (line, "leading", 10), {"rms": rms, "median": rms, "note": "hopeless"})
+        store.add("results", (line, "leading", 10), {"rms": rms, "median": rms, "note": "" if rms else "hopeless"})
     store.add("finals", ("unipc 2", "leading", 10), {"rms": 0.1, "median": 0.1, "rms_90": [0.09, 0.11]})
     store.write()
     page = report.text(store.tree)
