@@ -25,7 +25,7 @@ from pndm_fast.files import atomic_path
 
 OUT = Path(__file__).parent / "results" / "quality"
 HOPELESS = 0.3  # of the pixels' range of 2, an image unlike the fine one: the next budget is then not tried
-FINALISTS = 8  # of each budget, drawn again from other noise
+FINALISTS = {"rms": 8, "median": 4}  # of each budget by either, drawn again from other noise
 FINAL_SEED = 1000
 EVERY = 2.0  # seconds between writes
 
@@ -41,7 +41,8 @@ class Store:
         kept = old if old.get("setting") == setting else {}
         if old and not kept:
             print(f"{path.name} is of another setting: measured anew", file=sys.stderr)
-        self.tree: dict[str, Any] = kept or {"setting": setting, "floor": {}, "results": [], "finals": []}
+        fresh = {"setting": setting, "floor": {}, "remark": "", "results": [], "finals": []}
+        self.tree: dict[str, Any] = fresh | kept
         self.tree["machine"] = describe()
         self.found = {part: {key_of(one): one for one in self.tree[part]} for part in ("results", "finals")}
 
@@ -54,7 +55,7 @@ class Store:
 
     def write(self) -> None:
         """One line for each result."""
-        head = {name: self.tree[name] for name in ("setting", "machine", "floor")}
+        head = {name: self.tree[name] for name in ("setting", "machine", "floor", "remark")}
         lines = json.dumps(head, indent=1).removesuffix("\n}")
         for part in ("results", "finals"):
             self.tree[part] = sorted(self.found[part].values(), key=_place)
@@ -143,11 +144,12 @@ def survey(store: Store, studio: Studio) -> Iterator[Key]:
 
 def finals(store: Store, studio: Studio) -> Iterator[Key]:
     """The best of each budget again, from other noise: the survey's own winner was partly lucky."""
-    keys = []
+    keys: list[Key] = []
     for nfe in BUDGETS:
         entries = [one for key, one in store.found["results"].items() if key[2] == nfe and one["rms"] is not None]
-        keys += [key_of(one) for one in sorted(entries, key=lambda one: one["rms"])[:FINALISTS]]
-    for key, distances in studio.distances([key for key in keys if key not in store.found["finals"]]):
+        for by, count in FINALISTS.items():
+            keys += [key_of(one) for one in sorted(entries, key=lambda one: one[by])[:count]]
+    for key, distances in studio.distances([key for key in dict.fromkeys(keys) if key not in store.found["finals"]]):
         assert distances is not None
         store.add("finals", key, summary(distances, with_interval=True))
         yield key

@@ -62,7 +62,9 @@ def test_the_store_resumes(tmp_path, capsys):
 
 
 def test_the_page_says_what_was_measured(tmp_path):
-    store = quality.Store(tmp_path / "a.json", {"images": 2, "finals": 2, "hopeless": 0.3, "finalists": 1})
+    store = quality.Store(
+        tmp_path / "a.json", {"images": 2, "finals": 2, "hopeless": 0.3, "finalists": {"rms": 1, "median": 1}}
+    )
     store.tree["floor"] = {"rms": 0.001, "median": 0.001}
     for line, rms in (("unipc 2", 0.1), ("a-flops", 0.095), ("a-flops, c = 0", 0.2), ("fon", None)):
         store.add("results", (line, "leading", 10), {"rms": rms, "median": rms, "note": "" if rms else "hopeless"})
