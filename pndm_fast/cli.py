@@ -21,6 +21,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import pndm_fast as pf
+from pndm_fast.auto import AUTO, settle
 from pndm_fast.grids import SPACINGS
 from pndm_fast.jobs import BATCH, DEMO, Job, JobError, ModelArgs, Run, UsageError
 from pndm_fast.make_plan import choose
@@ -85,7 +86,7 @@ def _short_warnings() -> Iterator[None]:
 
 app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-Solver = Annotated[str, typer.Option(help="A solver; `pndm-fast solvers` lists them.")]
+Solver = Annotated[str, typer.Option(help="A solver, `pndm-fast solvers` lists them; auto chooses one.")]
 Steps = Annotated[int | None, typer.Option(help="Time points, default 50.")]
 Nfe = Annotated[int | None, typer.Option(help="Network calls, in place of --steps.")]
 Spacing = Annotated[str | None, typer.Option(help=f"{', '.join(SPACINGS)}; default the solver's own.")]
@@ -147,6 +148,8 @@ def sample(
 ) -> None:
     """Draw pictures from a model: pndm-fast sample --solver f-pndm --steps 50 --out digits.png"""
     options = parse_options(option or [])
+    if solver == AUTO:
+        solver, spacing, options = settled(schedule, steps, nfe, spacing, options, quiet)
     plan = make_plan(solver, schedule, steps, nfe, spacing, prediction, None, options)
     own = SCHEDULES[schedule]().spacing or FACTS[solver].spacing
     recipe = {"spacing": spacing or own, "schedule": schedule, "options": options}
@@ -195,7 +198,7 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 @app.command()
 def plan(
-    solver: Annotated[str | None, typer.Argument(help="A solver; --list shows them.")] = None,
+    solver: Annotated[str | None, typer.Argument(help="A solver, --list shows them; or auto.")] = None,
     steps: Steps = None,
     nfe: Nfe = None,
     spacing: Spacing = None,
@@ -212,7 +215,10 @@ def plan(
         if not listed or solver is not None:
             raise UsageError("plan must be given 'solver' or --list, one of them")
         return list_solvers(as_json)
-    made = make_plan(solver, schedule, steps, nfe, spacing, prediction, compat, parse_options(option or []))
+    options = parse_options(option or [])
+    if solver == AUTO and compat is None:
+        solver, spacing, options = settled(schedule, steps, nfe, spacing, options, as_json)
+    made = make_plan(solver, schedule, steps, nfe, spacing, prediction, compat, options)
     if save is not None:
         try:
             made.save(save)
@@ -285,23 +291,31 @@ def make_plan(
     """`pf.make_plan` from words.
 
     Raises:
-        UsageError, TypeError, ValueError: naming the argument.
+        TypeError, ValueError: naming the argument.
     """
-    for name, value in options.items():
-        if name in FLAGS:
-            raise UsageError(f"--option {name} must be given as --{name}, got {value!r}")
-        if name in ("times", "integer_times"):
-            raise UsageError(f"--option must be one of the solver's own, got {name!r}")
     form = SCHEDULES[choose("schedule", schedule, SCHEDULES)]()
     words: dict[str, Any] = {"spacing": spacing, "prediction": prediction, "compat": compat}
     return pf.make_plan(solver, form, steps=steps, nfe=nfe, **words, **options)
+
+
+def settled(
+    schedule: str, steps: int | None, nfe: int | None, spacing: str | None, options: dict[str, Any], quiet: bool
+) -> tuple[str, str | None, dict[str, Any]]:
+    """Solver, spacing and options as auto chooses, which it says on stderr."""
+    form = SCHEDULES[choose("schedule", schedule, SCHEDULES)]()
+    solver, words = settle(form, {**options, "steps": steps, "nfe": nfe, "spacing": spacing})
+    told = {"spacing": form.spacing or FACTS[solver].spacing, **words}
+    if not quiet:
+        typer.echo(f"auto: {solver} {' '.join(f'{k}={v}' for k, v in told.items())}", err=True)
+    options = {name: value for name, value in words.items() if name not in ("steps", "nfe", "spacing")}
+    return solver, words.get("spacing"), options
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     """key=value, ... with values as numbers, true, false, none or text.
 
     Raises:
-        UsageError: no such pair, or a key given twice.
+        UsageError: no such pair, a key given twice, or one that is no option.
     """
     options: dict[str, Any] = {}
     for pair in pairs:
@@ -312,6 +326,11 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
         if key in options:
             raise UsageError(f"--option must give each key once, got {key!r} twice")
         options[key] = _value(text.strip())
+    for name, value in options.items():
+        if name in FLAGS:
+            raise UsageError(f"--option {name} must be given as --{name}, got {value!r}")
+        if name in ("times", "integer_times"):
+            raise UsageError(f"--option must be one of the solver's own, got {name!r}")
     return options
 
 

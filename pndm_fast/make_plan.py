@@ -8,15 +8,13 @@ import numbers
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, get_args, get_type_hints
 
+from pndm_fast.auto import AUTO, DEFAULT_STEPS, settle
 from pndm_fast.compat import COMPAT
 from pndm_fast.grids import FINALS, SPACINGS, make_grid, snap, times_of
 from pndm_fast.noise import is_integer
 from pndm_fast.plan import PREDICTIONS, Plan
 from pndm_fast.schedule import Schedule
 from pndm_fast.solvers import FACTS, SOLVERS
-
-DEFAULT_STEPS = 50
-
 
 # diffusers' words for what a network predicts
 _PEERS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
@@ -58,7 +56,8 @@ def make_plan(
     """The plan of a solver.
 
     Args:
-        solver: a name of `SOLVERS`.
+        solver: a name of `SOLVERS`; or auto: solver, options and grid by the number of calls, see `auto`. A grid that
+            is given stands. The plan's `solver` is the one chosen.
         schedule: default `Schedule.linear()`.
         steps: time points of the grid, default 50; or `nfe`, network calls; or the n + 1 points themselves, decreasing,
             as `times` or as `sigmas` (sigma / alpha; on flow schedules sigma).
@@ -75,7 +74,7 @@ def make_plan(
     Raises:
         ValueError, TypeError: naming the argument.
     """
-    name = choose("solver", solver, SOLVERS)
+    name = choose("solver", solver, [*SOLVERS, AUTO])
     schedule = Schedule.linear() if schedule is None else schedule
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule must be a Schedule, got {type(schedule).__name__}")
@@ -83,17 +82,15 @@ def make_plan(
     if sum(value is not None for value in (steps, nfe, times, sigmas)) > 1:
         raise ValueError("steps, nfe, times and sigmas exclude one another: give one of them")
     form: dict[str, Any] = {"spacing": spacing, "final": final, "t_min": t_min}
+    points = {"steps": steps, "nfe": nfe, "times": times, "sigmas": sigmas}
+    later = {"start": start, "strength": strength}
+    if name == AUTO:
+        rest = {"integer_times": integer_times, "prediction": prediction, "compat": compat, "clip": clip}
+        name, words = settle(schedule, {**points, **form, **later, **rest, **options})
+        return make_plan(name, schedule, **words)
     if compat is not None:
-        alone = {
-            "times": times,
-            "sigmas": sigmas,
-            "integer_times": integer_times or None,
-            "final": final,
-            "t_min": t_min,
-            "start": start,
-            "strength": strength,
-            "clip": clip,
-        }
+        alone: dict[str, Any] = {"times": times, "sigmas": sigmas, "integer_times": integer_times or None}
+        alone |= {"final": final, "t_min": t_min, "clip": clip, **later}
         return _compatible(compat, name, schedule, steps, nfe, spacing, alone, prediction, options)
     function = SOLVERS[name]
     times = _times(name, schedule, steps, nfe, times, sigmas, form)

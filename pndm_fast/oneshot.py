@@ -61,7 +61,7 @@ def sample(
     Args:
         model: called as model(x, t, **cond): a module, a compiled or TorchScript module, or any callable.
         steps: time points, default 50; or `nfe`, network calls; or `times`, decreasing.
-        solver: a name of `SOLVERS`, or a ready `Plan`, which then says all of schedule, spacing and prediction.
+        solver: a name of `SOLVERS`, auto, or a ready `Plan`, which then says all of schedule, spacing and prediction.
         options: the solver's own, such as eta.
 
     The other arguments are those of `make_plan`, `Sampler` and `Sampler.__call__`. The batch is shape[0], or the

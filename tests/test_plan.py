@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pndm_fast as pf
+from pndm_fast.grids import BETA, beta_quantiles
 
 
 @pytest.mark.parametrize("solver", sorted(pf.SOLVERS))
@@ -151,6 +152,13 @@ def test_more_grids():
     sigmas = pf.make_plan("ddim", sigmas=[100, 10, 1, 0])
     assert [row.levels.call.sigma / row.levels.call.alpha for row in sigmas] == pytest.approx([100, 10, 1])
     assert pf.make_plan("euler", pf.Schedule.flow(), sigmas=[1, 0.5, 0], prediction="flow").times == (1, 0.5)
+
+
+def test_beta_quantiles():
+    from scipy.stats import beta
+
+    p = np.concatenate([np.linspace(0, 1, 1001), 10.0 ** -np.arange(1, 17)])
+    assert beta_quantiles(p) == pytest.approx(beta.ppf(p, BETA, BETA), rel=1e-13, abs=1e-300)
 
 
 def test_schedules():

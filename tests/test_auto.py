@@ -1,0 +1,145 @@
+"""`solver="auto"`: what it takes, and that the committed measurement agrees."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import pndm_fast as pf
+from pndm_fast import cli
+from pndm_fast.auto import recommend
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "quality" / "mnist.json"
+LINEAR = pf.Schedule.linear()
+BUDGETS = (5, 8, 10, 15, 20, 30, 50)
+ENOUGH = 1.05  # times the best
+
+
+def same(a, b):
+    return a.rows == b.rows and a.prologue == b.prologue and a.solver == b.solver
+
+
+@pytest.fixture(scope="module")
+def measured():
+    if not RESULTS.is_file():
+        pytest.skip("no benchmarks beside the tests")
+    return json.loads(RESULTS.read_text())
+
+
+@pytest.mark.parametrize("nfe", BUDGETS)
+def test_the_choice_is_the_best_measured(nfe, measured):
+    sys.path.append(str(ROOT / "benchmarks"))
+    from quality_cases import GRIDS, LINES
+
+    choice = recommend(LINEAR, nfe)
+    grid = choice.spacing, None if choice.last is None else 10.0
+    finals = [one for one in measured["finals"] if one["nfe"] == nfe]
+    own = [
+        one["rms"]
+        for one in finals
+        if (LINES[one["line"]].solver, LINES[one["line"]].options) == (choice.solver, choice.options)
+        and GRIDS[one["grid"]] == grid
+    ]
+    assert len(own) == 1, f"{choice} is not among the finals at {nfe} calls"
+    assert own[0] <= ENOUGH * min(one["rms"] for one in finals)
+
+
+@pytest.mark.parametrize("nfe", BUDGETS)
+def test_the_plan_is_the_named_one(nfe):
+    choice, plan = recommend(LINEAR, nfe), pf.make_plan("auto", nfe=nfe)
+    t_min = None if choice.last is None else 10.0
+    named = pf.make_plan(choice.solver, nfe=nfe, spacing=choice.spacing, t_min=t_min, **choice.options)
+    assert plan.solver == choice.solver and plan.nfe == named.nfe == nfe
+    assert plan.times == pytest.approx(named.times, rel=1e-3)
+
+
+def test_leading_grids_are_for_schedules_that_are_noise_there():
+    assert {recommend(LINEAR, nfe).spacing for nfe in (5, 8, 10)} == {"leading"}
+    assert pf.make_plan("auto", pf.Schedule.vp(), nfe=10).solver == "deis"
+    for schedule in (pf.Schedule.cosine(), pf.Schedule.scaled_linear(), pf.Schedule.linear(T=8)):
+        named = pf.make_plan("unipc", schedule, nfe=10, spacing="trailing")
+        assert same(pf.make_plan("auto", schedule, nfe=10), named)
+
+
+@pytest.mark.parametrize("nfe", range(1, 120))
+def test_every_number_of_calls(nfe):
+    assert pf.make_plan("auto", nfe=nfe).nfe == nfe
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        pf.Schedule.cosine(),
+        pf.Schedule.scaled_linear(),
+        pf.Schedule.linear(T=100),
+        pf.Schedule.vp(),
+        pf.Schedule.edm(),
+        pf.Schedule.flow(shift=3.0),
+        pf.Schedule.scaled_linear().zero_terminal_snr(),
+    ],
+    ids=lambda schedule: schedule.name,
+)
+def test_every_schedule(schedule, prediction):
+    if prediction == "eps" and schedule.alpha(schedule.last) == 0:
+        pytest.skip("eps says nothing of x_0 there")
+    for nfe in BUDGETS:
+        plan = pf.make_plan("auto", schedule, nfe=nfe, prediction=prediction)
+        assert plan.nfe == nfe and plan.prediction == prediction
+
+
+def test_elsewhere_it_is_unipc_on_the_schedules_own_grid():
+    for schedule, how in ((pf.Schedule.edm(), "x0"), (pf.Schedule.flow(), "flow")):
+        chosen = pf.make_plan("auto", schedule, nfe=7, prediction=how)
+        assert same(chosen, pf.make_plan("unipc", schedule, nfe=7, prediction=how))
+
+
+def test_what_is_given_of_the_grid_stands():
+    chosen = pf.make_plan("auto", nfe=30, spacing="karras")
+    assert same(chosen, pf.make_plan("unipc", nfe=30, spacing="karras"))
+    assert pf.make_plan("auto", times=[900, 500, 200, -1]).times == (900, 500, 200)
+    assert pf.make_plan("auto", steps=20, t_min=25.0).times[-1] == 25.0
+    ends = pf.make_plan("auto", steps=20, final="min").rows[-1].levels.y
+    assert ends.sigma == pytest.approx(LINEAR.sigma(0))
+    assert pf.make_plan("auto", steps=20, strength=0.5).steps == 10
+    assert all(t == int(t) for t in pf.make_plan("auto", steps=20, integer_times=True).times)
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        ({"eta": 0.5}, "'eta' cannot go with solver 'auto'"),
+        ({"order": 3}, "'order' cannot go with solver 'auto'"),
+        ({"compat": "diffusers"}, "'compat' cannot go"),
+        ({"nfe": 0}, "nfe must be at least"),
+        ({"steps": 5.0}, "steps must be an integer"),
+        ({"steps": 5, "nfe": 5}, "exclude one another"),
+        ({"spacing": "even"}, "spacing must be one of"),
+        ({"times": 7}, "times must be a decreasing"),
+    ],
+)
+def test_mistakes(arguments, told):
+    with pytest.raises((ValueError, TypeError), match=told):
+        pf.make_plan("auto", **arguments)
+
+
+def test_sample_and_command_line(tmp_path):
+    def model(x, t):
+        return 0.5 * x
+
+    drawn = pf.sample(model, nfe=6, solver="auto", shape=(2, 3))
+    assert torch.equal(drawn, pf.sample(model, solver=pf.make_plan("auto", nfe=6), shape=(2, 3)))
+    chosen = recommend(LINEAR, 10)
+    told = CliRunner().invoke(cli.app, ["plan", "auto", "--nfe", "10"])
+    assert told.exit_code == 0 and told.stdout.startswith(f"{chosen.solver}: ")
+    assert f"auto: {chosen.solver} spacing={chosen.spacing}" in told.stderr
+    out = str(tmp_path / "a.npz")
+    words = ["sample", "--solver", "auto", "--nfe", "3", "-n", "1", "--device", "cpu", "--out", out, "--json"]
+    summary = json.loads(CliRunner().invoke(cli.app, words).stdout)
+    assert summary["solver"] == recommend(LINEAR, 3).solver and summary["nfe"] == 3
+    refused = CliRunner().invoke(cli.app, ["plan", "auto", "--option", "eta=1"])
+    assert refused.exit_code == 2 and "'eta' cannot go with solver 'auto'" in refused.stderr
