@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -235,7 +235,7 @@ def solvers(as_json: Json = False) -> None:
 
 def list_solvers(as_json: bool) -> None:
     """One line for each solver, or one JSON list."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": name,
             "order": facts.order,
@@ -253,17 +253,17 @@ def list_solvers(as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(rows))
         return
-    whole = Column("name", no_wrap=True)
-    table = Table(whole, "order", "fewest\nsteps", "calls for\nn steps", "spacing", "slots", "stores", "arXiv")
+    lines = [["", "", "fewest", "calls for", "", "", "", ""]]
+    lines.append(["name", "order", "steps", "n steps", "spacing", "slots", "stores", "arXiv"])
     for row in rows:
         order = f"{row['order'] or '-'}{' sde' if row['stochastic'] else ''}"
-        cells = (
-            row["name"],
-            order,
-            *(row[k] for k in ("fewest_steps", "calls", "spacing", "slots", "stores", "arxiv")),
-        )
-        table.add_row(*(Text(str(cell)) for cell in cells))
-    Console().print(table)
+        first, *others = row["arxiv"].split(", ")
+        cells = (row["name"], order, *(row[k] for k in ("fewest_steps", "calls", "spacing", "slots", "stores")), first)
+        lines.append([str(cell) for cell in cells])
+        lines.extend([*[""] * (len(cells) - 1), paper] for paper in others)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:  # plain text: never cut, whatever the terminal's width
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 @app.callback(invoke_without_command=True)

@@ -29,10 +29,10 @@ def make_grid(
 
     Args:
         final: zero ends at sigma = 0; min ends at `t_min`, and all n + 1 points are spaced.
-        t_min: the smallest time at which the network is called by linspace to beta, default the schedule's `floor`.
+        t_min: the smallest time at which linspace to beta call the network, default `schedule.floor`; None elsewhere.
 
     Raises:
-        ValueError: unknown spacing or final, or steps that do not fit.
+        ValueError: unknown spacing or final, or steps or t_min that do not fit.
     """
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)):
         raise TypeError(f"steps must be an integer, got {steps!r}")
@@ -40,17 +40,15 @@ def make_grid(
         raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
     if final not in FINALS:
         raise ValueError(f"final must be one of {', '.join(FINALS)}, got {final!r}")
-    low = schedule.floor if t_min is None else float(t_min)
-    if not schedule.first <= low < schedule.last:
-        raise ValueError(f"t_min must be in [{schedule.first:g}, {schedule.last:g}), got {low:g}")
     count = schedule.last - schedule.first
     most = int(count) if schedule.discrete and spacing in ("leading", "linspace") else 100_000
     most -= final == "min" and schedule.discrete and spacing == "leading"
     if not 1 <= steps <= most:
         raise ValueError(f"steps must be in [1, {most}] for {spacing} spacing on {schedule.name}, got {steps}")
+    whole = spacing == "trailing" or (spacing == "linspace" and not schedule.discrete)
+    low = _lowest(schedule, spacing, final, t_min, unused=spacing == "leading" or (whole and final == "zero"))
     if spacing == "leading":
         return _leading(schedule, int(steps), final)
-    whole = spacing == "trailing" or (spacing == "linspace" and not schedule.discrete)
     if final == "min":
         return tuple(_spread(schedule, steps + 1, "linspace" if whole else spacing, low))
     if whole:
@@ -59,15 +57,30 @@ def make_grid(
     return (*_spread(schedule, steps, spacing, low), float(schedule.first))
 
 
+def _lowest(schedule: Schedule, spacing: str, final: str, t_min: float | None, *, unused: bool) -> float:
+    """t_min, checked, or its default."""
+    if unused:
+        if t_min is not None:
+            raise ValueError(f"t_min must be None for {spacing} spacing with final={final!r}, got {t_min:g}")
+        return schedule.floor
+    low, first = schedule.floor if t_min is None else float(t_min), schedule.first
+    if not first <= low < schedule.last:
+        raise ValueError(f"t_min must be in [{first:g}, {schedule.last:g}), got {low:g}")
+    if low == first and final == "zero":
+        raise ValueError(f"t_min must be later than {first:g} for {spacing} spacing, got {low:g}")
+    return low
+
+
 def _leading(schedule: Schedule, steps: int, final: str) -> tuple[float, ...]:
     count = schedule.last - schedule.first
     if not schedule.discrete:
         end = schedule.floor if final == "min" else schedule.first
         even = np.array([schedule.first + count * i / (steps + 1) for i in range(steps, 0, -1)])
         return (*_shifted(schedule, even).tolist(), float(end))
+    first = int(schedule.first)
     if final == "min":
-        return tuple(float(i * int(count) // (steps + 1)) for i in range(steps, -1, -1))
-    return (*(float(i * int(count) // steps) for i in range(steps - 1, -1, -1)), -1.0)
+        return tuple(float(first + 1 + i * int(count) // (steps + 1)) for i in range(steps, -1, -1))
+    return (*(float(first + 1 + i * int(count) // steps) for i in range(steps - 1, -1, -1)), float(first))
 
 
 def _shifted(schedule: Schedule, t: Array) -> Array:
@@ -78,18 +91,35 @@ def _shifted(schedule: Schedule, t: Array) -> Array:
     return schedule.last * schedule.shift * u / (1 + (schedule.shift - 1) * u)
 
 
+def _unshifted(schedule: Schedule, t: float) -> float:
+    """The time that `_shifted` takes to t."""
+    u = t / schedule.last
+    return t if schedule.shift == 1 else schedule.last * u / (schedule.shift - (schedule.shift - 1) * u)
+
+
 def _spread(schedule: Schedule, points: int, spacing: str, low: float) -> list[float]:
-    """`points` times from the noisiest to `low`, both included."""
-    high, first = schedule.last, schedule.first
+    """`points` times from the noisiest to `low`, both included; one point is the noisiest."""
     fractions = np.linspace(0.0, 1.0, points)
-    if spacing in ("linspace", "quadratic", "beta"):
-        if spacing == "beta":
-            times = low + (high - low) * beta_quantiles(1 - fractions)
-        elif spacing == "quadratic":
-            times = first + (np.sqrt(high - first) * (1 - fractions) + np.sqrt(low - first) * fractions) ** 2
-        else:
-            times = np.linspace(high, low, points)
-        return [float(t) for t in _shifted(schedule, times)]
+    in_time = spacing in ("linspace", "quadratic", "beta")
+    times = (_spread_times if in_time else _spread_noise)(schedule, fractions, spacing, low)
+    times[-1] = low  # rounding aside, they are
+    times[0] = schedule.last
+    return [float(t) for t in times]
+
+
+def _spread_times(schedule: Schedule, fractions: Array, spacing: str, low: float) -> Array:
+    high, first, low = schedule.last, schedule.first, _unshifted(schedule, low)
+    if spacing == "beta":
+        times = low + (high - low) * beta_quantiles(1 - fractions)
+    elif spacing == "quadratic":
+        times = first + (np.sqrt(high - first) * (1 - fractions) + np.sqrt(low - first) * fractions) ** 2
+    else:
+        times = np.linspace(high, low, len(fractions))
+    return _shifted(schedule, times)
+
+
+def _spread_noise(schedule: Schedule, fractions: Array, spacing: str, low: float) -> Array:
+    high, first = schedule.last, schedule.first
     if schedule.alpha(high) == 0:
         raise ValueError(f"spacing must be uniform in t where the schedule starts at alpha = 0, got {spacing!r}")
     start, end = float(schedule.lam(high)), float(schedule.lam(low))
@@ -100,11 +130,7 @@ def _spread(schedule: Schedule, points: int, spacing: str, low: float) -> list[f
         lam = -KARRAS_RHO * np.log(roots)
     else:
         lam = start + (end - start) * fractions
-    times = np.asarray(schedule.time_at(lam))
-    times[0] = high
-    if points > 1:
-        times[-1] = low
-    return [float(t) for t in times]
+    return np.array(schedule.time_at(lam))
 
 
 def beta_quantiles(p: Array) -> Array:
@@ -135,15 +161,34 @@ def times_of(schedule: Schedule, sigmas: Sequence[float]) -> tuple[float, ...]:
     """
     if isinstance(sigmas, str) or not hasattr(sigmas, "__iter__"):
         raise TypeError(f"sigmas must be a decreasing sequence of numbers, got {sigmas!r}")
-    values = np.asarray([float(s) for s in sigmas])
-    if schedule.scale == "flow":
-        return tuple((values * schedule.last).tolist())
+    values = np.asarray(_numbers("sigmas", sigmas))
     with np.errstate(divide="ignore"):
-        most = np.inf if schedule.scale == "sigma" else float(np.exp(-schedule.lam(schedule.last)))
+        most = {"flow": 1.0, "sigma": np.inf}.get(schedule.scale) or float(np.exp(-schedule.lam(schedule.last)))
         for value in values:
             if not 0 <= value <= most * (1 + 1e-12):
                 raise ValueError(f"sigmas must be in [0, {most:g}] on {schedule.name}, got {value:g}")
+        if schedule.scale == "flow":
+            return tuple((np.minimum(values, 1.0) * schedule.last).tolist())
         return tuple(float(t) for t in schedule.time_at(-np.log(values)))
+
+
+def _numbers(what: str, values: Sequence[float]) -> list[float]:
+    """Floats, at least one.
+
+    Raises:
+        TypeError, ValueError: naming the one that is no number, or none at all.
+    """
+    numbers = []
+    for i, value in enumerate(values):
+        if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__float__") and not hasattr(value, "__index__"):
+            raise TypeError(f"{what} must be a decreasing sequence of numbers, got {value!r} at index {i}")
+        try:
+            numbers.append(float(value))
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # of arrays, and of large integers
+            raise TypeError(f"{what} must be a decreasing sequence of numbers, got {value!r} at index {i}") from error
+    if not numbers:
+        raise ValueError(f"{what} must be a decreasing sequence of numbers, got none")
+    return numbers
 
 
 def snap(times: Sequence[float]) -> tuple[float, ...]:
@@ -152,7 +197,7 @@ def snap(times: Sequence[float]) -> tuple[float, ...]:
     Raises:
         ValueError: two times fall on one integer.
     """
-    snapped = [float(np.rint(t)) for t in times]
+    snapped = [float(np.rint(t)) for t in _numbers("times", times)]
     distinct = len(set(snapped))
     if distinct < len(snapped):
         raise ValueError(f"integer_times: {len(snapped) - 1} steps need as many integers, at most {distinct - 1} fit")
@@ -163,9 +208,10 @@ def check_times(schedule: Schedule, times: Sequence[float], fewest: int, solver:
     """The times as floats, decreasing and inside the schedule, with at least `fewest` steps.
 
     Raises:
-        ValueError: naming the first pair that does not decrease, the time outside, or the fewest steps.
+        TypeError, ValueError: naming what is no number, the first pair that does not decrease, the time outside, or
+            the fewest steps.
     """
-    values = tuple(float(t) for t in times)
+    values = tuple(_numbers("times", times))
     for i, (t, s) in enumerate(zip(values, values[1:], strict=False)):
         if not t > s:
             raise ValueError(f"times must decrease, got {t:g} then {s:g} at index {i + 1}")

@@ -148,14 +148,23 @@ class Schedule:
     def from_levels(cls, alphas: ArrayLike, sigmas: ArrayLike, *, name: str = "levels") -> Schedule:
         """A variance-preserving schedule of the given levels, noisiest first: level i of n + 1 is at time n - i.
 
-        Its plans reproduce any grid, whatever times the network is told there.
+        Its plans reproduce any grid, whatever times the network is told there. The noise falls, or stays, from level to
+        level; alpha = 0 may come first alone, sigma = 0 last alone.
+
+        Raises:
+            TypeError, ValueError: naming the level that is none, or that is noisier than the one before.
         """
         a, s = _vector("alphas", alphas), _vector("sigmas", sigmas)
         if a.shape != s.shape or len(a) < 2:
             raise ValueError(f"alphas and sigmas must be as many, two or more, got {a.size} and {s.size}")
+        _check_levels(a, s)
         with np.errstate(divide="ignore"):
-            nodes = np.where(a > s, np.log1p(-s * s), 2 * np.log(a))[::-1]
-        return cls(name, 0.0, float(len(a) - 1), 0.0, True, Nodes(0.0, nodes))
+            nodes = np.where(a > s, np.log1p(-s * s), 2 * np.log(a))
+        rising = np.flatnonzero(nodes[1:] < nodes[:-1] + 1e-12 * nodes[:-1])  # equal to rounding is equal
+        if rising.size:
+            i = int(rising[0])
+            raise ValueError(f"sigmas must decrease, got {s[i]} then {s[i + 1]} at index {i + 1}")
+        return cls(name, 0.0, float(len(a) - 1), 1.0, True, Nodes(0.0, nodes[::-1]))
 
     def interpolate(self, interp: str) -> Schedule:
         """This discrete schedule with another quantity linear between its times: log_abar, sigma or log_sigma.
@@ -251,6 +260,24 @@ def _vector(name: str, values: ArrayLike | Sequence[float]) -> Array:
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} must be a non-empty vector, got shape {array.shape}")
     return array
+
+
+def _check_levels(alphas: Array, sigmas: Array) -> None:
+    """alpha^2 + sigma^2 = 1, to float32's rounding; neither 0 but alpha first and sigma last."""
+    for name, values, may_vanish in (("alphas", alphas, 0), ("sigmas", sigmas, len(sigmas) - 1)):
+        least = np.where(np.arange(len(values)) == may_vanish, -1.0, 0.0)
+        bad = np.flatnonzero(~((values >= 0) & (values > least) & (values < math.inf)))
+        if bad.size:
+            i = int(bad[0])
+            where = "first" if may_vanish == 0 else "last"
+            raise ValueError(f"{name} must be positive ({where}: or 0) and finite, got {values[i]} at index {i}")
+    with np.errstate(over="ignore"):
+        off = np.flatnonzero(~(np.abs(alphas**2 + sigmas**2 - 1) <= 1e-6))
+    if off.size:
+        i = int(off[0])
+        raise ValueError(
+            f"alphas and sigmas must have alpha^2 + sigma^2 = 1, got {alphas[i]} and {sigmas[i]} at index {i}"
+        )
 
 
 def _check_inside(name: str, values: Array) -> None:

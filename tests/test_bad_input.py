@@ -144,7 +144,7 @@ CASES = [
     (sample(solver="dpmpp-sde", r=1.0), ValueError, r"r must be in \(0, 1\), got 1"),
     (sample(solver="edm", churn=-1.0), ValueError, "churn must be 0 or positive, got -1"),
     (sample(solver="lcm", sigma_data=0.0), ValueError, "sigma_data must be positive, got 0"),
-    (sample(solver="lambda-ddim", lam=math.inf), ValueError, "lam must be finite, got inf"),
+    (sample(solver="lambda-ddim", lam=math.inf), ValueError, r"lam must be in \[-100, 100\], got inf"),
     (sample(solver="ddim-inverse"), ValueError, "the grid starts pure noise at .* or give state="),
     (
         sample(solver="ddim-inverse", schedule=pf.Schedule.edm(), prediction="x0"),

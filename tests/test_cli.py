@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -425,11 +426,14 @@ def test_solvers():
     assert result.stdout == run("solvers").stdout
     assert run("plan").exit_code == run("plan", "ddim", "--list").exit_code == 2
     assert all(name in result.stdout for name in pf.SOLVERS) and "n + 9" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80 and "…" not in result.stdout
     listed = json.loads(run("solvers", "--json").stdout)
     assert [row["name"] for row in listed] == sorted(pf.SOLVERS)
     for row in listed:
         n = max(row["fewest_steps"], 5)
         assert pf.make_plan(row["name"], steps=n).nfe == FACTS[row["name"]].calls(n) and row["about"] and row["arxiv"]
+        assert all(paper in result.stdout for paper in row["arxiv"].split(", "))
+        assert re.search(rf"^{row['name']} .* {row['spacing']} ", result.stdout, re.MULTILINE)
 
 
 def test_version_help_and_unknown_command():

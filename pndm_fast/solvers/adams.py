@@ -100,11 +100,13 @@ def deis(
             sigma = 0 is of order 1.
 
     Raises:
-        ValueError: unknown variable, order outside 1..3, times not decreasing.
+        ValueError: unknown variable, order outside 1..3, times not decreasing, lower_order_final of another variable.
     """
     _check_order(order, 3)
     if variable not in VARIABLES:
         raise ValueError(f"variable must be one of {', '.join(VARIABLES)}, got {variable!r}")
+    if lower_order_final is not None and variable != "log_rho":
+        raise ValueError(f"lower_order_final must be None unless variable='log_rho', got {lower_order_final!r}")
     if schedule.scale == "flow":
         raise ValueError("schedule must have alpha > 0 for deis, got flow: lms and ipndm-v are its like there")
     rows = Rows("deis", schedule, times, prediction)

@@ -15,6 +15,8 @@ from pndm_fast.schedule import Schedule
 from pndm_fast.solvers.registry import solver
 from pndm_fast.solvers.rows import Rows
 
+TRAINING_TIMES = 1000  # that lcm's time_scale is meant for
+MOST_LAM = 100.0  # exp(lam) is beyond float32 from 88 on
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 
 
@@ -128,17 +130,21 @@ def lcm(
     """Multistep consistency sampling of latent consistency models. Luo et al. 2023, arXiv:2310.04378.
 
     f = c_skip x + c_out x_0, c_skip = d^2/(u^2 + d^2), c_out = u/sqrt(u^2 + d^2), u = time_scale t, d = sigma_data;
-    x_s = alpha_s f + sigma_s z. Only for networks distilled to it; the last step is f itself.
+    x_s = alpha_s f + sigma_s z. Only for networks distilled to it; the last step is f itself. t counts training times:
+    those of a discrete schedule, and 1000 over the whole of a continuous one.
 
     Raises:
-        ValueError: times not decreasing, time_scale or sigma_data not positive.
+        ValueError: times not decreasing, time_scale or sigma_data not positive, a schedule without training times.
     """
     for name, value in (("time_scale", time_scale), ("sigma_data", sigma_data)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive, got {value}")
+    if schedule.scale == "sigma":
+        raise ValueError(f"schedule must have training times for lcm, got {schedule.name}")
+    per_time = time_scale if schedule.discrete else time_scale * TRAINING_TIMES / schedule.last
     rows = Rows("lcm", schedule, times, prediction, kind="x0")
     for t, s in pairwise(rows.times):
-        u = time_scale * (t - max(schedule.first, 0.0))
+        u = per_time * (t - max(schedule.first, 0.0))
         skip, out = sigma_data**2 / (u * u + sigma_data**2), u / math.hypot(u, sigma_data)
         target = rows.level(s)
         rows.call(t, 0, target.alpha * (skip * STATE + out * SLOT[0]) + target.sigma * NOISE, s)
@@ -154,12 +160,12 @@ def lambda_ddim(schedule: Schedule, times: Sequence[float], *, lam: float = 0.5,
     DDIM.
 
     Raises:
-        ValueError: times not decreasing, a schedule that is not variance-preserving, lam not finite.
+        ValueError: times not decreasing, a schedule that is not variance-preserving, lam outside [-100, 100].
     """
     if schedule.scale != "vp":
         raise ValueError(f"schedule must be variance-preserving for lambda-ddim, got {schedule.name}")
-    if not math.isfinite(lam):
-        raise ValueError(f"lam must be finite, got {lam}")
+    if not -MOST_LAM <= lam <= MOST_LAM:
+        raise ValueError(f"lam must be in [-{MOST_LAM:g}, {MOST_LAM:g}], got {lam:g}")
     rows = Rows("lambda-ddim", schedule, times, prediction)
     length = schedule.last - schedule.first
     for t, s in pairwise(rows.times):

@@ -133,6 +133,15 @@ def _singlestep(rows: Exponential, order: int) -> Plan:
     return rows.plan()
 
 
+def _check_multistep(multistep: bool, lower_order_final: bool | None, exact: bool = False) -> None:
+    if multistep:
+        return
+    if lower_order_final is not None:
+        raise ValueError(f"lower_order_final must be None without multistep=True, got {lower_order_final!r}")
+    if exact:
+        raise ValueError(f"exact must be False without multistep=True, got {exact!r}")
+
+
 def _third_stage(rows: Exponential, a: float, s: float, stages: tuple[float, float], base: Form) -> Form:
     if not rows.midpoint:
         return rows.third(a, s, base, stages, (SLOT[0], SLOT[2], SLOT[1]), 1.0)
@@ -173,8 +182,9 @@ def dpm_solver_2(
         lower_order_final: of multistep: end on lower orders; default where there are fewer than 15 steps.
 
     Raises:
-        ValueError: times not decreasing, unknown solver_type.
+        ValueError: times not decreasing, unknown solver_type, an option of multistep without it.
     """
+    _check_multistep(multistep, lower_order_final)
     rows = Exponential("dpm-solver-2", schedule, times, prediction, "eps", solver_type)
     return _multistep(rows, 2, lower_order_final, 0.5) if multistep else _singlestep(rows, 2)
 
@@ -201,8 +211,9 @@ def dpm_solver_3(
         exact: of multistep: see `dpmpp_3m`.
 
     Raises:
-        ValueError: times not decreasing, unknown solver_type.
+        ValueError: times not decreasing, unknown solver_type, an option of multistep without it.
     """
+    _check_multistep(multistep, lower_order_final, exact)
     rows = Exponential("dpm-solver-3", schedule, times, prediction, "eps", solver_type)
     return _multistep(rows, 3, lower_order_final, 1.0 if exact else 0.5) if multistep else _singlestep(rows, 3)
 

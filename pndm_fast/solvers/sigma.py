@@ -73,11 +73,13 @@ def edm(
         churn, churn_min, churn_max, churn_noise: the paper's S_churn, S_tmin, S_tmax and S_noise.
 
     Raises:
-        ValueError: times not decreasing, a negative option.
+        ValueError: times not decreasing, a negative option, churn_min above churn_max.
     """
     for name, value in (("churn", churn), ("churn_min", churn_min), ("churn_max", churn_max)):
         if not value >= 0:
             raise ValueError(f"{name} must be 0 or positive, got {value}")
+    if churn_min > churn_max:
+        raise ValueError(f"churn_min must be at most churn_max, got {churn_min} and {churn_max}")
     if not 0 < churn_noise < math.inf:
         raise ValueError(f"churn_noise must be positive, got {churn_noise}")
     return _heun("edm", schedule, times, Churn(churn, churn_min, churn_max, churn_noise), prediction)
@@ -86,8 +88,9 @@ def edm(
 def _heun(name: str, schedule: Schedule, times: Sequence[float], churn: Churn, prediction: str) -> Plan:
     rows = Rows(name, schedule, times, prediction)
     hats = [churn.time(rows, t) for t in rows.times]
-    scale, noise = churn.move(rows, rows.times[0], hats[0])
-    rows.prologue = Prologue(rows.prologue.p0, scale, noise)
+    first = Prologue(rows.prologue.p0, *churn.move(rows, rows.times[0], hats[0]))
+    rows.start_at(hats[0])
+    rows.prologue = first
     for i, (t, s) in enumerate(zip(hats, rows.times[1:], strict=False)):
         to = s if i == rows.steps - 1 else hats[i + 1]
         scale, noise = churn.move(rows, s, to)
