@@ -45,9 +45,8 @@ MEASURED = (
     Choice(38, "unipc", "beta"),
     Choice(math.inf, "deis", "beta"),
 )
-START = (
-    0.05  # alpha above which pure noise is no start: leading grids begin late, which pays where alpha is small there
-)
+# alpha above which pure noise is no start: leading grids begin late, which pays where alpha is small there
+START = 0.05
 LATE = Choice(math.inf, "unipc", "trailing")  # the best measured of few calls that begins at the noisiest time
 ELSEWHERE = Choice(math.inf, "unipc", None)  # not measured; on the schedule's own grid
 

@@ -48,7 +48,7 @@ class Cuda:
 
     def stream(self) -> int:
         """The caller's current stream."""
-        return torch.cuda.current_stream(self.device).cuda_stream
+        return stream_of(self.device)
 
     def event(self) -> Event:
         """A new event for the current stream."""
@@ -85,21 +85,18 @@ class Cuda:
         torch.cuda.empty_cache()
         torch._C._cuda_clearCublasWorkspaces()
         before = torch.cuda.memory_reserved(self.device)
-        collecting = gc.isenabled()
-        gc.disable()  # what it collects could free device memory, which ends a capture
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        try:
-            body()
-        finally:
+        with _no_collection():
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
-                graph.capture_end()
-            except RuntimeError:
-                self._mend(pool)
-                raise
+                body()
             finally:
-                torch._C._cuda_clearCublasWorkspaces()
-                if collecting:
-                    gc.enable()
+                try:
+                    graph.capture_end()
+                except RuntimeError:
+                    self._mend(pool)
+                    raise
+                finally:
+                    torch._C._cuda_clearCublasWorkspaces()
         return graph, torch.cuda.memory_reserved(self.device) - before
 
     def _mend(self, pool: Any) -> None:
@@ -112,6 +109,18 @@ class Cuda:
         good.capture_begin(capture_error_mode="thread_local")
         torch.zeros(1, device=self.device)
         good.capture_end()
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """What Python's collector frees could be device memory, which ends a capture."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def cuda_of(device: torch.device) -> Cuda | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,20 +34,21 @@ class Curve(Protocol):
         """What makes two curves the same."""
 
 
-class _Preserving:
+class _Preserving(ABC):
     """alpha^2 + sigma^2 = 1, given by log alpha-bar."""
 
     scale = "vp"
 
+    @abstractmethod
     def log_alpha_bar(self, t: Array) -> Any:
-        raise NotImplementedError
+        """At a time."""
 
     def sigma(self, t: Array) -> Any:
         return np.sqrt(-np.expm1(self.log_alpha_bar(t)))
 
+    @abstractmethod
     def inverse(self, log_alpha_bar: Array) -> Any:
         """The time of a log alpha-bar."""
-        raise NotImplementedError
 
     def time(self, lam: Array) -> Any:
         return self.inverse(-np.logaddexp(0.0, -2 * lam))

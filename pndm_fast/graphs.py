@@ -21,6 +21,7 @@ from torch import Tensor
 from pndm_fast import conditioning, ranges
 from pndm_fast.cuda import Captured, Cuda, Event
 from pndm_fast.events import Cancel
+from pndm_fast.plan import MAX_SLOTS
 from pndm_fast.table import WIDTH, Table
 from pndm_fast.trajectory import Trajectory, Trees
 from pndm_fast.watch import Watch
@@ -35,9 +36,7 @@ WARM_UP = 3  # eager calls before a capture: libraries make handles, choose algo
 CHECKED = 2  # rows that a new graph runs beside eager ones
 ROUNDING = 1e-3  # of the state: how far two equal calls of a network may differ, at most
 LEAST_ROWS = 1024  # of the table, so that another plan finds room in it
-MOST_SLOTS = 6
 KEPT = 16  # graphs of different forms; each holds a network's activations
-
 MOST_STALE = 3  # captures in a row that were in vain
 
 
@@ -79,7 +78,7 @@ def graph_key(trajectory: Trajectory, probe: Probe) -> Hashable:
 
 def graph_form(trajectory: Trajectory, probe: Probe) -> BufferForm:
     """The request's buffers, with room for any solver's slots."""
-    return dataclasses.replace(trajectory.form(probe), slots=MOST_SLOTS)
+    return dataclasses.replace(trajectory.form(probe), slots=MAX_SLOTS)
 
 
 def _rows_of(table: Table) -> int:

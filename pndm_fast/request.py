@@ -217,7 +217,8 @@ def complete(
     state_dtype = torch.float64 if exact else torch.float32
     plans = check_plans(plan, default, len(bits))
     if guidance is not None:
-        plans = guided(plans, check_guidance(guidance), guidance_interval and check_interval(guidance_interval))
+        interval = None if guidance_interval is None else check_interval(guidance_interval)
+        plans = guided(plans, check_guidance(guidance), interval)
     elif guidance_interval is not None:
         raise ValueError("guidance_interval must come with guidance, the scale inside it")
     for p in distinct(plans):

@@ -119,7 +119,8 @@ def test_guidance_interval(graph, solver):
 
 
 @pytest.mark.parametrize(
-    "interval, error", [((2, 1), ValueError), ((-1, 1), ValueError), (3, TypeError), ((1, 2, 3), TypeError)]
+    "interval, error",
+    [((2, 1), ValueError), ((-1, 1), ValueError), (3, TypeError), ((1, 2, 3), TypeError), ((), TypeError)],
 )
 def test_bad_intervals(interval, error):
     with pytest.raises(error, match="guidance_interval must be"):
