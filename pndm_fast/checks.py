@@ -156,7 +156,8 @@ def check_start(plan: Plan, given: bool) -> None:
     Raises:
         ValueError: alpha above one half at the first call.
     """
-    alpha = plan.start.alpha / math.hypot(*plan.start)
+    start = plan.start.position
+    alpha = start.alpha / math.hypot(*start)
     if given or alpha <= FEW_ALPHA:
         return
     text = (
@@ -166,6 +167,17 @@ def check_start(plan: Plan, given: bool) -> None:
     if alpha > MUCH_ALPHA:
         raise ValueError(f"{text}; or give state=")
     warnings.warn(text, stacklevel=5)
+
+
+def check_parts(plan: Plan, shape: tuple[int, ...]) -> None:
+    """Refuse samples that are not positions and momenta for a plan in phase space.
+
+    Raises:
+        ValueError: the first dimension of a sample does not divide into halves.
+    """
+    if plan.parts > 1 and (len(shape) < 2 or shape[1] % plan.parts):
+        rule = "(batch, positions and momenta, ...) with an even second entry"
+        raise ValueError(f"shape must be {rule} for {plan.solver} in phase space, got {shape}")
 
 
 def check_models(plans: tuple[Plan, ...], networks: int) -> None:

@@ -15,6 +15,7 @@ from pndm_fast.make_plan import make_plan
 from pndm_fast.memory import KEPT, Memory, memory_of
 from pndm_fast.network import networks_of
 from pndm_fast.noise import is_integer
+from pndm_fast.phase_space import PSLD
 from pndm_fast.plan import Plan
 from pndm_fast.sampler import Sampler
 from pndm_fast.schedule import Schedule
@@ -27,7 +28,7 @@ def sample(
     nfe: int | None = None,
     times: Sequence[float] | None = None,
     solver: str | Plan = "f-pndm",
-    schedule: Schedule | None = None,
+    schedule: Schedule | PSLD | None = None,
     spacing: str | None = None,
     prediction: str = "eps",
     integer_times: bool = False,

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from pndm_fast.coefficients import Transfer, level, log_snr, network_input, preview, to_store
 from pndm_fast.grids import check_times
-from pndm_fast.plan import ANCHOR, Form, Level, Levels, Plan, Prologue, Row, Store
+from pndm_fast.levels import Level, Levels
+from pndm_fast.plan import ANCHOR, Form, Plan, Prologue, Row, Store
 from pndm_fast.schedule import Schedule
 from pndm_fast.solvers.registry import FACTS
 
