@@ -253,7 +253,8 @@ def test_calls(solver, steps):
     assert len(plan) == plan.nfe == facts.calls(steps)
     assert pf.make_plan(solver, nfe=plan.nfe) == plan
     if facts.calls_per_step > 1:
-        with pytest.raises(ValueError, match=f"nfe must be 2 n - 1 for {solver}, such as {plan.nfe} or {plan.nfe + 2}"):
+        near = f"{plan.nfe} or {plan.nfe + facts.calls_per_step}"
+        with pytest.raises(ValueError, match=f"nfe must be {facts.formula()} for {solver}, such as {near}"):
             pf.make_plan(solver, nfe=plan.nfe + 1)
 
 
