@@ -101,7 +101,7 @@ CASES = [
         ValueError,
         "prediction must be one of .*did you mean 'eps'",
     ),
-    (sample(schedule="linear"), TypeError, "schedule must be a Schedule, got str"),
+    (sample(schedule="linear"), TypeError, "schedule must be a Schedule or a PSLD, got str"),
     (sample(compat="k-diffusion", solver="plms"), ValueError, "compat must be one of diffusers"),
     (sample(compat="diffusers", solver="s-pndm"), ValueError, "solver must be one of ddim, .*for compat.*got 's-pndm'"),
     (sample(compat="diffusers", solver="plms", prediction="x0"), ValueError, "prediction must be 'eps' or 'v'"),
