@@ -17,7 +17,7 @@ MOST = 2.0
 
 
 def gaussian_spread(plan: Plan, deviation: float = DEVIATION) -> float:
-    """How much the plan's samples deviate, in units of how much the data does, which is N(0, deviation^2).
+    """How much the plan's samples deviate, in units of how much they should, for data N(0, deviation^2).
 
     For such data the network is linear and known, x_0 = E[x_0 | y], so that all registers are linear in the noises;
     1 is exact, and what is far above it diverges. In phase space, of the position. Guidance and clamps are left out.
@@ -43,7 +43,8 @@ def gaussian_spread(plan: Plan, deviation: float = DEVIATION) -> float:
             drawn += k
         flat = operands.reshape(WIDTH_FORM * k, -1)
         operands[0], operands[1] = to_x[i] @ flat, to_y[i] @ flat
-    return float(np.linalg.norm(operands[1, 0]) / deviation)
+    _, wanted = _moments([plan.rows[-1].levels.y], k, deviation)
+    return float(np.linalg.norm(operands[1, 0]) / np.sqrt(wanted[0, 0, 0]))
 
 
 def warn_of_divergence(plan: Plan) -> None:

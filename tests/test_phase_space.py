@@ -179,6 +179,28 @@ def test_momentum_only():
     assert torch.equal(torch.cat([position(x), momentum(x)], 1), x)
 
 
+@pytest.mark.parametrize("name", ["conjugate", "rvv", "roba"])
+def test_momentum_only_fills_in_the_position(name):
+    """At gamma = 0 it follows exactly, so that frame R and clip, which read it, are those of the whole network."""
+    network = Mixture(CLD)
+    half = MomentumOnly(lambda x, t: momentum(network(x, t)))
+
+    def samples(process, model):
+        plan = pf.make_plan(name, process, steps=12, clip=1.0)
+        noise = np.random.default_rng(5).standard_normal((99, *START.shape))
+        return pf.sample(model, solver=plan, state=START, noises=lambda i: torch.from_numpy(noise[i]))
+
+    wanted = samples(CLD, network)
+    torch.testing.assert_close(samples(CLD.momentum_only(), half), wanted, rtol=0, atol=1e-11)
+    assert (samples(CLD, half) - wanted).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("process", [PSLD(), PSLD(gamma=0.0, nu=4.0, factor="upper")], ids=["gamma", "upper"])
+def test_momentum_only_needs_gamma_zero_and_a_lower_factor(process):
+    with pytest.raises(ValueError, match="momentum_only must have gamma = 0 and a lower factor, got psld"):
+        process.momentum_only()
+
+
 @pytest.mark.parametrize("name", IN_PHASE)
 def test_preconditioned_networks(name):
     """A network that gives out^-1 (score - skip z) of its scaled input leads to the samples of one that gives eps."""

@@ -39,10 +39,14 @@ def engine(plan, space, deviation):
     if k == 2:
         network = Mixture(space, np.zeros((1, 1)), [deviation**2], [1.0])
         start = np.linalg.cholesky(space.covariance(1.0, xx0=deviation**2))
+        alpha, sigma = (block[0] for block in plan.rows[-1].levels.y)
+        wanted = math.hypot(alpha[0] * deviation, *sigma)
     else:
         network = gaussian_mixture(space, [[0.0]], deviation**2, prediction=plan.prediction)
         alpha, sigma = plan.entry
         start = np.array([[math.hypot(alpha * deviation, sigma)]])
+        alpha, sigma = plan.rows[-1].levels.y
+        wanted = math.hypot(alpha * deviation, sigma)
     drawn = [1] * bool(plan.prologue.c0) + [i + 2 for i, row in enumerate(plan) if row.noisy]
     state = torch.zeros(k * (1 + len(drawn)), k, 1, dtype=torch.float64)
     state[:k, :, 0] = torch.from_numpy(start.T)
@@ -54,7 +58,7 @@ def engine(plan, space, deviation):
         return normals
 
     samples = pf.sample(network, solver=plan, state=state, noises=noises)
-    return float(samples[:, 0, 0].norm()) / deviation
+    return float(samples[:, 0, 0].norm()) / wanted
 
 
 @pytest.mark.filterwarnings("ignore:.* diverges in")
@@ -73,6 +77,12 @@ def test_fine_plans_keep_the_spread(name):
     assert gaussian_spread(pf.make_plan(name, space, steps=300)) == pytest.approx(
         1, abs=0.2 if name == "euler" else 0.06
     )
+
+
+def test_inversion_spreads_as_noise_does():
+    """From data up to sigma = 80: not a divergence."""
+    plan = pf.make_plan("ddim-inverse", EDM, steps=200, final="min")
+    assert gaussian_spread(plan) == pytest.approx(1, abs=0.05)
 
 
 def test_nothing_to_say_where_a_slot_says_nothing():
