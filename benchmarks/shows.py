@@ -17,6 +17,11 @@ TESTS = (
     ("2", "one kernel between network calls", ("test_what_runs_between_network_calls",)),
     ("7", "10^5 rows at mixed rows, 64 programs a sample", ("test_a_hundred_thousand_replays_at_mixed_rows",)),
     ("8", "changed weights change the next image", ("test_changed_weights_change_the_next_image",)),
+    (
+        "phase",
+        "rows of blocks: the CPU's bits, and graph == eager",
+        ("test_same_bits_as_the_cpu_in_phase_space", "test_phase_space_graph_is_eager"),
+    ),
 )
 BENCHMARKS = (
     ("3", "sample(50) / network alone, CIFAR-size, batch 1", "gpu_sample", "test_over_the_network_alone[cifar-B1]"),
@@ -39,6 +44,7 @@ BENCHMARKS = (
     ("5", "eager guidance + PNDM in fp32 / ours, 64M bf16", "gpu_speed", "test_large_guided_row[fp32]"),
     ("5", "eager guidance + PNDM in bf16 / ours, 64M bf16", "gpu_speed", "test_large_guided_row[bf16]"),
     ("5", "with noise / without, 64M bf16", "gpu_speed", "test_large_row_with_noise[bf16]"),
+    ("phase", "share of copy bandwidth, blocks, 64M bf16", "gpu_speed", "test_large_phase_row[bf16]"),
 )
 
 
