@@ -35,8 +35,8 @@ class Judge(nn.Module):
         return features, self.head(F.relu(features))
 
 
-def train_judge(data: Path) -> tuple[dict[str, Tensor], Tensor]:
-    """Its weights, and its features of the test set."""
+def train_judge(data: Path) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Its weights, its features of the test set, and the digits there."""
     images, labels = load_mnist(data)
     torch.manual_seed(_SEED)
     judge = Judge()
@@ -56,4 +56,4 @@ def train_judge(data: Path) -> tuple[dict[str, Tensor], Tensor]:
     accuracy = float((logits.argmax(1) == right).float().mean())
     if accuracy < 0.97:
         raise RuntimeError(f"the classifier must know its digits to judge others, got {accuracy:.1%} of the test set")
-    return judge.state_dict(), features
+    return judge.state_dict(), features, right

@@ -71,6 +71,11 @@ def recommend(schedule: Schedule | PSLD, calls: int) -> Choice:
     return LATE if few or schedule.alpha(make_grid(schedule, calls, "leading")[0]) > START else choice
 
 
+def default_solver(schedule: Schedule | PSLD | None) -> str:
+    """Where none is named."""
+    return AUTO if isinstance(schedule, PSLD) else "f-pndm"
+
+
 def settle(schedule: Schedule | PSLD, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """A solver's name and `make_plan`'s arguments for auto's.
 
@@ -91,8 +96,7 @@ def settle(schedule: Schedule | PSLD, arguments: Mapping[str, Any]) -> tuple[str
     own: dict[str, Any] = {}
     if choice.spacing is not None and not any(name in given for name in _GRID):
         own["spacing"] = choice.spacing
-        if (
-            choice.last is not None and isinstance(schedule, Schedule) and given.get("final") != "min"
-        ):  # which goes to the schedule's own end
-            own["t_min"] = round(max(float(schedule.time_at(-math.log(choice.last))), schedule.floor), 6)
+        last = None if given.get("final") == "min" else choice.last  # min goes to the schedule's own end
+        if last is not None and isinstance(schedule, Schedule):
+            own["t_min"] = round(max(float(schedule.time_at(-math.log(last))), schedule.floor), 6)
     return choice.solver, {**own, **given, **choice.options}

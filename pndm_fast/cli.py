@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 import pndm_fast as pf
 from pndm_fast import demo
-from pndm_fast.auto import AUTO, settle
+from pndm_fast.auto import AUTO, default_solver, settle
 from pndm_fast.cli_words import find_device, parse_classes, parse_options, parse_shape
 from pndm_fast.grids import PHASE_SPACINGS, SPACINGS
 from pndm_fast.jobs import BATCH, DEMO, DEMO_PSLD, DEMOS, Job, JobError, ModelArgs, Run
@@ -157,7 +157,7 @@ def sample(
     """Draw pictures from a model: pndm-fast sample --solver f-pndm --steps 50 --out digits.png"""
     options = parse_options(option or [])
     schedule, form = find_schedule(schedule, solver, model)
-    solver = solver or (AUTO if isinstance(form, PSLD) else "f-pndm")
+    solver = solver or default_solver(form)
     if solver == AUTO:
         solver, spacing, options = settled(form, steps, nfe, spacing, options, quiet)
     plan = make_plan(solver, form, steps, nfe, spacing, prediction, None, options)

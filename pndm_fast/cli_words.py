@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ WORDS = {"true": True, "false": False, "none": None}
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """key=value, ... with values as numbers, true, false, none or text.
+    """key=value, ... with values as numbers, true, false, none, [lists] or text.
 
     Raises:
         UsageError: no such pair, a key given twice, or one that is no option.
@@ -42,9 +43,10 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
 def _value(text: str) -> Any:
     if text.lower() in WORDS:
         return WORDS[text.lower()]
-    for kind in (int, float):
+    readers: tuple[Callable[[str], Any], ...] = (json.loads,) if text.startswith("[") else (int, float)
+    for read in readers:
         with contextlib.suppress(ValueError):
-            return kind(text)
+            return read(text)
     return text
 
 

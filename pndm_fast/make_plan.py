@@ -8,7 +8,7 @@ import numbers
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, get_args, get_type_hints
 
-from pndm_fast.auto import AUTO, DEFAULT_STEPS, settle
+from pndm_fast.auto import AUTO, DEFAULT_STEPS, default_solver, settle
 from pndm_fast.blocks import Block, block
 from pndm_fast.compat import COMPAT
 from pndm_fast.grids import FINALS, PHASE_SPACINGS, SPACINGS, make_grid, snap, times_of
@@ -38,7 +38,7 @@ def choose(what: str, name: Any, known: Iterable[str]) -> str:
 
 
 def make_plan(
-    solver: str = "f-pndm",
+    solver: str | None = None,
     schedule: Schedule | PSLD | None = None,
     *,
     steps: int | None = None,
@@ -59,8 +59,8 @@ def make_plan(
     """The plan of a solver; with a warning where it would diverge on Gaussian data, see `stability.gaussian_spread`.
 
     Args:
-        solver: a name of `SOLVERS`; or auto: solver, options and grid by the number of calls, see `auto`. A grid that
-            is given stands. The plan's `solver` is the one chosen.
+        solver: a name of `SOLVERS`, default f-pndm; or auto, default on a PSLD: solver, options and grid by the number
+            of calls, see `auto`. A grid that is given stands. The plan's `solver` is the one chosen.
         schedule: default `Schedule.linear()`; for the solvers in phase space a `PSLD`, default `PSLD()`.
         steps: time points of the grid, default 50; or `nfe`, network calls; or the n + 1 points themselves, decreasing,
             as `times` or as `sigmas` (sigma / alpha; on flow schedules sigma).
@@ -77,7 +77,7 @@ def make_plan(
     Raises:
         ValueError, TypeError: naming the argument.
     """
-    name = choose("solver", solver, [*SOLVERS, AUTO])
+    name = choose("solver", default_solver(schedule) if solver is None else solver, [*SOLVERS, AUTO])
     if schedule is None:
         schedule = PSLD() if name in FACTS and FACTS[name].space == "phase" else Schedule.linear()
     if not isinstance(schedule, (Schedule, PSLD)):
@@ -243,20 +243,26 @@ def _call(function: Callable[..., Plan], name: str, options: dict[str, Any], *ar
     for option in options:
         if option not in known:
             _unknown_option(name, option, known)
-        _check_type(option, options[option], get_type_hints(function)[option])
+        options = {**options, option: _checked(option, options[option], get_type_hints(function)[option])}
     return function(*args, **options, prediction=prediction)
 
 
+def _checked(option: str, value: Any, kind: Any) -> Any:
+    """The option's value, of its type; blocks may be any two rows of two."""
+    if kind != Block:
+        _check_type(option, value, kind)
+        return value
+    try:
+        return block(value)
+    except ValueError as error:
+        raise TypeError(f"{option} must be a number or two rows of two numbers, got {value!r}") from error
+
+
 def _check_type(option: str, value: Any, kind: Any) -> None:
-    if kind == Block and isinstance(value, tuple):
-        block(value)
-        return
     kinds = get_args(kind) or (kind,)
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if type(value) in kinds or (number and float in kinds) or (is_integer(value) and int in kinds):
         return
-    if kind == Block:
-        raise TypeError(f"{option} must be a number or a 2x2 block, a tuple of two rows, got {value!r}")
     names = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
     raise TypeError(f"{option} must be {names}, got {value!r}")
 

@@ -86,13 +86,17 @@ class Row:
             if len(form) != WIDTH_FORM:
                 raise ValueError(f"{name} must have {WIDTH_FORM} coefficients, got {len(form)}")
             object.__setattr__(self, name, form)
-        if self.parts > 1:
+        if len(self.preview) != 2:
+            raise ValueError(f"preview must be two coefficients, got {self.preview}")
+        if self.parts > 1:  # coefficients c I are kept as c
             p, q, p2, q2, clamp = self.store
             object.__setattr__(self, "store", Store(block(p), block(q), block(p2), block(q2), clamp))
+            object.__setattr__(self, "in_scale", block(self.in_scale))
+            object.__setattr__(self, "preview", (block(self.preview[0]), block(self.preview[1])))
         numbers = (self.t, *self.x, *self.y, *self.store[:4], self.in_scale, self.guidance, *self.preview)
         _check_numbers("the coefficients of a row", (*numbers, *sum(self.levels, ())))
-        if len(self.preview) != 2 or not isinstance(self.ends_step, bool):
-            raise ValueError(f"preview must be two numbers and ends_step true or false, got {self}")
+        if not isinstance(self.ends_step, bool):
+            raise ValueError(f"ends_step must be true or false, got {self.ends_step!r}")
         if isinstance(self.slot, bool) or not isinstance(self.slot, int) or not 0 <= self.slot < MAX_SLOTS:
             raise ValueError(f"slot must be in [0, {MAX_SLOTS}), got {self.slot}")
         if isinstance(self.model, bool) or not isinstance(self.model, int) or self.model < 0:
@@ -217,7 +221,7 @@ class Plan:
         """The same plan with every estimate of x_0 clamped to [-limit, limit], whatever the slots hold.
 
         x_0 = a y + b slot (a row's preview), so the slot of a clamped estimate is (clamp(a y + b slot) - a y) / b. A
-        row at sigma = 0, where b is 0 and y is the data, stays as it is.
+        row at sigma = 0, where b is 0 and y is the data, stays as it is. In phase space that of m_0 is clamped too.
 
         Raises:
             ValueError: limit is not positive, or a row is clamped already.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -181,7 +181,7 @@ class Request:
 def complete(
     *,
     default: Plan,
-    networks: int,
+    networks: Sequence[Any],
     negative: bool,
     guided: Callable[[tuple[Plan, ...], Any, Any], tuple[Plan, ...]],
     shape: tuple[int, ...],

@@ -13,6 +13,7 @@ from pndm_fast.backends import Backend
 from pndm_fast.blocks import Block
 from pndm_fast.conditioning import CannotBatch, batched
 from pndm_fast.events import BadSample, Cancelled, Step, rows_at
+from pndm_fast.layout import channels_of
 from pndm_fast.network import prediction
 from pndm_fast.registers import NEVER, Registers
 from pndm_fast.request import Request, Stretch
@@ -137,7 +138,7 @@ class Trajectory:
 
     def _dense(self, out: Tensor) -> Tensor:
         """Phase-space rows read whole halves: a channels-last output, where these are interleaved, is copied."""
-        return out.contiguous() if self.request.parts > 1 else out
+        return out.contiguous() if self.request.parts > 1 and channels_of(out) else out
 
     def fits(self, workspace: Workspace, output: Output) -> bool:
         """Whether a call just made left the state alone and gave outputs of the form that the buffers have."""

@@ -13,8 +13,6 @@ from typer.testing import CliRunner
 
 import pndm_fast as pf
 from pndm_fast import cli, images, jobs
-from pndm_fast.auto import settle
-from pndm_fast.phase_space import position
 from pndm_fast.solvers import FACTS
 
 pytest.importorskip("PIL")
@@ -115,41 +113,6 @@ def test_demo_sheet_holds_its_recipe(place):
         "number": 2,
     }
     assert sorted(p.name for p in place.iterdir() if p.is_file()) == ["a.png", "toy_net.py"]
-
-
-def test_phase_space_demo(place):
-    """The pictures are the positions; the schedule is the model's, the solver auto's where none is named."""
-    words = ("sample", "--model", "demo:psld", "-n", 2, "--seed", 3, "--device", "cpu", "--nfe", 5, "--quiet")
-    assert run(*words, "--solver", "rvv", "--out", "a.npz").exit_code == 0
-    from pndm_fast import demo
-
-    sampled = {"shape": (2, 2, 28, 28), "seeds": 3, "cond": {"class_labels": torch.tensor([0, 1])}}
-    z = pf.sample(demo.mnist_psld_unet(), nfe=5, solver="rvv", schedule=demo.psld, **sampled)
-    pictures, recipe = np.load("a.npz")["arr_0"], images.read_recipe("a.npz")
-    assert np.array_equal(pictures, images.to_uint8(position(z)))
-    assert (recipe["schedule"], recipe["spacing"], recipe["nfe"]) == ("psld", "quadratic", 5)
-    assert run(*words, "--out", "b.npz").exit_code == 0
-    assert images.read_recipe("b.npz")["solver"] == settle(demo.psld, {"nfe": 5})[0]
-
-
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        (("--model", "demo:psld", "--solver", "f-pndm"), "solver must be one of coba,"),
-        (("--model", "demo:mnist", "--solver", "rvv"), "shape must be"),
-        (("--solver", "rvv", "--schedule", "linear"), "solver must be one of"),
-        (("--schedule", "psld", "--solver", "em", "--spacing", "karras"), "spacing must be one of quadratic, uniform"),
-    ],
-)
-def test_phase_space_mistakes(place, words, message):
-    result = run("sample", *words, "--out", "a.npz")
-    assert result.exit_code == 2 and message in result.stderr
-
-
-def test_plan_of_a_phase_solver():
-    result = run("plan", "sscs", "--steps", 3)
-    assert result.exit_code == 0 and "sscs: 3 steps, 3 network calls" in result.stdout
-    assert run("plan", "conjugate", "--nfe", 5, "--schedule", "psld", "--option", "order=2").exit_code == 0
 
 
 def test_demo_is_the_library_call():

@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from golden_data import PHASE
 
 import pndm_fast as pf
 from pndm_fast.blocks import matrix
-from pndm_fast.phase_space import PSLD, momentum, position
+from pndm_fast.demo import gaussian_mixture
+from pndm_fast.phase_space import PSLD, Preconditioning, momentum, position
 
 SHAPE = (3, 2, 5)  # halves that are no multiple of Philox's four
 pytestmark = pytest.mark.filterwarnings("ignore:.* diverges in")
@@ -141,7 +143,7 @@ def test_inpainting_keeps_what_is_known():
     mask = torch.zeros(SHAPE)
     mask[..., 3:] = 1
     x = position(pf.sample(pointwise, solver=plan_of("sscs", 8), known=known, mask=mask, shape=SHAPE))
-    torch.testing.assert_close(x[..., :3], position(known)[..., :3], rtol=0, atol=5 * math.sqrt(PROCESS.jitter))
+    assert torch.equal(x[..., :3], position(known)[..., :3])
     assert not torch.allclose(x[..., 3:], position(known)[..., 3:], atol=0.1)
 
 
@@ -181,6 +183,44 @@ def test_clip(solver):
     torch.testing.assert_close(clipped, pf.sample(saying(0.75), solver=plan_of(solver), **noises))
 
 
+def plan_with(skip):
+    def same(t):
+        return np.eye(2)
+
+    return pf.make_plan("em", PSLD(preconditioning=Preconditioning(skip, same, same)))
+
+
+def test_the_default_solver_on_a_process_is_autos():
+    plan = pf.make_plan(schedule=PROCESS, nfe=20)
+    assert plan == pf.make_plan("auto", PROCESS, nfe=20) and plan.solver == "conjugate"
+    x = pf.sample(pointwise, nfe=20, schedule=PROCESS, shape=SHAPE)
+    assert torch.equal(x, pf.sample(pointwise, solver=plan, shape=SHAPE))
+
+
+def test_blocks_may_be_lists_or_arrays():
+    wanted = plan_of("conjugate", B=((1.0, 0.5), (0.0, 1.0)))
+    assert plan_of("conjugate", B=[[1.0, 0.5], [0.0, 1.0]]) == wanted
+    assert plan_of("conjugate", B=np.array([[1.0, 0.5], [0.0, 1.0]])) == wanted
+
+
+def test_momentum_only_plans_are_read_back_and_need_no_copy_of_the_state(tmp_path):
+    plan = pf.make_plan("conjugate", PSLD(gamma=0.0, nu=4.0).momentum_only(), steps=5)
+    plan.save(tmp_path / "plan.json")
+    assert pf.Plan.load(tmp_path / "plan.json") == plan
+    sampler = pf.Sampler(pointwise, plan, shape=(2, 2, 16, 16))
+    sampler()  # careful, as any first call
+    sampler()
+    assert sampler.report.direct
+
+
+def test_a_strided_output_is_refused():
+    def network(x, t):
+        return torch.cat([x, x], dim=-1)[..., ::2]
+
+    with pytest.raises(ValueError, match="must be contiguous"):
+        pf.sample(network, solver=plan_of("em"), shape=SHAPE)
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
@@ -203,11 +243,33 @@ def test_clip(solver):
         (lambda: pf.make_plan("roba", score_time=0.5), "score_time must be str, got 0.5"),
         (lambda: pf.make_plan("em", denoise="no"), "denoise must be one of ode, sde, got 'no'"),
         (lambda: pf.make_plan("conjugate", PROCESS, frame="Q"), "frame must be one of L, R, got 'Q'"),
-        (lambda: pf.make_plan("conjugate", PROCESS, B=(1.0, 2.0)), "a coefficient must be a number or two rows of two"),
-        (lambda: pf.make_plan("conjugate", PROCESS, B="1"), "B must be a number or a 2x2 block"),
+        (lambda: pf.make_plan("conjugate", PROCESS, B=(1.0, 2.0)), "B must be a number or two rows of two numbers"),
+        (lambda: pf.make_plan("conjugate", PROCESS, B="1"), "B must be a number or two rows of two numbers"),
         (lambda: pf.make_plan("conjugate", PROCESS, B=1e3), r"B must be in \[-100, 100\]"),
-        (lambda: pf.make_plan("conjugate", B=((1.0, 0.0), (1.0, 1.0))), "B must be a number on linear"),
+        (lambda: pf.make_plan("conjugate", B=((1.0, 0.0), (1.0, 1.0))), "B must be a number outside phase space"),
+        (lambda: pf.make_plan("conjugate", steps=9, frame="R"), "frame must go with a PSLD, got 'R'"),
+        (lambda: pf.make_plan("conjugate", steps=9, denoise="sde"), "denoise must go with a PSLD, got 'sde'"),
         (lambda: pf.Thresholded(pointwise, plan_of("em")), "plan must be of one part"),
+        (lambda: PSLD(beta=100.0), "beta must leave more of the data at t = 1 than 1 part in 1e+.?30, got 100"),
+        (lambda: PSLD(preconditioning=Preconditioning("a", 1.0, 1.0)), "preconditioning.skip must be a function"),
+        (lambda: PSLD().preconditioned("a"), "deviation must be positive, got 'a'"),
+        (
+            lambda: plan_with(lambda t: 1.0),
+            r"preconditioning.skip must return a finite \[2, 2\] block, got 1.0 at t = 1",
+        ),
+        (lambda: plan_with(lambda t: np.full((2, 2), np.nan)), "preconditioning.skip must return a finite"),
+        (
+            lambda: pf.make_plan("em", PSLD(gamma=0.0, nu=4.0, kappa=0.0, jitter=0.0), t_min=1e-6),
+            "jitter must be larger where times are as small as 1e-06",
+        ),
+        (
+            lambda: pf.sample(pointwise, solver=pf.make_plan("em", PSLD(beta=(0.5, 1.0))), shape=SHAPE),
+            "the grid starts pure noise at t = 1, where alpha is .*: a larger beta leaves less",
+        ),
+        (lambda: pf.solvers.ddim(PROCESS, [1.0, 0.5]), "schedule must be a Schedule for ddim, got PSLD"),
+        (lambda: pf.solvers.conjugate(None, [1.0, 0.5]), "schedule must be a Schedule for conjugate, got NoneType"),
+        (lambda: pf.probability_flow(pointwise, PROCESS, torch.zeros(SHAPE)), "schedule must be a Schedule, got PSLD"),
+        (lambda: gaussian_mixture(PROCESS, [[0.0]], 1.0), "schedule must have alpha and sigma, got PSLD"),
     ],
 )
 def test_mistakes_are_named(call, message):

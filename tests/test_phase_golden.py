@@ -182,7 +182,7 @@ def scalar_loop(network, lam, guard):
 @pytest.mark.parametrize("key, lam", SCALAR)
 def test_lambda_ddim(key, lam):
     """The file's numbers divide by sigma + 1e-9, as the authors' code does. A loop with that guard equals them to
-    rounding; the plans equal the loop without it to rounding; and so the plans the file to 2e-8, no closer."""
+    rounding; the plans equal the loop without it to rounding; and so the plans the file to 2e-8."""
     network = gaussian_mixture(VP, *(DATA[part] for part in ("mix_mu", "mix_var", "mix_w")))
     assert relative(scalar_loop(network, lam, 1e-9), DATA[key]) < 1e-12
     wanted, times = scalar_loop(network, lam, 0.0), DATA["vp_ts"].tolist()
@@ -190,6 +190,6 @@ def test_lambda_ddim(key, lam):
         plan = pf.make_plan(solver, VP, times=times, **options)
         x = pf.sample(network, solver=plan, state=torch.from_numpy(DATA["vp_x0"]))
         assert relative(x, wanted) < 1e-12
-        assert 1e-9 < relative(x, DATA[key]) < 2e-8
+        assert relative(x, DATA[key]) < 2e-8
         if lam == 0:
             assert relative(x, DATA["vp_ddim"]) < 1e-12

@@ -13,7 +13,7 @@ from phase_case import DATA, START, T_MIN, Mixture, act, spread
 from scipy.integrate import solve_ivp
 
 import pndm_fast as pf
-from pndm_fast.phase_space import PSLD, MomentumOnly, momentum
+from pndm_fast.phase_space import PSLD
 from pndm_fast.solvers import FACTS
 
 PROCESS = PSLD()
@@ -74,15 +74,6 @@ def test_observed_order(solver, options, wanted):
 def test_observed_order_elsewhere(solver, options, wanted):
     """Without friction of the position, and with a beta that grows."""
     assert order(solver, 128, LINEAR_CLD, **options) == pytest.approx(wanted, abs=0.15)
-
-
-def test_momentum_only_in_frame_r():
-    """What a network of the momentum alone takes as eps of the position costs accuracy, not order."""
-    network = Mixture(LINEAR_CLD)
-    half = MomentumOnly(lambda x, t: momentum(network(x, t)))
-    assert order("conjugate", 128, LINEAR_CLD, half, order=2) == pytest.approx(2, abs=0.3)
-    whole = error("conjugate", 128, LINEAR_CLD, order=2)
-    assert 2 * whole < error("conjugate", 128, LINEAR_CLD, half, order=2) < 50 * whole
 
 
 def test_declared_orders():

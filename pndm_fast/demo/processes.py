@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..phase_space.process import inverse
 from . import psld
 
 _T, _BETA_START, _BETA_END = 1000, 1e-4, 0.02
@@ -59,7 +58,7 @@ def _psld(x0: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     assert network is not None
     into, out = network.into(times), network.out(times)
     mean, noise = psld.transition(times), psld.cholesky(times)
-    score = -inverse(noise).swapaxes(1, 2) - network.skip(times) @ noise, -network.skip(times) @ mean
+    score = psld.whole_score(times) - network.skip(times) @ noise, -network.skip(times) @ mean
     # the target is the combination of score's rows along out, which is one column
     along = (out / (out**2).sum((1, 2), keepdims=True)).swapaxes(1, 2)[:, :1]
 

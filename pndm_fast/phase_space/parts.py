@@ -24,10 +24,11 @@ def momentum(samples: Tensor) -> Tensor:
 class MomentumOnly(nn.Module):
     """A network that predicts eps of the momentum alone, [B, C, ...] from [B, 2 C, ...], with 0 for the position's.
 
-    That is all that there is to know at gamma = 0 (Dockhorn et al. 2022, arXiv:2112.07068). Sample it on
-    `PSLD(gamma=0, ...).momentum_only()`, which puts in eps of the position as far as it follows: the integrators in the
-    network's own frame have no weight for it, frame R, estimates of x_0 and clip do.
+    That is all that there is to know at gamma = 0 (Dockhorn et al. 2022, arXiv:2112.07068). Its plans are made on
+    `PSLD(gamma=0, ...).momentum_only()`, which puts in the position's; others, which read the zeros, are refused.
     """
+
+    momentum_only = True
 
     def __init__(self, model: Callable[..., Any]) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 FACTORS = ("lower", "upper")
 _SERIES = 1e-14  # below it cosh(r) and sinh(r)/r are their first two terms
+_MOST = 1e30  # of an estimate of x_0 from the prior, which float32 rows must hold
 
 
 def expm(matrix: Array, t: ArrayLike = 1.0) -> Array:
@@ -94,10 +96,18 @@ class PSLD:
         ends = np.asarray(self.beta)
         if ends.dtype.kind not in "if" or ends.shape not in ((), (2,)) or not np.all((ends > 0) & np.isfinite(ends)):
             raise ValueError(f"beta must be a positive number, or two, got {self.beta!r}")
+        object.__setattr__(self, "beta", tuple(ends.tolist()) if ends.shape else float(ends))
         if self.factor not in FACTORS:
             raise ValueError(f"factor must be one of {', '.join(FACTORS)}, got {self.factor!r}")
         if self.preconditioning is not None and not isinstance(self.preconditioning, Preconditioning):
             raise TypeError(f"preconditioning must be a Preconditioning, got {self.preconditioning!r}")
+        for name, part in zip(Preconditioning._fields, self.preconditioning or (), strict=False):
+            if not callable(part):
+                raise TypeError(f"preconditioning.{name} must be a function of the time, got {part!r}")
+        with np.errstate(all="ignore"):
+            away = np.abs(inverse(self.transition(1.0))).max()
+        if not away < _MOST:
+            raise ValueError(f"beta must leave more of the data at t = 1 than 1 part in {_MOST:g}, got {self.beta!r}")
 
     first, last, floor, discrete, spacing = 0.0, 1.0, 1e-3, False, "quadratic"  # as a Schedule's
 
@@ -122,21 +132,11 @@ class PSLD:
         """M."""
         return 4 / (self.gamma - self.nu) ** 2 if self.M is None else float(self.M)
 
-    @property
+    @cached_property
     def ends(self) -> tuple[float, float]:
         """beta at t = 0 and t = 1."""
         first, last = np.broadcast_to(np.asarray(self.beta, np.float64), 2).tolist()
         return first, last
-
-    @property
-    def constant(self) -> bool:
-        """Whether beta does not depend on t."""
-        return self.ends[0] == self.ends[1]
-
-    def rate(self, t: ArrayLike) -> Array:
-        """beta(t)."""
-        first, last = self.ends
-        return np.asarray(first + np.asarray(t, np.float64) * (last - first))
 
     def clock(self, t: ArrayLike) -> Array:
         """int_0^t beta."""
@@ -187,10 +187,14 @@ class PSLD:
         """L_t, [..., 2, 2], triangular with L L^T = Sigma_t."""
         return cholesky(self.covariance(t), self.factor)
 
+    def whole_score(self, t: ArrayLike) -> Array:
+        """The block with score = block eps, -L^-T: [..., 2, 2]."""
+        return np.asarray(-np.swapaxes(inverse(self.cholesky(t)), -1, -2))
+
     def score(self, t: ArrayLike) -> Array:
-        """The block with score = block eps, -L^-T; at gamma = 0 its row of the position is 0: [..., 2, 2]."""
-        block = -np.swapaxes(inverse(self.cholesky(t)), -1, -2)
-        return block * np.array([[0.0], [1.0]]) if self.gamma == 0 else block
+        """`whole_score`, but at gamma = 0 its row of the position, which G has no use for, is 0."""
+        whole = self.whole_score(t)
+        return whole * np.array([[0.0], [1.0]]) if self.gamma == 0 else whole
 
     def preconditioned(self, deviation: float) -> PSLD:
         """The same process for a network with EDM's preconditioning (Karras et al. 2022, arXiv:2206.00364, table 1).
@@ -203,8 +207,8 @@ class PSLD:
         Raises:
             ValueError: deviation is not positive.
         """
-        if not 0 < deviation < math.inf:
-            raise ValueError(f"deviation must be positive, got {deviation}")
+        if not (_is_number(deviation) and deviation > 0):
+            raise ValueError(f"deviation must be positive, got {deviation!r}")
         variance = float(deviation) ** 2
 
         def whole(t: ArrayLike) -> Array:
@@ -240,14 +244,11 @@ class PSLD:
             on_eps[..., 0, 1], on_eps[..., 1, 1] = -row[..., 1] * L[..., 1, 1], 1.0
             return on_z, on_eps
 
-        def back(t: ArrayLike) -> Array:
-            return -np.swapaxes(inverse(self.cholesky(t)), -1, -2)
-
         def same(t: ArrayLike) -> Array:
             return np.broadcast_to(np.eye(2), (*np.shape(t), 2, 2))
 
-        network = Preconditioning(lambda t: back(t) @ solved(t)[0], lambda t: back(t) @ solved(t)[1], same)
-        return replace(self, preconditioning=network)
+        skip, out = (lambda t, part=part: self.whole_score(t) @ solved(t)[part] for part in range(2))
+        return replace(self, preconditioning=Preconditioning(skip, out, same))
 
     def data(self, t: ArrayLike) -> tuple[Array, Array]:
         """(a, b) with [x_0, m_0] = a z + b eps: Psi^-1 (z - L eps). Its first row is the estimate of the data."""
@@ -256,7 +257,7 @@ class PSLD:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
 
 
 def inverse(matrix: Array) -> Array:

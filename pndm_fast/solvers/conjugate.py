@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.polynomial import Chebyshev
 
-from pndm_fast.blocks import Block, matrix
+from pndm_fast.blocks import Block, block, matrix
 from pndm_fast.coefficients import ADAMS_BASHFORTH, Transfer, combine
 from pndm_fast.phase_space import PSLD
 from pndm_fast.phase_space.process import Array, expm, inverse
@@ -36,8 +36,8 @@ def conjugate(
     B: Block = 0.0,
     order: int = 1,
     weights: str = "deis",
-    frame: str = "R",
-    denoise: str = "ode",
+    frame: str | None = None,
+    denoise: str | None = None,
     prediction: str = "eps",
 ) -> Plan:
     """Conjugate integrators of the probability flow. Pandey et al. 2023, arXiv:2310.07894.
@@ -52,15 +52,17 @@ def conjugate(
         order: network calls combined, 1 to 4; the order of the method where B is 0, which else makes it 1.
         weights: deis, l_j the Lagrange polynomials of the past times (Zhang & Chen 2023, arXiv:2204.13902); or pndm,
             the integers (55, -59, 37, -9)/24 of arXiv:2202.09778 times the whole integral.
-        frame: in phase space, what is taken for a polynomial of time: L, the network's eps; or R, gDDIM's
+        frame: in phase space, what is taken for a polynomial of time: L, the network's eps; or R, the default, gDDIM's
             R_t^T L_t^-T eps with dR/dt = (F + G G^T Sigma^-1 / 2) R (Zhang et al. 2022, arXiv:2206.05564), which varies
             less, and whose first order is gDDIM itself.
-        denoise: in phase space, the drift of the last step to t = 0, ode or sde.
+        denoise: in phase space, the drift of the last step to t = 0, ode, the default, or sde.
 
     Raises:
-        ValueError: times not decreasing, an unknown choice, B beyond [-100, 100], or a block on a schedule of numbers.
+        ValueError: times not decreasing, an unknown choice, B beyond [-100, 100], or a block, a frame or denoise on a
+            schedule of numbers.
     """
-    for name, value, known in (("weights", weights, WEIGHTS), ("frame", frame, FRAMES)):
+    B = block(B)
+    for name, value, known in (("weights", weights, WEIGHTS), ("frame", frame or "R", FRAMES)):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     if not 1 <= order <= MOST_ORDER:
@@ -68,9 +70,12 @@ def conjugate(
     if not np.all(np.abs(B) <= MOST_B):
         raise ValueError(f"B must be in [-{MOST_B:g}, {MOST_B:g}], got {B}")
     if isinstance(schedule, PSLD):
-        return _in_phase_space(schedule, times, matrix(B), order, weights, frame, denoise, prediction)
+        return _in_phase_space(schedule, times, matrix(B), order, weights, frame or "R", denoise or "ode", prediction)
+    for name, given in (("frame", frame), ("denoise", denoise)):
+        if given is not None:
+            raise ValueError(f"{name} must go with a PSLD, got {given!r} outside phase space")
     if isinstance(B, tuple):
-        raise ValueError(f"B must be a number on {schedule.name}, got {B}")
+        raise ValueError(f"B must be a number outside phase space, got {B}")
     return _preserving("conjugate", schedule, times, B, order, weights, prediction)
 
 
@@ -92,9 +97,9 @@ def lambda_ddim(schedule: Schedule, times: Sequence[float], *, lam: float = 0.5,
 def _preserving(
     name: str, schedule: Schedule, times: Sequence[float], B: float, order: int, weights: str, prediction: str
 ) -> Plan:
+    rows = Rows(name, schedule, times, prediction)
     if schedule.scale != "vp":
         raise ValueError(f"schedule must be variance-preserving for {name}, got {schedule.name}")
-    rows = Rows(name, schedule, times, prediction)
     length = schedule.last - schedule.first
 
     def rho(r: Array) -> Array:

@@ -33,14 +33,14 @@ def em(schedule: PSLD, times: Sequence[float], *, denoise: str = "sde", predicti
     return program.plan(denoise)
 
 
-def euler(schedule: PSLD, times: Sequence[float], *, denoise: str = "ode", prediction: str = "eps") -> Plan:
+def euler(schedule: PSLD, times: Sequence[float], *, prediction: str = "eps") -> Plan:
     """z <- z + h (-F z + G G^T s(z, t) / 2): `solvers.euler` in phase space."""
     program = Program("euler", schedule, times, prediction)
     for t, u in program.steps():
         h = program.span(t, u)
         program.call(t)
         program.apply(I2 - h * schedule.F, h / 2 * schedule.GG @ program.score(t))
-    return program.plan(denoise)
+    return program.plan("ode")
 
 
 @solver("sscs", order=1, spacing="quadratic", stochastic=True, space="phase")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -30,11 +31,20 @@ class _Moment(NamedTuple):
 
 
 def _moments(process: PSLD, times: Sequence[float]) -> dict[float, _Moment]:
-    """What rows need of the process at each time."""
-    levels = zip(map(as_matrix, process.transition(times)), map(as_matrix, process.cholesky(times)), strict=True)
+    """What rows need of the process at each time.
+
+    Raises:
+        ValueError: naming the time whose covariance has no Cholesky factor.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):  # at t = 0 there is no score, and none is asked for
+        noise, scores = process.cholesky(times), process.score(times)
+    if times[-1] == 0:  # the data themselves
+        noise[-1] = replace(process, jitter=0.0).cholesky(0.0)
+    lost = np.isnan(noise).any((1, 2))
+    if lost.any():
+        raise ValueError(f"jitter must be larger where times are as small as {times[int(lost.argmax())]:g}")
+    levels = zip(map(as_matrix, process.transition(times)), map(as_matrix, noise), strict=True)
     estimates = zip(*(map(as_matrix, blocks) for blocks in process.data(times)), strict=True)
-    with np.errstate(divide="ignore", invalid="ignore"):  # at t = 0 without jitter there is none, and none is asked for
-        scores = process.score(times)
     columns = zip(levels, scores, estimates, strict=True)
     return {t: _Moment(PhaseLevel(*level), *rest) for t, (level, *rest) in zip(times, columns, strict=True)}
 
@@ -125,7 +135,7 @@ class Program:
         network = self.process.preconditioning
         if network is None:
             return Store(), 1.0
-        skip, out, into = (as_matrix(part(t)) for part in network)
+        skip, out, into = (_answer(name, part, t) for name, part in zip(network._fields, network, strict=True))
         minus = as_matrix(-self.process.cholesky(t).T)
         return Store(p=product(minus, skip), q=product(minus, out)), into
 
@@ -143,6 +153,14 @@ class Program:
             self.apply(I2 - h * self.process.F, h * part * self.process.GG @ self.score(t))
         self._end(self.times[-1])
         return Plan(tuple(self._rows), self.name, len(self.times) - 1, self.prediction, self._prologue)
+
+
+def _answer(name: str, part: Callable[[float], ArrayLike], t: float) -> Matrix:
+    """What a function of a `Preconditioning` gives at t."""
+    value = np.asarray(part(t), np.float64)
+    if value.shape != (2, 2) or not np.isfinite(value).all():
+        raise ValueError(f"preconditioning.{name} must return a finite [2, 2] block, got {value.tolist()} at t = {t:g}")
+    return as_matrix(value)
 
 
 def as_matrix(block: Array) -> Matrix:

@@ -27,6 +27,8 @@ class Rows:
         prediction: str,
         kind: str | None = None,
     ) -> None:
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule must be a Schedule for {name}, got {type(schedule).__name__}")
         self.name, self.schedule, self.prediction = name, schedule, prediction
         self.kind = kind or ("flow" if schedule.scale == "flow" else "eps")
         self.times = check_times(schedule, times, FACTS[name].fewest, name)
