@@ -19,7 +19,7 @@ def block(value: Any) -> Block:
     Raises:
         ValueError: anything else.
     """
-    if isinstance(value, numbers_abc.Real):
+    if type(value) is float or isinstance(value, numbers_abc.Real):  # the second question is slow
         return float(value)
     try:
         (a, b), (c, d) = value
@@ -31,7 +31,7 @@ def block(value: Any) -> Block:
 
 def matrix(value: Block) -> NDArray[np.float64]:
     """[2, 2]."""
-    return np.array(value) if isinstance(value, tuple) else value * np.eye(2)
+    return np.array(value if isinstance(value, tuple) else ((value, 0.0), (0.0, value)))
 
 
 def numbers(values: Iterable[Block]) -> Iterator[float]:

@@ -86,8 +86,8 @@ class Row:
             if len(form) != WIDTH_FORM:
                 raise ValueError(f"{name} must have {WIDTH_FORM} coefficients, got {len(form)}")
             object.__setattr__(self, name, form)
-        if len(self.preview) != 2:
-            raise ValueError(f"preview must be two coefficients, got {self.preview}")
+        if len(self.preview) != 2 or not isinstance(self.ends_step, bool):
+            raise ValueError(f"preview must be two coefficients and ends_step true or false, got {self}")
         if self.parts > 1:  # coefficients c I are kept as c
             p, q, p2, q2, clamp = self.store
             object.__setattr__(self, "store", Store(block(p), block(q), block(p2), block(q2), clamp))
@@ -95,8 +95,6 @@ class Row:
             object.__setattr__(self, "preview", (block(self.preview[0]), block(self.preview[1])))
         numbers = (self.t, *self.x, *self.y, *self.store[:4], self.in_scale, self.guidance, *self.preview)
         _check_numbers("the coefficients of a row", (*numbers, *sum(self.levels, ())))
-        if not isinstance(self.ends_step, bool):
-            raise ValueError(f"ends_step must be true or false, got {self.ends_step!r}")
         if isinstance(self.slot, bool) or not isinstance(self.slot, int) or not 0 <= self.slot < MAX_SLOTS:
             raise ValueError(f"slot must be in [0, {MAX_SLOTS}), got {self.slot}")
         if isinstance(self.model, bool) or not isinstance(self.model, int) or self.model < 0:
@@ -348,7 +346,8 @@ def _check_numbers(what: str, coefficients: Sequence[Block]) -> None:
         ValueError: another type, not finite, or too large.
     """
     for number in blocks.numbers(coefficients):
-        if isinstance(number, bool) or not isinstance(number, numbers_abc.Real) or not abs(number) <= LARGEST:
+        real = type(number) is float or (isinstance(number, numbers_abc.Real) and not isinstance(number, bool))
+        if not (real and abs(number) <= LARGEST):
             raise ValueError(f"{what} must be finite float32 numbers, got {number!r}")
 
 
@@ -395,6 +394,6 @@ def _row_from_json(i: int, tree: Any) -> Row:
 
 def _level_from_json(tree: Any) -> AnyLevel:
     alpha, sigma = tree
-    if isinstance(alpha, list) or isinstance(sigma, list):
+    if isinstance(alpha, (list, tuple)) or isinstance(sigma, (list, tuple)):
         return PhaseLevel(*(((float(a), float(b)), (float(c), float(d))) for (a, b), (c, d) in (alpha, sigma)))
     return Level(float(alpha), float(sigma))

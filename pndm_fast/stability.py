@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pndm_fast.blocks import Block, matrix
+from pndm_fast.blocks import Block
 from pndm_fast.curves import Array
 from pndm_fast.levels import AnyLevel
 from pndm_fast.plan import WIDTH_FORM, Plan
@@ -61,7 +61,9 @@ def warn_of_divergence(plan: Plan) -> None:
 
 def _stacked(coefficients: Iterable[Block], k: int) -> Array:
     """[n, k, k]."""
-    return np.array([matrix(c) if k > 1 else [[c]] for c in coefficients])
+    if k == 1:
+        return np.array([[[c]] for c in coefficients])
+    return np.array([c if isinstance(c, tuple) else ((c, 0.0), (0.0, c)) for c in coefficients])
 
 
 def _forms(plan: Plan, register: str) -> Array:

@@ -277,7 +277,7 @@ CASES = [
     (row(preview=(1.0, 0.0, 0.0)), ValueError, "preview must be two coefficients"),
     (row(t=True), ValueError, "must be finite float32 numbers, got True"),
     (row(guidance=1e300), ValueError, "must be finite float32 numbers, got 1e.300"),
-    (row(ends_step="no"), ValueError, "ends_step must be true or false"),
+    (row(ends_step="no"), ValueError, "ends_step true or false"),
     (lambda: pf.Plan(PLAN.rows, prologue=pf.Prologue(p0=math.nan)), ValueError, "the prologue must be finite"),
     (lambda: pf.Plan(PLAN.rows, prediction="noise"), ValueError, "prediction must be one of"),
     (lambda: pf.Plan([1]), TypeError, "rows must be of type Row"),

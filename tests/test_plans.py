@@ -30,7 +30,7 @@ VARIANTS = {
     "conjugate-psld-ones": ("conjugate", {"schedule": PSLD(), "frame": "L", "B": ((0.5, 0.5), (0.5, 0.5))}),
     "em-preconditioned": (
         "em",
-        {"schedule": PSLD(gamma=0.0, nu=4.0, beta=(4.0, 12.0)).preconditioned(0.5), "clip": 1.0},
+        {"schedule": PSLD(gamma=0.0, nu=4.0, beta=(4.0, 12.0)).preconditioned(0.5), "clip": 1.0, "t_min": 0.01},
     ),
 }
 CASES = {

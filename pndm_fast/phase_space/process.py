@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 FACTORS = ("lower", "upper")
+_UNIT = np.eye(2)
 _SERIES = 1e-14  # below it cosh(r) and sinh(r)/r are their first two terms
 _MOST = 1e30  # of an estimate of x_0 from the prior, which float32 rows must hold
 
@@ -24,17 +25,17 @@ def expm(matrix: Array, t: ArrayLike = 1.0) -> Array:
     With tau half the trace, K the rest of the matrix and r^2 = -det K: exp(tau t) (cosh(r t) I + sinh(r t)/r K).
     """
     t = np.asarray(t, np.float64)
-    tau = float(np.trace(matrix)) / 2
-    rest = matrix - tau * np.eye(2)
-    square = -float(np.linalg.det(rest))
+    (a, b), (c, d) = matrix.tolist()
+    tau, half = (a + d) / 2, (a - d) / 2
+    rest, square = np.array([[half, b], [c, -half]]), half * half + b * c
     root, angle = math.sqrt(abs(square)), math.sqrt(abs(square)) * t
     near = square * t * t
     even = np.cosh(angle) if square > 0 else np.cos(angle)
     odd = (np.sinh(angle) if square > 0 else np.sin(angle)) / (root or 1.0)
     small = np.abs(near) < _SERIES
     even, odd = np.where(small, 1 + near / 2, even), np.where(small, t * (1 + near / 6), odd)
-    grown = np.exp(tau * t)[..., None, None]
-    return np.asarray(grown * (even[..., None, None] * np.eye(2) + odd[..., None, None] * rest))
+    grown = np.exp(tau * t)
+    return np.asarray((grown * even)[..., None, None] * _UNIT + (grown * odd)[..., None, None] * rest)
 
 
 class Preconditioning(NamedTuple):
@@ -144,25 +145,30 @@ class PSLD:
         t = np.asarray(t, np.float64)
         return np.asarray(first * t + (last - first) * t * t / 2)
 
+    @cached_property
+    def duration(self) -> float:
+        """clock(1)."""
+        return float(self.clock(1.0))
+
     def unit(self, t: ArrayLike) -> Array:
         """clock(t) / clock(1): the time in which F and G G^T are constant; t itself where beta is."""
-        return np.asarray(self.clock(t) / self.clock(1.0))
+        return np.asarray(self.clock(t) / self.duration)
 
     def time_at(self, unit: ArrayLike) -> Array:
         """The inverse of `unit`."""
         first, last = self.ends
-        whole = np.asarray(unit, np.float64) * self.clock(1.0)
+        whole = np.asarray(unit, np.float64) * self.duration
         return np.asarray(2 * whole / (first + np.sqrt(first * first + 2 * (last - first) * whole)))
 
     @cached_property
     def F(self) -> Array:
         """The drift per unit of `unit(t)`: clock(1)/2 [[-gamma, 1/M], [-1, -nu]]."""
-        return np.asarray(self.clock(1.0) / 2 * np.array([[-self.gamma, 1 / self.mass], [-1.0, -self.nu]]))
+        return np.asarray(self.duration / 2 * np.array([[-self.gamma, 1 / self.mass], [-1.0, -self.nu]]))
 
     @cached_property
     def GG(self) -> Array:
         """G G^T per unit of `unit(t)`: clock(1) diag(gamma, M nu)."""
-        return np.asarray(self.clock(1.0) * np.diag([self.gamma, self.mass * self.nu]))
+        return np.asarray(self.duration * np.diag([self.gamma, self.mass * self.nu]))
 
     @cached_property
     def stationary(self) -> Array:
@@ -171,7 +177,7 @@ class PSLD:
 
     def transition(self, t: ArrayLike, s: ArrayLike = 0.0) -> Array:
         """Psi with E[z_t | z_s] = Psi z_s, exp(int_s^t F), for either order of the times: [..., 2, 2]."""
-        return expm(self.F, self.unit(t) - self.unit(s))
+        return expm(self.F, self.unit(t) - (self.unit(s) if np.any(s) else 0.0))
 
     def covariance(self, t: ArrayLike, xx0: float = 0.0, mm0: float | None = None) -> Array:
         """Sigma_t, [..., 2, 2], of diag(xx0, mm0) at t = 0: Psi diag(xx0, mm0) Psi^T + S - Psi S Psi^T, and jitter.

@@ -180,5 +180,6 @@ def partial_flow(
     K = B - drift
 
     r, measure = nodes(start, process.unit(t))
-    inner = expm(K, r - start) @ gain @ process.score(process.time_at(r))
-    return expm(K, h) @ (I2 - h * B), np.tensordot(measure, inner, 1)
+    carried = expm(K, np.append(r - start, h))
+    inner = carried[:-1] @ gain @ process.score(process.time_at(r))
+    return carried[-1] @ (I2 - h * B), np.tensordot(measure, inner, 1)
