@@ -1,4 +1,4 @@
-"""What issue 3 wants shown on a GPU, read from the results of one machine: met, missed or not measured."""
+"""What a GPU is to show, read from the results of one machine: met, missed or not measured."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ BENCHMARKS = (
 
 
 def table(folder: Path) -> list[Result]:
-    """Every line: its number in the issue, what it is about, what was found, and whether that is enough."""
+    """Every line: the group it belongs to, what it is about, what was found, and whether that is enough."""
     results = {suite: _results(folder / f"{suite}.json") for suite in ("gpu_sample", "gpu_speed")}
     told = _load(folder / "tests.json")
     done = {step["name"]: step for step in told.get("steps", [])}

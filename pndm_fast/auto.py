@@ -49,6 +49,7 @@ MEASURED = (
 # alpha above which pure noise is no start: leading grids begin late, which pays where alpha is small there
 START = 0.05
 LATE = Choice(math.inf, "unipc", "trailing")  # the best measured of few calls that begins at the noisiest time
+# the best at 10, 25 and 50 calls in benchmarks/results/phase/mnist.json, and with others at 100
 IN_PHASE_SPACE = Choice(math.inf, "conjugate", None, {"order": 3})
 ELSEWHERE = Choice(math.inf, "unipc", None)  # not measured; on the schedule's own grid
 
@@ -58,7 +59,7 @@ def recommend(schedule: Schedule | PSLD, calls: int) -> Choice:
 
     The table is of a network on the linear schedule, and taken for every variance-preserving one; a leading grid only
     where it begins at alpha <= 0.05, else UniPC of order 2 on a trailing one. Elsewhere (EDM's sigmas, flow, and zero
-    terminal SNR): UniPC of order 2 on the schedule's own grid, or trailing.
+    terminal SNR): UniPC of order 2 on the schedule's own grid, or trailing. In phase space: gDDIM's frame at order 3.
     """
     if isinstance(schedule, PSLD):
         return IN_PHASE_SPACE

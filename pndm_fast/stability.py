@@ -48,7 +48,10 @@ def gaussian_spread(plan: Plan, deviation: float = DEVIATION) -> float:
 
 
 def warn_of_divergence(plan: Plan) -> None:
-    """A warning where the plan takes Gaussian data far out of its bounds: too few steps for its integrator."""
+    """A warning where the plan takes Gaussian data far out of its bounds: too few steps for its integrator.
+
+    Not of the reverse: first-order solvers at few steps shrink what they draw, and are still used.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         ratio = gaussian_spread(plan)
     if ratio > MOST:
