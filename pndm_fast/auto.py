@@ -49,7 +49,7 @@ MEASURED = (
 # alpha above which pure noise is no start: leading grids begin late, which pays where alpha is small there
 START = 0.05
 LATE = Choice(math.inf, "unipc", "trailing")  # the best measured of few calls that begins at the noisiest time
-# the best at 10, 25 and 50 calls in benchmarks/results/phase/mnist.json, and with others at 100
+# the best at 10 and 25 calls in benchmarks/results/phase/mnist.json; at 50 and 100 as good as its reference can tell
 IN_PHASE_SPACE = Choice(math.inf, "conjugate", None, {"order": 3})
 ELSEWHERE = Choice(math.inf, "unipc", None)  # not measured; on the schedule's own grid
 
