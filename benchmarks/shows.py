@@ -1,4 +1,4 @@
-"""What issue 3 wants shown on a GPU, read from the results of one machine: met, missed or not measured."""
+"""What a GPU is to show, read from the results of one machine: met, missed or not measured."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ TESTS = (
     ("2", "one kernel between network calls", ("test_what_runs_between_network_calls",)),
     ("7", "10^5 rows at mixed rows, 64 programs a sample", ("test_a_hundred_thousand_replays_at_mixed_rows",)),
     ("8", "changed weights change the next image", ("test_changed_weights_change_the_next_image",)),
+    (
+        "phase",
+        "rows of blocks: the CPU's bits, and graph == eager",
+        ("test_same_bits_as_the_cpu_in_phase_space", "test_phase_space_graph_is_eager"),
+    ),
 )
 BENCHMARKS = (
     ("3", "sample(50) / network alone, CIFAR-size, batch 1", "gpu_sample", "test_over_the_network_alone[cifar-B1]"),
@@ -39,11 +44,12 @@ BENCHMARKS = (
     ("5", "eager guidance + PNDM in fp32 / ours, 64M bf16", "gpu_speed", "test_large_guided_row[fp32]"),
     ("5", "eager guidance + PNDM in bf16 / ours, 64M bf16", "gpu_speed", "test_large_guided_row[bf16]"),
     ("5", "with noise / without, 64M bf16", "gpu_speed", "test_large_row_with_noise[bf16]"),
+    ("phase", "share of copy bandwidth, blocks, 64M bf16", "gpu_speed", "test_large_phase_row[bf16]"),
 )
 
 
 def table(folder: Path) -> list[Result]:
-    """Every line: its number in the issue, what it is about, what was found, and whether that is enough."""
+    """Every line: the group it belongs to, what it is about, what was found, and whether that is enough."""
     results = {suite: _results(folder / f"{suite}.json") for suite in ("gpu_sample", "gpu_speed")}
     told = _load(folder / "tests.json")
     done = {step["name"]: step for step in told.get("steps", [])}

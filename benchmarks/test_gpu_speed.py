@@ -3,10 +3,12 @@
 import machine
 import pytest
 import torch
-from cases import Diffusers, Steps, against_diffusers
+from cases import FIRST, Diffusers, Steps, against_diffusers
 from compare import Side, Target, contest, record, skip_unless_full
 from loops import overhead
 
+import pndm_fast as pf
+from pndm_fast.phase_space import PSLD
 from pndm_fast.plan import WIDTH_FORM
 from pndm_fast.table import NOISE, X, Y
 
@@ -44,6 +46,18 @@ def test_large_row(benchmark, request, rounds, network):
     target = Target(0.9 if network == "bf16" else None)
     contest(benchmark, steps.side(), {"copy": copies(moved)}, target, rounds=rounds, moved=moved)
     benchmark.extra_info["clocks"] = machine.clocks()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_large_phase_row(benchmark, request, rounds, network):
+    """The same share for a row of blocks that takes four outputs."""
+    skip_unless_full(request, benchmark)
+    plan = pf.make_plan("conjugate", PSLD(), steps=50, order=4)
+    steps = Steps(LARGE, NETWORKS[network], plan=plan, row=FIRST, device="cuda")
+    steps.check(rows=2)
+    moved = steps.moved()
+    target = Target(0.9 if network == "bf16" else None)
+    contest(benchmark, steps.side(), {"copy": copies(moved)}, target, rounds=rounds, moved=moved)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -9,7 +9,7 @@ from compare import Side, Target, contest
 from test_stream import library  # noqa: F401
 
 import pndm_fast as pf
-from pndm_fast.plan import ANCHOR, MAX_SLOTS, STATE
+from pndm_fast.plan import MAX_SLOTS, SAME_X, SAME_Y
 from pndm_fast.solvers import FACTS
 
 ELEMENTS = 196_608
@@ -19,7 +19,7 @@ SOLVERS = [name for name in pf.SOLVERS if not (FACTS[name].stochastic or FACTS[n
 
 def operands(row):
     """How many arrays a row reads, and writes."""
-    x, y = row.x != tuple(ANCHOR), row.y != tuple(STATE)
+    x, y = row.x != SAME_X, row.y != SAME_Y
     read = [a or b for a, b in zip(row.x if x else row.y, row.y if y else row.x, strict=True)]
     slots = sum(bool(read[2 + k]) for k in range(MAX_SLOTS) if k != row.slot)
     return 1 + bool(read[0]) + bool(read[1] or row.store.p or row.store.p2) + slots, 1 + x + y

@@ -20,8 +20,9 @@ struct Registers {
   const uint64_t* seeds;  // [batch]
   int32_t* first_bad;     // [batch]
   int32_t* active;        // [1]
-  const float* table;     // [table_rows, kWidth]
+  const float* table;     // [table_rows, width(parts)]
   int64_t batch, n, stride, n_slots, table_rows, channels, halves;
+  int parts;  // of a sample, n / parts elements each, one after another
   Dtype out, slot, net;
   bool integer_time;
   int64_t threads;  // at most
@@ -55,6 +56,10 @@ void apply_row(const Registers& r, const Inputs& in);
 void normals(float* out, const uint64_t* seeds, int64_t batch, uint32_t index, int64_t n,
              int64_t stride, int64_t channels);
 
-int64_t size_of(Dtype dtype);
+inline int64_t size_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
+
+inline const float* line_of(const Registers& r, int64_t row) {
+  return r.table + row * width(r.parts);
+}
 
 }  // namespace pndm

@@ -40,6 +40,13 @@ Dtype dtype_of(const char* name, const std::string& text) {
   refuse(name, "float32, float16 or bfloat16", text);
 }
 
+int parts_of(int64_t table_width) {
+  for (int parts = 1; parts <= kMaxParts; ++parts) {
+    if (table_width == width(parts)) return parts;
+  }
+  refuse("table_width", "32 or 128", std::to_string(table_width));
+}
+
 bool integer_time(const std::string& text) {
   if (text != "float32" && text != "int64") refuse("time_dtype", "float32 or int64", text);
   return text == "int64";
@@ -61,6 +68,10 @@ class Run {
     if (r_.stride < r_.n) refuse("stride", "at least n", std::to_string(r_.stride));
     if (r_.n % r_.channels) refuse("channels", "a divisor of n", std::to_string(r_.channels));
     if (r_.n > kMostElements) refuse("n", "at most 2^34", std::to_string(r_.n));
+    if (r_.parts > 1 && r_.n % r_.parts) refuse("n", "even in phase space", std::to_string(r_.n));
+    if (r_.parts > 1 && r_.channels > 1) {
+      refuse("channels", "1 in phase space", std::to_string(r_.channels));
+    }
     if (r_.n_slots > kMaxSlots) refuse("n_slots", "at most 6", std::to_string(r_.n_slots));
     const int64_t state = r_.batch * r_.stride, inputs = r_.halves * r_.batch;
     ours_ = {range(r_.x, state * 4),
@@ -72,7 +83,7 @@ class Run {
              range(r_.seeds, r_.batch * 8),
              range(r_.first_bad, r_.batch * 4),
              range(r_.active, 4),
-             range(r_.table, r_.table_rows * kWidth * 4)};
+             range(r_.table, r_.table_rows * width(r_.parts) * 4)};
   }
 
   // False, with nothing done, where an output overlaps our memory.
@@ -108,9 +119,9 @@ class Run {
 Run make_run(uintptr_t x, uintptr_t y, uintptr_t slots, uintptr_t row, uintptr_t t,
              uintptr_t net_in, uintptr_t seeds, uintptr_t first_bad, uintptr_t active,
              uintptr_t table, int64_t batch, int64_t n, int64_t stride, int64_t n_slots,
-             int64_t table_rows, int64_t channels, int64_t halves, const std::string& out_dtype,
-             const std::string& slot_dtype, const std::string& net_dtype,
-             const std::string& time_dtype, int64_t threads) {
+             int64_t table_rows, int64_t table_width, int64_t channels, int64_t halves,
+             const std::string& out_dtype, const std::string& slot_dtype,
+             const std::string& net_dtype, const std::string& time_dtype, int64_t threads) {
   Registers r;
   r.x = pointer<float>("x", x);
   r.y = pointer<float>("y", y);
@@ -127,6 +138,7 @@ Run make_run(uintptr_t x, uintptr_t y, uintptr_t slots, uintptr_t row, uintptr_t
   r.stride = number("stride", stride, 1, "positive");
   r.n_slots = number("n_slots", n_slots, 1, "positive");
   r.table_rows = number("table_rows", table_rows, 1, "positive");
+  r.parts = parts_of(table_width);
   r.channels = number("channels", channels, 1, "positive");
   r.halves = number("halves", halves, 1, "positive");
   r.out = dtype_of("out_dtype", out_dtype);
@@ -154,20 +166,20 @@ py::dict columns() {
   py::dict all;
   const std::pair<const char*, int> named[] = {{"HALT", kHalt},
                                                {"T", kTime},
-                                               {"IN_SCALE", kInScale},
                                                {"SLOT", kSlot},
-                                               {"P", kP},
-                                               {"Q", kQ},
-                                               {"P2", kP2},
-                                               {"Q2", kQ2},
                                                {"CLAMP", kClamp},
                                                {"GUIDANCE", kGuidance},
                                                {"NOISE", kNoise},
                                                {"WRITE_X", kWriteX},
                                                {"WRITE_Y", kWriteY},
+                                               {"BLOCKS", kBlocks},
+                                               {"IN_SCALE", kInScale},
+                                               {"P", kP},
+                                               {"Q", kQ},
+                                               {"P2", kP2},
+                                               {"Q2", kQ2},
                                                {"X", kX},
-                                               {"Y", kY},
-                                               {"WIDTH", kWidth}};
+                                               {"Y", kY}};
   for (const auto& [name, column] : named) all[name] = column;
   return all;
 }
@@ -200,6 +212,9 @@ PYBIND11_MODULE(_C, m) {
   using py::literals::operator""_a;
   m.doc() = "The row operation and its noise on the CPU, and CUDA graphs, on raw pointers.";
   m.attr("columns") = columns();
+  m.def("column", &column, "first"_a, "parts"_a,
+        "Where a coefficient begins, given its column in a line of one part.");
+  m.def("width", &width, "parts"_a, "How many numbers a line of the table has.");
   m.def("normals", &fill_normals, "out"_a, "seeds"_a, "batch"_a, "index"_a, "n"_a, "stride"_a,
         "channels"_a,
         "Fill float32 [batch, n], rows `stride` apart, with a noise index's normals.");
@@ -214,8 +229,8 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Run>(m, "Run", "One row of the table for every sample, on memory that Python owns.")
       .def(py::init(&make_run), py::kw_only(), "x"_a, "y"_a, "slots"_a, "row"_a, "t"_a, "net_in"_a,
            "seeds"_a, "first_bad"_a, "active"_a, "table"_a, "batch"_a, "n"_a, "stride"_a,
-           "n_slots"_a, "table_rows"_a, "channels"_a, "halves"_a, "out_dtype"_a, "slot_dtype"_a,
-           "net_dtype"_a, "time_dtype"_a, "threads"_a = 1)
+           "n_slots"_a, "table_rows"_a, "table_width"_a, "channels"_a, "halves"_a, "out_dtype"_a,
+           "slot_dtype"_a, "net_dtype"_a, "time_dtype"_a, "threads"_a = 1)
       .def("__call__", &Run::operator(), "out"_a, "uncond"_a = 0, "z"_a = 0, py::pos_only(),
            "Execute each sample's row; False, with nothing done, where an output is our memory.");
 }

@@ -14,20 +14,22 @@
 
 namespace pndm {
 
-constexpr int64_t kTile = 1024;
-constexpr int kFront = 2;  // operands before the slots: x and y
+constexpr int64_t kTile = 1024;  // elements, of all parts
+constexpr int kFront = 2;        // operands before the slots: x and y
 
-// The operands of X or Y with nonzero coefficients, in the order of the table.
+// The operands of X or Y with nonzero coefficients, in the order of the table, where the
+// coefficients stand: one number each, or a block of two by two.
 struct Form {
   int fronts = 0, slots = 0;
   const float* front[kFront];
   const void* slot[kMaxSlots];
-  float front_scale[kFront], slot_scale[kMaxSlots];
-  float z_scale = 0;
+  const float *front_scale[kFront], *slot_scale[kMaxSlots];
+  const float* z_scale = nullptr;  // null where the row has no noise
 };
 
 struct StoreMap {
-  float p, q, p2, q2, clamp;
+  const float *p, *q, *p2, *q2;
+  float clamp;
 };
 
 // Arrays are indexed by Dtype. Functions that return bool say whether a value was not finite.
@@ -53,6 +55,11 @@ struct Loops {
   // the normals of elements [at, at + count) of a sample of n in physical order
   void (*normals)(uint64_t seed, uint32_t index, int64_t at, int64_t count, int64_t n,
                   int64_t channels, float* to);
+  // map and combine of two parts, which in registers lie `apart` and in e kTile apart; null where
+  // there is none
+  void (*map_two)(const StoreMap& store, const float* y, int64_t apart, int64_t count, float* e);
+  void (*combine_two[3][kFront + 1][kMaxSlots + 1])(const Form& form, int64_t apart, int64_t at,
+                                                    int64_t count, float* first, float* second);
 };
 
 struct InstructionSet {

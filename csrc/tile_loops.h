@@ -47,16 +47,20 @@ bool load(const void* out, const void* uncond, float guidance, int64_t at, int64
   return bad;
 }
 
+// Comparisons with NaN are false, so that NaN stays.
+PNDM_INLINE float clamped(float value, float clamp) {
+  value = value < -clamp ? -clamp : value;
+  return value > clamp ? clamp : value;
+}
+
 template <bool kInner, bool kOuter>
 void map(const StoreMap& store, const float* y, int64_t count, float* e) {
-  const auto [p, q, p2, q2, clamp] = store;
+  const float p = *store.p, q = *store.q, p2 = *store.p2, q2 = *store.q2, clamp = store.clamp;
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
     float value = e[i] * q;
     if constexpr (kInner) value = y[i] * p + value;
-    value = value < -clamp ? -clamp : value;  // comparisons with NaN are false, so that NaN stays
-    value = value > clamp ? clamp : value;
-    value = value * q2;
+    value = clamped(value, clamp) * q2;
     if constexpr (kOuter) value = y[i] * p2 + value;
     e[i] = value;
   }
@@ -76,11 +80,11 @@ void combine(const Form& form, int64_t at, int64_t count, float* to) {
   float front_scale[kFronts + 1], slot_scale[kSlots + 1];
   for (int k = 0; k < kFronts; ++k) {
     front[k] = form.front[k] + at;
-    front_scale[k] = form.front_scale[k];
+    front_scale[k] = *form.front_scale[k];
   }
   for (int k = 0; k < kSlots; ++k) {
     slot[k] = static_cast<const Slot*>(form.slot[k]) + at;
-    slot_scale[k] = form.slot_scale[k];
+    slot_scale[k] = *form.slot_scale[k];
   }
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
@@ -91,16 +95,98 @@ void combine(const Form& form, int64_t at, int64_t count, float* to) {
   }
 }
 
+// A number of a block. Where it is zero, all products are `nothing`: a zero, whatever is
+// multiplied.
+struct Factor {
+  float scale;
+  uint32_t used, nothing;  // bits
+};
+
+PNDM_INLINE void read_block(const float* block, uint32_t nothing, Factor* factors) {
+  for (int k = 0; k < 4; ++k) {
+    const bool used = block[k] != 0.0f;
+    factors[k] = {block[k], used ? ~0u : 0u, used ? 0u : nothing};
+  }
+}
+
+PNDM_INLINE float product(const Factor& factor, float value) {
+  return from_bits((to_bits(value * factor.scale) & factor.used) | factor.nothing);
+}
+
+// One part of values and y, mapped: its own value first, and that always.
+PNDM_INLINE float map_part(int part, const Factor* q, const float* values, const Factor* p,
+                           const float* y) {
+  const int own = 3 * part, other = 1 + part;
+  float total = values[part] * q[own].scale;
+  total = product(q[other], values[1 - part]) + total;
+  total = product(p[own], y[part]) + total;
+  return product(p[other], y[1 - part]) + total;
+}
+
+void map_two(const StoreMap& store, const float* y, int64_t apart, int64_t count, float* e) {
+  constexpr uint32_t kNothing = 0x80000000u;  // -0 changes no sum
+  Factor p[4], q[4], p2[4], q2[4];
+  read_block(store.p, kNothing, p);
+  read_block(store.q, kNothing, q);
+  read_block(store.p2, kNothing, p2);
+  read_block(store.q2, kNothing, q2);
+  const float clamp = store.clamp;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    const float value[2] = {e[i], e[kTile + i]}, state[2] = {y[i], y[apart + i]};
+    const float inner[2] = {clamped(map_part(0, q, value, p, state), clamp),
+                            clamped(map_part(1, q, value, p, state), clamp)};
+    e[i] = map_part(0, q2, inner, p2, state);
+    e[kTile + i] = map_part(1, q2, inner, p2, state);
+  }
+}
+
+template <class Slot, int kFronts, int kSlots>
+void combine_two(const Form& form, int64_t apart, int64_t at, int64_t count, float* first,
+                 float* second) {
+  constexpr uint32_t kNothing = 0;  // +0: a sum that starts there is never -0
+  const float* front[kFronts];
+  const Slot* slot[kSlots];
+  Factor front_scale[kFronts][4], slot_scale[kSlots][4];
+  for (int k = 0; k < kFronts; ++k) {
+    front[k] = form.front[k] + at;
+    read_block(form.front_scale[k], kNothing, front_scale[k]);
+  }
+  for (int k = 0; k < kSlots; ++k) {
+    slot[k] = static_cast<const Slot*>(form.slot[k]) + at;
+    read_block(form.slot_scale[k], kNothing, slot_scale[k]);
+  }
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    float total[2] = {0.0f, 0.0f};
+    for (int k = 0; k < 2 * kFronts; ++k) {
+      const float value = front[k / 2][k % 2 * apart + i];
+      for (int j = 0; j < 2; ++j) {
+        total[j] = total[j] + product(front_scale[k / 2][2 * j + k % 2], value);
+      }
+    }
+#pragma GCC unroll 12  // otherwise GCC keeps a long loop, and does not vectorize the outer one
+    for (int k = 0; k < 2 * kSlots; ++k) {
+      const float value = widen(slot[k / 2][k % 2 * apart + i]);
+      for (int j = 0; j < 2; ++j) {
+        total[j] = total[j] + product(slot_scale[k / 2][2 * j + k % 2], value);
+      }
+    }
+    first[i] = total[0];
+    second[i] = total[1];
+  }
+}
+
 template <int kSlots>
 bool combine_kept(const Form& form, const float* out, float* slot_, int64_t at, int64_t count,
                   float* to) {
   const float *front = form.front[0] + at, *from = out + at;
-  const float front_scale = form.front_scale[0];
+  const float front_scale = *form.front_scale[0];
   const float* slot[kSlots + 1];
   float slot_scale[kSlots + 1];
   for (int k = 0; k < kSlots; ++k) {
     slot[k] = static_cast<const float*>(form.slot[k]) + at;
-    slot_scale[k] = form.slot_scale[k];
+    slot_scale[k] = *form.slot_scale[k];
   }
   float* keep = slot_ + at;
   uint32_t bad = 0;
@@ -137,6 +223,11 @@ void normals(uint64_t seed, uint32_t index, int64_t at, int64_t count, int64_t n
   {combine<Slot, F, 0>, combine<Slot, F, 1>, combine<Slot, F, 2>, combine<Slot, F, 3>, \
    combine<Slot, F, 4>, combine<Slot, F, 5>, combine<Slot, F, 6>}
 #define PNDM_COMBINES(Slot) {PNDM_COMBINE(Slot, 0), PNDM_COMBINE(Slot, 1), PNDM_COMBINE(Slot, 2)}
+// These are long: 24 in place of 63. Operands of which nothing is taken make up the number.
+#define PNDM_TWO(Slot, F)                                                                       \
+  {nullptr, combine_two<Slot, F, 1>, combine_two<Slot, F, 2>, nullptr, combine_two<Slot, F, 4>, \
+   nullptr, combine_two<Slot, F, 6>}
+#define PNDM_TWOS(Slot) {{}, PNDM_TWO(Slot, 1), PNDM_TWO(Slot, 2)}
 #define PNDM_COPIES(Out) {copy<Out, float>, copy<Out, Float16>, copy<Out, BFloat16>}
 
 }  // namespace
@@ -153,6 +244,8 @@ const Loops loops = {
      combine_kept<5>, combine_kept<6>},
     add,
     normals,
+    map_two,
+    {PNDM_TWOS(float), PNDM_TWOS(Float16), PNDM_TWOS(BFloat16)},
 };
 
 }  // namespace pndm::PNDM_NAMESPACE

@@ -1,55 +1,70 @@
-"""`apply_row` as one Triton kernel; `pndm_fast.reference` says what it computes, bit for bit."""
+"""`apply_row` as one Triton kernel; `pndm_fast.reference` says what it computes, bit for bit.
+
+A program has a block of a sample, at two parts the same block of position and of momentum: it reads and writes each
+element once. What stands for an operand is a tuple of its parts.
+"""
 
 import torch
 import triton
 import triton.language as tl
+from pndm_fast.kernels.blocks import add, added, both, coefficient, entries, scaled, takes, width
 from pndm_fast.kernels.philox import normals_block
 from torch import Tensor
 
 from pndm_fast import table as columns
+from pndm_fast.plan import MAX_SLOTS, WIDTH_FORM
 from pndm_fast.registers import Registers
 
-BLOCK = 1024  # with 4 warps the smallest block whose 16-bit operands are read 128 bits at a time
+# Elements of all parts. With 4 warps the smallest block whose 16-bit operands are read 128 bits at a time, and of two
+# parts the fp32 ones: a larger one would not fit in registers.
+BLOCK = 1024
 OPTIONS = {
     "num_warps": 4,
     "maxnreg": 128,  # four programs an SM; uncapped the compiler takes up to 162, capped at 104 it spills
     "enable_fp_fusion": False,  # a fused multiply-add would not be the reference's bits
 }
 
-HALT, T, IN_SCALE, SLOT, P, Q, P2, Q2, CLAMP, GUIDANCE, NOISE, WRITE_X, WRITE_Y, X, Y, WIDTH = (
+HALT, T, SLOT, CLAMP, GUIDANCE, NOISE, WRITE_X, WRITE_Y, IN_SCALE, P, Q, P2, Q2, X, Y = (
     tl.constexpr(getattr(columns, name))
-    for name in "HALT T IN_SCALE SLOT P Q P2 Q2 CLAMP GUIDANCE NOISE WRITE_X WRITE_Y X Y WIDTH".split()
+    for name in "HALT T SLOT CLAMP GUIDANCE NOISE WRITE_X WRITE_Y IN_SCALE P Q P2 Q2 X Y".split()
 )
+SLOTS, OPERANDS = tl.constexpr(MAX_SLOTS), tl.constexpr(WIDTH_FORM)
+FIRST_SLOT, LAST = tl.constexpr(2), tl.constexpr(WIDTH_FORM - 1)  # operands are x, y, the slots and z
 EXPONENT = tl.constexpr(0x7F800000)
 INTERPRETED = tl.constexpr(not isinstance(normals_block, triton.JITFunction))  # TRITON_INTERPRET=1
 
 
 @triton.jit
-def _place(pid, stride, BLOCK: tl.constexpr):
+def _place(pid, length, BLOCK: tl.constexpr):
     """The program's sample, the first element of its block there, both int64, and the blocks of a sample."""
-    blocks = (stride - 1) // BLOCK + 1
+    blocks = (length - 1) // BLOCK + 1
     return (pid // blocks).to(tl.int64), (pid % blocks).to(tl.int64) * BLOCK, blocks
 
 
 @triton.jit
-def _coefficients(line, column, write_x, write_y):
-    """What X and Y take of an operand; a register that the row does not write takes nothing."""
-    return tl.where(write_x, tl.load(line + X + column), 0.0), tl.where(write_y, tl.load(line + Y + column), 0.0)
+def _read_all(ptr, apart, lane, left, PARTS: tl.constexpr):
+    """Of each part the first `left` elements, then zeros."""
+    parts = ()
+    for j in tl.static_range(PARTS):
+        parts += (tl.load(ptr + j * apart + lane, mask=lane < left, other=0.0).to(tl.float32),)
+    return parts
 
 
 @triton.jit
-def _read(ptr, left, needed, BLOCK: tl.constexpr):
+def _read(ptr, lane, left, needed):
     """The first `left` elements at ptr, then zeros; no traffic unless they are needed."""
-    lane = tl.arange(0, BLOCK)
     # Triton's interpreter cannot broadcast one bit; in machine code this is the predicate of one branchless load.
-    wanted = tl.zeros([BLOCK], tl.int32) + needed.to(tl.int32)
+    wanted = tl.zeros_like(lane) + needed.to(tl.int32)
     return tl.load(ptr + lane, mask=(lane < left) & (wanted != 0), other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _slot(slots_ptr, plane, left, index, slot, x, y, BLOCK: tl.constexpr):
-    """A past slot, if X or Y takes it; the row's own is taken from the value being stored."""
-    return _read(slots_ptr + plane * index, left, (index != slot) & ((x != 0) | (y != 0)), BLOCK)
+def _operand(ptr, apart, lane, left, held, when, PARTS: tl.constexpr):
+    """The parts of which its coefficients take anything."""
+    parts = ()
+    for j in tl.static_range(PARTS):
+        parts += (_read(ptr + j * apart, lane, left, when & takes(held, j, PARTS)),)
+    return parts
 
 
 @triton.jit
@@ -65,24 +80,68 @@ def _round(value, dtype: tl.constexpr):
 
 
 @triton.jit
-def _add(total, operand, coefficient):
-    if coefficient != 0:  # an operand that is not used may hold anything
-        total += operand * coefficient
-    return total
+def _guided(e, u, guidance, PARTS: tl.constexpr):
+    parts = ()
+    for j in tl.static_range(PARTS):  # at scale 1 a sample owes nothing to the unconditional output
+        parts += (tl.where(guidance == 1, e[j], (e[j] - u[j]) * guidance + u[j]),)
+    return parts
 
 
 @triton.jit
-def _combine(x, y, s0, s1, s2, s3, s4, s5, z, cx, cy, c0, c1, c2, c3, c4, c5, cz):
-    """The sum of the operands in the table's order, from zero, each step rounded."""
-    total = _add(tl.zeros_like(x), x, cx)
-    total = _add(total, y, cy)
-    total = _add(total, s0, c0)
-    total = _add(total, s1, c1)
-    total = _add(total, s2, c2)
-    total = _add(total, s3, c3)
-    total = _add(total, s4, c4)
-    total = _add(total, s5, c5)
-    return _add(total, z, cz)
+def _any_bad(e, PARTS: tl.constexpr):
+    """Not zero where an element is not finite."""
+    bad = (e[0].to(tl.int32, bitcast=True) & EXPONENT) == EXPONENT
+    for j in tl.static_range(1, PARTS):
+        bad = bad | ((e[j].to(tl.int32, bitcast=True) & EXPONENT) == EXPONENT)
+    return tl.max(bad.to(tl.int32), 0)
+
+
+@triton.jit
+def _converted(e, y, p, q, p2, q2, clamp, PARTS: tl.constexpr):
+    """From what the network predicts to what the solver combines."""
+    clamped = ()
+    for i in tl.static_range(PARTS):
+        value = added(scaled(e, q, i, PARTS), y, p, i, PARTS)
+        value = tl.where(value > clamp, clamp, value)  # minimum and maximum would lose a NaN
+        clamped += (tl.where(value < -clamp, -clamp, value),)
+    parts = ()
+    for i in tl.static_range(PARTS):
+        parts += (added(scaled(clamped, q2, i, PARTS), y, p2, i, PARTS),)
+    return parts
+
+
+@triton.jit
+def _write(ptr, apart, lane, left, values, PARTS: tl.constexpr):
+    """Write the parts in the buffer's dtype, and return them as they now are."""
+    parts = ()
+    for i in tl.static_range(PARTS):
+        rounded = _round(values[i], ptr.dtype.element_ty)
+        tl.store(ptr + i * apart + lane, rounded, mask=lane < left)
+        parts += (rounded.to(tl.float32),)
+    return parts
+
+
+@triton.jit
+def _combine(ptr, apart, lane, left, operands, forms, RESULT: tl.constexpr, PARTS: tl.constexpr):
+    """Write the operands' sum in the table's order, from zero, each step rounded."""
+    parts = ()
+    for i in tl.static_range(PARTS):
+        total = tl.zeros_like(operands[0][0])
+        for k in tl.static_range(OPERANDS):
+            row = entries(forms[k][RESULT], i, PARTS)
+            for j in tl.static_range(PARTS):
+                total = add(total, operands[k][j], row[j])
+        tl.store(ptr + i * apart + lane, total, mask=lane < left)  # at once: its registers are free for the other's
+        parts += (total,)
+    return parts
+
+
+@triton.jit
+def _input(y, in_scale, PARTS: tl.constexpr):
+    parts = ()
+    for i in tl.static_range(PARTS):
+        parts += (scaled(y, in_scale, i, PARTS),)
+    return parts
 
 
 @triton.jit(do_not_specialize=["batch", "channels"])
@@ -92,83 +151,89 @@ def _apply_row_kernel(
     slots_ptr,  # past converted outputs [slots, batch, stride]
     row_ptr,  # int32 [batch]
     t_ptr,  # the network's time input [HALVES * batch]
-    net_in_ptr,  # the network's input [HALVES * batch, n], or None
+    net_in_ptr,  # the network's input [HALVES * batch, PARTS * n], or None
     seeds_ptr,  # int64 [batch]
     first_bad_ptr,  # int32 [batch]
     active_ptr,  # int32 [1]
     done_ptr,  # tickets, int32 [batch]
-    table_ptr,  # fp32 [rows, WIDTH]
-    out_ptr,  # the network's output [batch, n]
+    table_ptr,  # fp32 [rows, WIDTHS[PARTS]]
+    out_ptr,  # the network's output [batch, PARTS * n]
     uncond_ptr,  # its unconditional output, or None
-    z_ptr,  # standard normals [batch, n] in place of Philox, or None
-    n,
+    z_ptr,  # standard normals [batch, PARTS * n] in place of Philox, or None
+    n,  # elements of a part
     stride,
     batch,
     channels,
+    PARTS: tl.constexpr,
     HALVES: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    BLOCK: tl.constexpr,
+    SCATTERED: tl.constexpr,  # of `normals_block`
+    BLOCK: tl.constexpr,  # elements of a part
 ):
-    b, start, blocks = _place(tl.program_id(0), stride, BLOCK)
+    if PARTS > 1 and not SCATTERED:
+        n = n // 4 * 4  # the same, but known to be a multiple: the second part is as aligned as the first
+    length = stride if PARTS == 1 else n  # a single part's padding is written too: its accesses are whole vectors
+    b, start, blocks = _place(tl.program_id(0), length, BLOCK)
     batch = batch.to(tl.int64)
     row = tl.load(row_ptr + b)
     lane = tl.arange(0, BLOCK)
-    own = b * stride + start  # in our buffers, whose rows are padded to whole vectors
-    outer = b * n + start  # in the network's
-    padded = stride - start
+    apart = tl.cast(n, tl.int64)
+    own = b * stride + start  # in our buffers
+    outer = b * PARTS * n + start  # in the network's
+    left = length - start
     inside = n - start
-    e = tl.load(out_ptr + outer + lane, mask=lane < inside, other=0.0).to(tl.float32)
+    e = _read_all(out_ptr + outer, apart, lane, inside, PARTS)
     if uncond_ptr is not None:
-        u = tl.load(uncond_ptr + outer + lane, mask=lane < inside, other=0.0).to(tl.float32)
+        u = _read_all(uncond_ptr + outer, apart, lane, inside, PARTS)
 
-    line = table_ptr + row.to(tl.int64) * WIDTH
+    line = table_ptr + row.to(tl.int64) * width(PARTS)
     if tl.load(line + HALT) != 0:
         return
     slot = tl.load(line + SLOT).to(tl.int32)
-    p = tl.load(line + P)
-    q = tl.load(line + Q)
-    p2 = tl.load(line + P2)
-    q2 = tl.load(line + Q2)
+    p = coefficient(line, P, PARTS)
+    q = coefficient(line, Q, PARTS)
+    p2 = coefficient(line, P2, PARTS)
+    q2 = coefficient(line, Q2, PARTS)
+    store_y = both(p, p2, True, True, PARTS)
     clamp = tl.load(line + CLAMP)
     guidance = tl.load(line + GUIDANCE)
-    next_halt = tl.load(line + WIDTH + HALT)
-    next_t = tl.load(line + WIDTH + T)
-    next_scale = tl.load(line + WIDTH + IN_SCALE)
+    next_line = line + width(PARTS)
+    next_halt = tl.load(next_line + HALT)
+    next_t = tl.load(next_line + T)
+    next_scale = coefficient(next_line, IN_SCALE, PARTS)
     write_x = tl.load(line + WRITE_X) != 0
     write_y = tl.load(line + WRITE_Y) != 0
     noise = tl.load(line + NOISE).to(tl.int32)
-    xx, yx = _coefficients(line, 0, write_x, write_y)
-    xy, yy = _coefficients(line, 1, write_x, write_y)
-    x0, y0 = _coefficients(line, 2, write_x, write_y)
-    x1, y1 = _coefficients(line, 3, write_x, write_y)
-    x2, y2 = _coefficients(line, 4, write_x, write_y)
-    x3, y3 = _coefficients(line, 5, write_x, write_y)
-    x4, y4 = _coefficients(line, 6, write_x, write_y)
-    x5, y5 = _coefficients(line, 7, write_x, write_y)
-    xz, yz = _coefficients(line, 8, write_x, write_y)
+    forms = ()
+    for k in tl.static_range(OPERANDS):
+        forms += (both(coefficient(line, X + k, PARTS), coefficient(line, Y + k, PARTS), write_x, write_y, PARTS),)
 
     # Before the loads, whose results would have to be kept in registers beside Philox's.
-    z = tl.zeros([BLOCK], tl.float32)
-    noisy = (noise != 0) & ((xz != 0) | (yz != 0))
-    if z_ptr is not None:
-        z = _read(z_ptr + outer, inside, noisy, BLOCK)
-    elif noisy:
-        z = normals_block(tl.load(seeds_ptr + b), noise, start, n, channels, CHANNELS_LAST, BLOCK)
+    z = ()
+    for j in tl.static_range(PARTS):
+        normals = tl.zeros([BLOCK], tl.float32)
+        noisy = (noise != 0) & takes(forms[LAST], j, PARTS)
+        if z_ptr is not None:
+            normals = _read(z_ptr + outer + j * apart, lane, inside, noisy)
+        elif noisy:
+            normals = normals_block(tl.load(seeds_ptr + b), noise, start + j * apart, n, channels, SCATTERED, BLOCK)
+        z += (normals,)
 
     # Every load is issued before the first result is needed; one that the row does not need is masked off.
-    needs_y = (p != 0) | (p2 != 0) | (xy != 0) | (yy != 0)
-    if net_in_ptr is not None:
-        needs_y = needs_y | (write_y == 0)
-    x = _read(x_ptr + own, padded, (xx != 0) | (yx != 0), BLOCK)
-    y = _read(y_ptr + own, padded, needs_y, BLOCK)
+    needs_y = ()
+    for j in tl.static_range(PARTS):
+        needed = takes(forms[1], j, PARTS, takes(store_y, j, PARTS))
+        if net_in_ptr is not None:
+            needed = needed | (write_y == 0)
+        needs_y += (needed,)
+    x = _operand(x_ptr + own, apart, lane, left, forms[0], True, PARTS)
+    y = ()
+    for j in tl.static_range(PARTS):
+        y += (_read(y_ptr + own + j * apart, lane, left, needs_y[j]),)
     slots_ptr += own
     plane = batch * stride
-    s0 = _slot(slots_ptr, plane, padded, 0, slot, x0, y0, BLOCK)
-    s1 = _slot(slots_ptr, plane, padded, 1, slot, x1, y1, BLOCK)
-    s2 = _slot(slots_ptr, plane, padded, 2, slot, x2, y2, BLOCK)
-    s3 = _slot(slots_ptr, plane, padded, 3, slot, x3, y3, BLOCK)
-    s4 = _slot(slots_ptr, plane, padded, 4, slot, x4, y4, BLOCK)
-    s5 = _slot(slots_ptr, plane, padded, 5, slot, x5, y5, BLOCK)
+    slots = ()
+    for k in tl.static_range(SLOTS):  # the row's own is taken from the value being stored
+        slots += (_operand(slots_ptr + plane * k, apart, lane, left, forms[FIRST_SLOT + k], k != slot, PARTS),)
 
     # The last ticket of a sample says that all its programs have read `row`. Taken here, its latency passes while
     # the loads are under way; the barrier keeps it behind this program's own reads.
@@ -176,40 +241,29 @@ def _apply_row_kernel(
     ticket = tl.atomic_add(done_ptr + b, 1)
 
     if uncond_ptr is not None:
-        e = tl.where(guidance == 1, e, (e - u) * guidance + u)  # at scale 1 a sample owes nothing to the other half
-    bad = (e.to(tl.int32, bitcast=True) & EXPONENT) == EXPONENT
-    if tl.max(bad.to(tl.int32), 0) != 0:
+        e = _guided(e, u, guidance, PARTS)
+    if _any_bad(e, PARTS) != 0:
         tl.atomic_min(first_bad_ptr + b, row, sem="relaxed")
 
-    value = e * q
-    if p != 0:
-        value = y * p + value
-    value = tl.where(value > clamp, clamp, value)  # minimum and maximum would lose a NaN
-    value = tl.where(value < -clamp, -clamp, value)
-    value = value * q2
-    if p2 != 0:
-        value = y * p2 + value
-    stored = _round(value, slots_ptr.dtype.element_ty)
-    tl.store(slots_ptr + slot * plane + lane, stored, mask=lane < padded)
-    new = stored.to(tl.float32)
-    s0 = tl.where(slot == 0, new, s0)
-    s1 = tl.where(slot == 1, new, s1)
-    s2 = tl.where(slot == 2, new, s2)
-    s3 = tl.where(slot == 3, new, s3)
-    s4 = tl.where(slot == 4, new, s4)
-    s5 = tl.where(slot == 5, new, s5)
+    new = _converted(e, y, p, q, p2, q2, clamp, PARTS)
+    new = _write(slots_ptr + slot * plane, apart, lane, left, new, PARTS)
+    operands = (x, y)
+    for k in tl.static_range(SLOTS):
+        parts = ()
+        for j in tl.static_range(PARTS):
+            parts += (tl.where(slot == k, new[j], slots[k][j]),)
+        operands += (parts,)
+    operands += (z,)
 
     following = y
     if write_x:
-        total = _combine(x, y, s0, s1, s2, s3, s4, s5, z, xx, xy, x0, x1, x2, x3, x4, x5, xz)
-        tl.store(x_ptr + own + lane, total, mask=lane < padded)
+        _combine(x_ptr + own, apart, lane, left, operands, forms, 0, PARTS)
     if write_y:
-        following = _combine(x, y, s0, s1, s2, s3, s4, s5, z, yx, yy, y0, y1, y2, y3, y4, y5, yz)
-        tl.store(y_ptr + own + lane, following, mask=lane < padded)
+        following = _combine(y_ptr + own, apart, lane, left, operands, forms, 1, PARTS)
     if net_in_ptr is not None:
-        scaled = _round(following * next_scale, net_in_ptr.dtype.element_ty)
+        values = _input(following, next_scale, PARTS)
         for half in tl.static_range(HALVES):
-            tl.store(net_in_ptr + half * batch * n + outer + lane, scaled, mask=lane < inside)
+            _write(net_in_ptr + half * batch * PARTS * n + outer, apart, lane, inside, values, PARTS)
 
     if ticket == blocks - 1:
         tl.store(done_ptr + b, 0)
@@ -222,9 +276,9 @@ def _apply_row_kernel(
 
 
 @triton.jit(do_not_specialize=["index", "channels"])
-def _normals_kernel(z_ptr, seeds_ptr, index, n, stride, channels, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
+def _normals_kernel(z_ptr, seeds_ptr, index, n, stride, channels, SCATTERED: tl.constexpr, BLOCK: tl.constexpr):
     b, start, _ = _place(tl.program_id(0), stride, BLOCK)
-    z = normals_block(tl.load(seeds_ptr + b), index, start, n, channels, CHANNELS_LAST, BLOCK)
+    z = normals_block(tl.load(seeds_ptr + b), index, start, n, channels, SCATTERED, BLOCK)
     lane = tl.arange(0, BLOCK)
     tl.store(z_ptr + b * stride + start + lane, z, mask=lane < stride - start)
 
@@ -235,6 +289,11 @@ def _check_device(name: str, tensor: Tensor) -> None:
             f"{name} must be on a CUDA device for the Triton backend, got {tensor.device}; "
             "on the CPU it runs only in Triton's interpreter (TRITON_INTERPRET=1)"
         )
+
+
+def _check_parts(parts: int, r: Registers) -> None:
+    if parts > 1 and (r.n % parts or r.channels > 1):
+        raise ValueError(f"a table of blocks must have an even n and channels 1, got {r.n} and {r.channels}")
 
 
 def _check_operand(name: str, tensor: Tensor | None, r: Registers) -> None:
@@ -256,7 +315,8 @@ def apply_row(
     neither remains.
 
     Raises:
-        ValueError: tensors are not on a CUDA device, x is not float32, or an operand is not a dense [B, n].
+        ValueError: tensors are not on a CUDA device, x is not float32, an operand is not a dense [B, n], or samples
+            have no two halves for a table of blocks.
     """
     r = registers
     _check_device("x", r.x)
@@ -265,8 +325,11 @@ def apply_row(
     _check_operand("out", out, r)
     _check_operand("uncond", uncond, r)
     _check_operand("z", z, r)
-    batch, stride = r.row.shape[0], r.x.shape[1]
-    _apply_row_kernel[(triton.cdiv(stride, BLOCK) * batch,)](
+    batch, stride, parts = r.row.shape[0], r.x.shape[1], columns.parts_of(table)
+    _check_parts(parts, r)
+    n, block = r.n // parts, BLOCK // parts
+    length = stride if parts == 1 else n
+    _apply_row_kernel[(triton.cdiv(length, block) * batch,)](
         r.x,
         r.y,
         r.slots,
@@ -281,13 +344,14 @@ def apply_row(
         out,
         uncond,
         z,
-        r.n,
+        n,
         stride,
         batch,
         r.channels,
+        PARTS=parts,
         HALVES=r.t.shape[0] // batch,
-        CHANNELS_LAST=r.channels > 1,
-        BLOCK=BLOCK,
+        SCATTERED=r.channels > 1 or (parts > 1 and n % 4 != 0),
+        BLOCK=block,
         **OPTIONS,
     )
 
@@ -307,7 +371,7 @@ def normals(seeds: Tensor, index: int, n: int, stride: int, channels: int = 1) -
         n,
         stride,
         channels,
-        CHANNELS_LAST=channels > 1,
+        SCATTERED=channels > 1,
         BLOCK=BLOCK,
         **OPTIONS,
     )

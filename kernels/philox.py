@@ -88,7 +88,7 @@ def _contiguous(seed, index, start, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _channels_last(seed, index, start, spatial, channels, BLOCK: tl.constexpr):
+def _scattered(seed, index, start, spatial, channels, BLOCK: tl.constexpr):
     first = (start % channels).to(tl.uint32) + tl.arange(0, BLOCK).to(tl.uint32)
     channel = first % channels.to(tl.uint32)
     position = start // channels + (first // channels.to(tl.uint32)).to(tl.int64)
@@ -100,10 +100,14 @@ def _channels_last(seed, index, start, spatial, channels, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def normals_block(seed, index, start, n, channels, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
-    """Normals of one sample's physical elements start .. start + BLOCK - 1; start is an int64 multiple of BLOCK."""
-    if CHANNELS_LAST:
-        z = _channels_last(seed, index, start, n // channels, channels, BLOCK)
+def normals_block(seed, index, start, n, channels, SCATTERED: tl.constexpr, BLOCK: tl.constexpr):
+    """Normals of one sample's physical elements start .. start + BLOCK - 1; start is int64.
+
+    SCATTERED where one counter's four normals are not four neighbors from a multiple of four on: samples are
+    channels-last, or start is no multiple of 4. Else channels is 1.
+    """
+    if SCATTERED:
+        z = _scattered(seed, index, start, n // channels, channels, BLOCK)
     else:
         z = _contiguous(seed, index, start, BLOCK)
     return z

@@ -2,6 +2,12 @@
 
 columns: dict[str, int]
 
+def column(first: int, parts: int) -> int:
+    """Where a coefficient begins, given its column in a line of one part."""
+
+def width(parts: int) -> int:
+    """How many numbers a line of the table has."""
+
 class Run:
     """One row of the table for every sample, on raw pointers that the caller keeps alive."""
 
@@ -23,6 +29,7 @@ class Run:
         stride: int,
         n_slots: int,
         table_rows: int,
+        table_width: int,
         channels: int,
         halves: int,
         out_dtype: str,

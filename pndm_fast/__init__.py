@@ -1,12 +1,13 @@
 """A sampling engine for diffusion models: a sampler is a plan, one fused operation runs any row of any plan."""
 
-from pndm_fast import ops, solvers
+from pndm_fast import ops, phase_space, solvers
 from pndm_fast.events import BadSample, Cancel, Cancelled, NonFiniteError, Report, Step
+from pndm_fast.levels import Level, Levels
 from pndm_fast.make_plan import make_plan
 from pndm_fast.memory import clear
 from pndm_fast.oneshot import sample
 from pndm_fast.oracle import probability_flow
-from pndm_fast.plan import Level, Levels, Plan, Prologue, Row, Store
+from pndm_fast.plan import Plan, Prologue, Row, Store
 from pndm_fast.ranges import nvtx_ranges
 from pndm_fast.sampler import Sampler
 from pndm_fast.schedule import Schedule
@@ -37,6 +38,7 @@ __all__ = [
     "make_plan",
     "nvtx_ranges",
     "ops",
+    "phase_space",
     "probability_flow",
     "sample",
     "solvers",

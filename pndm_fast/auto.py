@@ -9,6 +9,7 @@ from typing import Any
 
 from pndm_fast.grids import make_grid
 from pndm_fast.noise import is_integer
+from pndm_fast.phase_space import PSLD
 from pndm_fast.schedule import Schedule
 
 AUTO = "auto"
@@ -48,16 +49,20 @@ MEASURED = (
 # alpha above which pure noise is no start: leading grids begin late, which pays where alpha is small there
 START = 0.05
 LATE = Choice(math.inf, "unipc", "trailing")  # the best measured of few calls that begins at the noisiest time
+# the best at 10 and 25 calls in benchmarks/results/phase/mnist.json; at 50 and 100 as good as its reference can tell
+IN_PHASE_SPACE = Choice(math.inf, "conjugate", None, {"order": 3})
 ELSEWHERE = Choice(math.inf, "unipc", None)  # not measured; on the schedule's own grid
 
 
-def recommend(schedule: Schedule, calls: int) -> Choice:
+def recommend(schedule: Schedule | PSLD, calls: int) -> Choice:
     """The choice for a number of network calls.
 
     The table is of a network on the linear schedule, and taken for every variance-preserving one; a leading grid only
     where it begins at alpha <= 0.05, else UniPC of order 2 on a trailing one. Elsewhere (EDM's sigmas, flow, and zero
-    terminal SNR): UniPC of order 2 on the schedule's own grid, or trailing.
+    terminal SNR): UniPC of order 2 on the schedule's own grid, or trailing. In phase space: gDDIM's frame at order 3.
     """
+    if isinstance(schedule, PSLD):
+        return IN_PHASE_SPACE
     if schedule.scale != "vp" or schedule.alpha(schedule.last) == 0:
         return ELSEWHERE
     choice = next(choice for choice in MEASURED if calls <= choice.most)
@@ -67,7 +72,12 @@ def recommend(schedule: Schedule, calls: int) -> Choice:
     return LATE if few or schedule.alpha(make_grid(schedule, calls, "leading")[0]) > START else choice
 
 
-def settle(schedule: Schedule, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def default_solver(schedule: Schedule | PSLD | None) -> str:
+    """Where none is named."""
+    return AUTO if isinstance(schedule, PSLD) else "f-pndm"
+
+
+def settle(schedule: Schedule | PSLD, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """A solver's name and `make_plan`'s arguments for auto's.
 
     The number of calls decides: nfe, or as many as there are steps, before `start` or `strength` takes some away. What
@@ -87,6 +97,7 @@ def settle(schedule: Schedule, arguments: Mapping[str, Any]) -> tuple[str, dict[
     own: dict[str, Any] = {}
     if choice.spacing is not None and not any(name in given for name in _GRID):
         own["spacing"] = choice.spacing
-        if choice.last is not None and given.get("final") != "min":  # which goes to the schedule's own end
-            own["t_min"] = round(max(float(schedule.time_at(-math.log(choice.last))), schedule.floor), 6)
+        last = None if given.get("final") == "min" else choice.last  # min goes to the schedule's own end
+        if last is not None and isinstance(schedule, Schedule):
+            own["t_min"] = round(max(float(schedule.time_at(-math.log(last))), schedule.floor), 6)
     return choice.solver, {**own, **given, **choice.options}

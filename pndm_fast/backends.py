@@ -103,6 +103,7 @@ def _cpp_run(registers: Registers, table: Tensor, out_dtype: torch.dtype) -> Cal
         stride=r.y.shape[1],
         n_slots=r.slots.shape[0],
         table_rows=table.shape[0],
+        table_width=table.shape[1],
         channels=r.channels,
         halves=r.halves,
         out_dtype=name(out_dtype),

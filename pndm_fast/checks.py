@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pndm_fast import conditioning
+from pndm_fast.blocks import matrix
 from pndm_fast.noise import is_integer, seed_tensor
 from pndm_fast.plan import Plan, distinct
 
@@ -147,7 +148,8 @@ def check_time_dtype(plan: Plan, dtype: torch.dtype | None) -> None:
     if dtype is torch.int64:
         for t in plan.times:
             if t != int(t):
-                raise ValueError(f"times must be integers for time_dtype int64, got {t:g}: use integer_times=True")
+                hint = "" if plan.parts > 1 else ": use integer_times=True"
+                raise ValueError(f"times must be integers for time_dtype int64, got {t:g}{hint}")
 
 
 def check_start(plan: Plan, given: bool) -> None:
@@ -156,27 +158,47 @@ def check_start(plan: Plan, given: bool) -> None:
     Raises:
         ValueError: alpha above one half at the first call.
     """
-    alpha = plan.start.alpha / math.hypot(*plan.start)
+    start = plan.start.position
+    alpha = start.alpha / math.hypot(*start)
     if given or alpha <= FEW_ALPHA:
         return
-    text = (
-        f"the grid starts pure noise at t = {plan.times[0]:g}, where alpha is {alpha:.3g}: "
-        "spacing='trailing' starts at the noisiest time"
-    )
+    hint = "spacing='trailing' starts at the noisiest time"
+    if plan.parts > 1:
+        hint = "a larger beta leaves less of the data"
+    text = f"the grid starts pure noise at t = {plan.times[0]:g}, where alpha is {alpha:.3g}: {hint}"
     if alpha > MUCH_ALPHA:
         raise ValueError(f"{text}; or give state=")
     warnings.warn(text, stacklevel=5)
 
 
-def check_models(plans: tuple[Plan, ...], networks: int) -> None:
-    """Refuse plans that call a network that there is not.
+def check_parts(plan: Plan, shape: tuple[int, ...]) -> None:
+    """Refuse samples that are not positions and momenta for a plan in phase space.
 
     Raises:
-        ValueError: naming the index.
+        ValueError: the first dimension of a sample does not divide into halves.
     """
-    highest = max(model for plan in distinct(plans) for model, _ in plan.kinds)
-    if highest >= networks:
-        raise ValueError(f"the plan calls network {highest}, but model has {networks}: give a sequence of networks")
+    if plan.parts > 1 and (len(shape) < 2 or shape[1] % plan.parts):
+        rule = "(batch, positions and momenta, ...) with an even second entry"
+        raise ValueError(f"shape must be {rule} for {plan.solver} in phase space, got {shape}")
+
+
+def check_models(plans: tuple[Plan, ...], networks: Sequence[Any]) -> None:
+    """Refuse plans that call a network that there is not, or that read more of its output than it knows.
+
+    Raises:
+        ValueError: naming the index, or the plan's solver.
+    """
+    for plan in distinct(plans):
+        highest = max(model for model, _ in plan.kinds)
+        if highest >= len(networks):
+            count = len(networks)
+            raise ValueError(f"the plan calls network {highest}, but model has {count}: give a sequence of networks")
+        for row in plan:
+            if getattr(networks[row.model], "momentum_only", False) and np.any(matrix(row.store.q)[:, 0]):
+                raise ValueError(
+                    f"schedule must be PSLD(...).momentum_only() for a network of the momentum alone, but "
+                    f"{plan.solver}'s plan reads what it predicts of the position"
+                )
 
 
 def check_conditioning(

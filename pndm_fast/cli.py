@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -21,15 +19,19 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import pndm_fast as pf
-from pndm_fast.auto import AUTO, settle
-from pndm_fast.grids import SPACINGS
-from pndm_fast.jobs import BATCH, DEMO, Job, JobError, ModelArgs, Run, UsageError
+from pndm_fast import demo
+from pndm_fast.auto import AUTO, default_solver, settle
+from pndm_fast.cli_words import find_device, parse_classes, parse_options, parse_shape
+from pndm_fast.grids import PHASE_SPACINGS, SPACINGS
+from pndm_fast.jobs import BATCH, DEMO, DEMO_PSLD, DEMOS, Job, JobError, ModelArgs, Run
 from pndm_fast.make_plan import choose
+from pndm_fast.phase_space import PSLD
 from pndm_fast.progress import progress_bar
 from pndm_fast.schedule import Schedule
 from pndm_fast.solvers import FACTS, SOLVERS, source
+from pndm_fast.targets import UsageError
 
-SCHEDULES: dict[str, Callable[[], Schedule]] = {
+SCHEDULES: dict[str, Callable[[], Schedule | PSLD]] = {
     "linear": Schedule.linear,
     "scaled-linear": Schedule.scaled_linear,
     "cosine": Schedule.cosine,
@@ -37,10 +39,8 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "vp": Schedule.vp,
     "edm": Schedule.edm,
     "flow": Schedule.flow,
+    "psld": PSLD,
 }
-FLAGS = ("solver", "schedule", "steps", "nfe", "spacing", "prediction", "compat")  # not to be given as --option
-MOST_CLASSES = 1_000_000
-WORDS = {"true": True, "false": False, "none": None}
 
 
 class Commands(TyperGroup):
@@ -86,15 +86,23 @@ def _short_warnings() -> Iterator[None]:
 
 app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-Solver = Annotated[str, typer.Option(help="A solver, `pndm-fast solvers` lists them; auto chooses one.")]
+Solver = Annotated[
+    str | None,
+    typer.Option(help="A solver, `pndm-fast solvers` lists them; auto chooses one. Default f-pndm, on psld auto."),
+]
 Steps = Annotated[int | None, typer.Option(help="Time points, default 50.")]
 Nfe = Annotated[int | None, typer.Option(help="Network calls, in place of --steps.")]
-Spacing = Annotated[str | None, typer.Option(help=f"{', '.join(SPACINGS)}; default the solver's own.")]
+Spacing = Annotated[
+    str | None,
+    typer.Option(help=f"{', '.join(SPACINGS)}; on psld {', '.join(PHASE_SPACINGS)}; default the solver's own."),
+]
 Prediction = Annotated[str, typer.Option(help="What the network predicts: eps, v, x0, flow or edm.")]
-ScheduleName = Annotated[str, typer.Option("--schedule", help=", ".join(SCHEDULES))]
+ScheduleName = Annotated[
+    str | None, typer.Option("--schedule", help=f"{', '.join(SCHEDULES)}; default the model's, or the solver's own.")
+]
 Options = Annotated[list[str] | None, typer.Option("--option", help="A solver's option, such as eta=0.5; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Model = Annotated[str, typer.Option(help=f"{DEMO}, or package.module:factory with --trust.")]
+Model = Annotated[str, typer.Option(help=f"{', '.join(DEMOS)}, or package.module:factory with --trust.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Allow --model to import and run code.")]
 Shape = Annotated[str | None, typer.Option(help="C,H,W of a model whose config does not say.")]
 Number = Annotated[int, typer.Option("--number", "-n", min=1, help="Pictures.")]
@@ -123,12 +131,12 @@ def sample(
     model: Model = DEMO,
     trust: Trust = False,
     shape: Shape = None,
-    solver: Solver = "f-pndm",
+    solver: Solver = None,
     steps: Steps = None,
     nfe: Nfe = None,
     spacing: Spacing = None,
     prediction: Prediction = "eps",
-    schedule: ScheduleName = "linear",
+    schedule: ScheduleName = None,
     option: Options = None,
     number: Number = 64,
     seed: Seed = 0,
@@ -148,10 +156,12 @@ def sample(
 ) -> None:
     """Draw pictures from a model: pndm-fast sample --solver f-pndm --steps 50 --out digits.png"""
     options = parse_options(option or [])
+    schedule, form = find_schedule(schedule, solver, model)
+    solver = solver or default_solver(form)
     if solver == AUTO:
-        solver, spacing, options = settled(schedule, steps, nfe, spacing, options, quiet)
-    plan = make_plan(solver, schedule, steps, nfe, spacing, prediction, None, options)
-    own = SCHEDULES[schedule]().spacing or FACTS[solver].spacing
+        solver, spacing, options = settled(form, steps, nfe, spacing, options, quiet)
+    plan = make_plan(solver, form, steps, nfe, spacing, prediction, None, options)
+    own = form.spacing or FACTS[solver].spacing
     recipe = {"spacing": spacing or own, "schedule": schedule, "options": options}
     place = find_device(device)
     network = ModelArgs(model, trust, parse_shape(shape), null_class, place, dtype, backend, graph)
@@ -203,7 +213,7 @@ def plan(
     nfe: Nfe = None,
     spacing: Spacing = None,
     prediction: Prediction = "eps",
-    schedule: ScheduleName = "linear",
+    schedule: ScheduleName = None,
     compat: Annotated[str | None, typer.Option(help="diffusers, for plans equal to its scheduler.")] = None,
     option: Options = None,
     as_json: Json = False,
@@ -216,9 +226,10 @@ def plan(
             raise UsageError("plan must be given 'solver' or --list, one of them")
         return list_solvers(as_json)
     options = parse_options(option or [])
+    _, form = find_schedule(schedule, solver)
     if solver == AUTO and compat is None:
-        solver, spacing, options = settled(schedule, steps, nfe, spacing, options, as_json)
-    made = make_plan(solver, schedule, steps, nfe, spacing, prediction, compat, options)
+        solver, spacing, options = settled(form, steps, nfe, spacing, options, as_json)
+    made = make_plan(solver, form, steps, nfe, spacing, prediction, compat, options)
     if save is not None:
         try:
             made.save(save)
@@ -244,7 +255,7 @@ def list_solvers(as_json: bool) -> None:
             "calls": facts.formula(),
             "spacing": facts.spacing,
             "stores": facts.stores,
-            "slots": pf.make_plan(name, steps=8).n_slots,
+            "slots": pf.make_plan(name, steps=50).n_slots,
             "arxiv": source(name),
             "about": (SOLVERS[name].__doc__ or "").strip().split("\n")[0],
         }
@@ -278,9 +289,20 @@ def about(
         typer.echo(context.get_help())
 
 
+def find_schedule(name: str | None, solver: str | None, model: str = "") -> tuple[str, Schedule | PSLD]:
+    """The schedule of that name; or else the model's, or the one that the solver is for.
+
+    Raises:
+        ValueError: another name.
+    """
+    phase = model == DEMO_PSLD or (solver in FACTS and FACTS[str(solver)].space == "phase")
+    name = choose("schedule", name or ("psld" if phase else "linear"), SCHEDULES)
+    return name, demo.psld if name == "psld" and model == DEMO_PSLD else SCHEDULES[name]()
+
+
 def make_plan(
     solver: str,
-    schedule: str,
+    schedule: Schedule | PSLD,
     steps: int | None,
     nfe: int | None,
     spacing: str | None,
@@ -293,104 +315,20 @@ def make_plan(
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    form = SCHEDULES[choose("schedule", schedule, SCHEDULES)]()
     words: dict[str, Any] = {"spacing": spacing, "prediction": prediction, "compat": compat}
-    return pf.make_plan(solver, form, steps=steps, nfe=nfe, **words, **options)
+    return pf.make_plan(solver, schedule, steps=steps, nfe=nfe, **words, **options)
 
 
 def settled(
-    schedule: str, steps: int | None, nfe: int | None, spacing: str | None, options: dict[str, Any], quiet: bool
+    form: Schedule | PSLD, steps: int | None, nfe: int | None, spacing: str | None, options: dict[str, Any], quiet: bool
 ) -> tuple[str, str | None, dict[str, Any]]:
     """Solver, spacing and options as auto chooses, which it says on stderr."""
-    form = SCHEDULES[choose("schedule", schedule, SCHEDULES)]()
     solver, words = settle(form, {**options, "steps": steps, "nfe": nfe, "spacing": spacing})
     told = {"spacing": form.spacing or FACTS[solver].spacing, **words}
     if not quiet:
         typer.echo(f"auto: {solver} {' '.join(f'{k}={v}' for k, v in told.items())}", err=True)
     options = {name: value for name, value in words.items() if name not in ("steps", "nfe", "spacing")}
     return solver, words.get("spacing"), options
-
-
-def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """key=value, ... with values as numbers, true, false, none or text.
-
-    Raises:
-        UsageError: no such pair, a key given twice, or one that is no option.
-    """
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        key = key.strip().replace("-", "_")
-        if not equals or not key.isidentifier():
-            raise UsageError(f"--option must be key=value, got {pair!r}")
-        if key in options:
-            raise UsageError(f"--option must give each key once, got {key!r} twice")
-        options[key] = _value(text.strip())
-    for name, value in options.items():
-        if name in FLAGS:
-            raise UsageError(f"--option {name} must be given as --{name}, got {value!r}")
-        if name in ("times", "integer_times"):
-            raise UsageError(f"--option must be one of the solver's own, got {name!r}")
-    return options
-
-
-def _value(text: str) -> Any:
-    if text.lower() in WORDS:
-        return WORDS[text.lower()]
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return text
-
-
-def parse_classes(words: Sequence[str] | None) -> tuple[int, ...] | None:
-    """3, 1,4 or 0-9, joined; none is an empty tuple; None where nothing was given.
-
-    Raises:
-        UsageError: another form.
-    """
-    if not words:
-        return None
-    if list(words) == ["none"]:
-        return ()
-    labels: list[int] = []
-    for part in ",".join(words).split(","):
-        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip(), re.ASCII)
-        low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not low <= high < low + MOST_CLASSES:
-            raise UsageError(f"--class must be labels such as 3, 1,4 or 0-9, or none alone, got {part!r}")
-        labels.extend(range(low, high + 1))
-    return tuple(labels)
-
-
-def find_device(text: str) -> torch.device:
-    """The device of that name; auto is the first GPU, or the CPU where there is none.
-
-    Raises:
-        UsageError: another word, or a GPU that is not there.
-    """
-    if text == "auto":
-        text = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text):
-        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, got {text!r}")
-    device = torch.device(text)
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if (device.index or 0) >= count:
-        raise UsageError(f"--device must be one that PyTorch finds, got {text!r} where it finds {count} CUDA devices")
-    return device
-
-
-def parse_shape(text: str | None) -> tuple[int, ...] | None:
-    """C,H,W.
-
-    Raises:
-        UsageError: not positive integers.
-    """
-    if text is None:
-        return None
-    if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5}){2}", text, re.ASCII):
-        raise UsageError(f"--shape must be C,H,W, got {text!r}")
-    return tuple(map(int, text.split(",")))
 
 
 def main() -> None:

@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from pndm_fast.plan import PREDICTIONS, Form, Level, Store
+from pndm_fast import blocks
+from pndm_fast.levels import Level
+from pndm_fast.plan import PREDICTIONS, Form, Store
 from pndm_fast.schedule import Schedule
 
 # Adams-Bashforth weights, newest first: the gradient part (55, -59, 37, -9)/24 and its lower orders.
@@ -134,8 +136,9 @@ def _to_flow(prediction: str, at: Level, data: float) -> Store:
     if prediction == "eps":
         return Store(p=-1 / alpha, q=(alpha + sigma) / alpha)
     if prediction == "edm":
-        (p, q, *_), (p0, q0, *_) = _to_eps(prediction, at, data), _to_x0(prediction, at, data)
-        return Store(p=p - p0, q=q - q0)
+        eps, x0 = _to_eps(prediction, at, data), _to_x0(prediction, at, data)
+        minus_p, minus_q = (blocks.product(-1.0, c) for c in x0[:2])
+        return Store(p=blocks.total(eps.p, minus_p), q=blocks.total(eps.q, minus_q))
     if sigma == 0:
         raise ValueError("prediction 'x0' gives no flow where sigma = 0")
     return Store(p=1 / sigma, q=-(alpha + sigma) / sigma)

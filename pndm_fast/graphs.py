@@ -22,7 +22,7 @@ from pndm_fast import conditioning, ranges
 from pndm_fast.cuda import Captured, Cuda, Event
 from pndm_fast.events import Cancel
 from pndm_fast.plan import MAX_SLOTS
-from pndm_fast.table import WIDTH, Table
+from pndm_fast.table import Table
 from pndm_fast.trajectory import Trajectory, Trees
 from pndm_fast.watch import Watch
 from pndm_fast.workspace import BufferForm, Probe, Workspace
@@ -73,7 +73,7 @@ def graph_key(trajectory: Trajectory, probe: Probe) -> Hashable:
     except TypeError as error:
         raise CannotCapture(str(error)) from error
     networks = trajectory.stretch.model, trajectory.stretch.guided and trajectory.negative is not trajectory.model
-    return networks, graph_form(trajectory, probe), _rows_of(trajectory.table), arguments, _modes()
+    return networks, graph_form(trajectory, probe), _table_shape(trajectory.table), arguments, _modes()
 
 
 def graph_form(trajectory: Trajectory, probe: Probe) -> BufferForm:
@@ -81,8 +81,9 @@ def graph_form(trajectory: Trajectory, probe: Probe) -> BufferForm:
     return dataclasses.replace(trajectory.form(probe), slots=MAX_SLOTS)
 
 
-def _rows_of(table: Table) -> int:
-    return max(LEAST_ROWS, 1 << (len(table.data) - 1).bit_length())
+def _table_shape(table: Table) -> tuple[int, int]:
+    rows, width = table.data.shape
+    return max(LEAST_ROWS, 1 << (rows - 1).bit_length()), width
 
 
 def _modes() -> Hashable:
@@ -129,7 +130,7 @@ class Graph:
 
     def _make(self, trajectory: Trajectory, form: BufferForm, modes: tuple[str, ...]) -> None:
         self.workspace = Workspace(form)
-        self._table = torch.zeros(_rows_of(trajectory.table), WIDTH, dtype=torch.float32, device=form.device)
+        self._table = torch.zeros(_table_shape(trajectory.table), dtype=torch.float32, device=form.device)
         self._trees = conditioning.copied(trajectory.trees)
         self._budget = torch.zeros(1, dtype=torch.int32, device=form.device)
         self._cancel = self.cuda.flag()

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from pndm_fast.curves import Array
+from pndm_fast.phase_space import PSLD
 from pndm_fast.schedule import Schedule
 
+PHASE_SPACINGS = ("uniform", "quadratic")
 SPACINGS = ("leading", "trailing", "linspace", "quadratic", "logsnr", "karras", "exponential", "beta")
 FINALS = ("zero", "min")
 KARRAS_RHO = 7.0
@@ -16,7 +18,7 @@ BETA = 0.6  # both parameters of the Beta distribution
 
 
 def make_grid(
-    schedule: Schedule, steps: int, spacing: str, final: str = "zero", t_min: float | None = None
+    schedule: Schedule | PSLD, steps: int, spacing: str, final: str = "zero", t_min: float | None = None
 ) -> tuple[float, ...]:
     """`steps` time points and the end, decreasing: n + 1 times.
 
@@ -25,7 +27,8 @@ def make_grid(
     noisiest time to the end. The others put `steps` points from the noisiest time to `t_min`, then step to the end:
     linspace: equal steps of t (on a continuous schedule: trailing); quadratic: of sqrt(t); logsnr, exponential: of
     lam = log(alpha / sigma); karras: of (sigma / alpha)^(1/7) (arXiv:2206.00364, eq. 5); beta: quantiles of
-    Beta(0.6, 0.6) in t (arXiv:2407.12173).
+    Beta(0.6, 0.6) in t (arXiv:2407.12173). In phase space (arXiv:2303.01748) `steps` points t_min + (1 - t_min) u,
+    uniform, or with u^2 in place of u, quadratic, for equal steps of u from 1 to 0; then 0.
 
     Args:
         final: zero ends at sigma = 0; min ends at `t_min`, and all n + 1 points are spaced.
@@ -36,10 +39,13 @@ def make_grid(
     """
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)):
         raise TypeError(f"steps must be an integer, got {steps!r}")
-    if spacing not in SPACINGS:
-        raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
+    spacings = PHASE_SPACINGS if isinstance(schedule, PSLD) else SPACINGS
+    if spacing not in spacings:
+        raise ValueError(f"spacing must be one of {', '.join(spacings)}, got {spacing!r}")
     if final not in FINALS:
         raise ValueError(f"final must be one of {', '.join(FINALS)}, got {final!r}")
+    if isinstance(schedule, PSLD):
+        return _phase(schedule, steps, spacing, final, t_min)
     count = schedule.last - schedule.first
     most = int(count) if schedule.discrete and spacing in ("leading", "linspace") else 100_000
     most -= final == "min" and schedule.discrete and spacing == "leading"
@@ -55,6 +61,17 @@ def make_grid(
         even = np.array([schedule.last - count * i / steps for i in range(steps)])
         return (*_shifted(schedule, even).tolist(), float(schedule.first))
     return (*_spread(schedule, steps, spacing, low), float(schedule.first))
+
+
+def _phase(process: PSLD, steps: int, spacing: str, final: str, t_min: float | None) -> tuple[float, ...]:
+    low = process.floor if t_min is None else float(t_min)
+    if not 0 < low < 1:
+        raise ValueError(f"t_min must be in (0, 1), got {low:g}")
+    if not 1 <= steps <= 100_000:
+        raise ValueError(f"steps must be in [1, 100000] for {spacing} spacing on {process.name}, got {steps}")
+    u = np.linspace(1.0, 0.0, steps + (final == "min"))
+    times = low + (1 - low) * (u if spacing == "uniform" else u * u)
+    return (*times.tolist(), *([0.0] if final == "zero" else []))
 
 
 def _lowest(schedule: Schedule, spacing: str, final: str, t_min: float | None, *, unused: bool) -> float:
@@ -204,7 +221,7 @@ def snap(times: Sequence[float]) -> tuple[float, ...]:
     return tuple(snapped)
 
 
-def check_times(schedule: Schedule, times: Sequence[float], fewest: int, solver: str) -> tuple[float, ...]:
+def check_times(schedule: Schedule | PSLD, times: Sequence[float], fewest: int, solver: str) -> tuple[float, ...]:
     """The times as floats, decreasing and inside the schedule, with at least `fewest` steps.
 
     Raises:
@@ -215,7 +232,7 @@ def check_times(schedule: Schedule, times: Sequence[float], fewest: int, solver:
     for i, (t, s) in enumerate(zip(values, values[1:], strict=False)):
         if not t > s:
             raise ValueError(f"times must decrease, got {t:g} then {s:g} at index {i + 1}")
-    schedule.sigma(values)  # refuses times outside
+    schedule.inside(values)
     if len(values) < fewest + 1:
         raise ValueError(f"steps must be at least {fewest} for {solver}, got {len(values) - 1}")
     return values

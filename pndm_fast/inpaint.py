@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pndm_fast.cuda import upload
-from pndm_fast.plan import Level
+from pndm_fast.layout import scaled_each
+from pndm_fast.levels import AnyLevel
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,11 @@ class Known:
     values: Tensor
     mask: Tensor
 
-    def put(self, y: Tensor, noise: Tensor, levels: list[Level]) -> None:
+    def put(self, y: Tensor, noise: Tensor, levels: list[AnyLevel]) -> None:
         """Write into states y, each at its level."""
-        alpha, sigma = upload(levels, y.device, y.dtype).T.reshape(2, -1, *[1] * (y.dim() - 1))
-        y.copy_(torch.where(self.mask, y, self.values * alpha + noise * sigma))
+        mean = scaled_each(self.values.flatten(1), [level.alpha for level in levels])
+        path = mean + scaled_each(noise.flatten(1), [level.sigma for level in levels])
+        y.copy_(torch.where(self.mask, y, path.view(y.shape)))
 
 
 def known_of(values: Tensor | None, mask: object, device: torch.device) -> Known | None:

@@ -5,34 +5,31 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 import pndm_fast as pf
 from pndm_fast import demo, images
 from pndm_fast.backends import choose_backend
-from pndm_fast.checks import ON_NAN, check_choice, check_guidance, check_start
+from pndm_fast.checks import ON_NAN, check_choice, check_guidance, check_parts, check_start
 from pndm_fast.images import Bytes
 from pndm_fast.make_plan import choose
 from pndm_fast.network import config_shape
+from pndm_fast.phase_space import position
 from pndm_fast.plan import Plan
+from pndm_fast.targets import Item, UsageError, open_target
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-DEMO = "demo:mnist"
+DEMO, DEMO_PSLD = "demo:mnist", "demo:psld"
+DEMOS = {DEMO: demo.mnist_unet, DEMO_PSLD: demo.mnist_psld_unet}
 BATCH = 64
-
-
-class UsageError(Exception):
-    """A mistake in the arguments, found before the first network call."""
 
 
 class JobError(Exception):
@@ -76,13 +73,6 @@ class Job:
     on_nan: str = "raise"
 
 
-class Item(NamedTuple):
-    """One picture to make."""
-
-    seed: int
-    label: int | None
-
-
 @dataclass(frozen=True)
 class Model:
     """A network and what it takes.
@@ -109,14 +99,15 @@ def load_model(args: ModelArgs) -> Model:
         JobError: its factory failed.
     """
     dtype = DTYPES[args.dtype]
-    if args.name == DEMO:
+    if args.name in DEMOS:
         if args.shape is not None or args.null_class is not None:
-            raise UsageError(f"--shape and --null-class must not be given for {DEMO}, which has its own")
-        unet, none = demo.mnist_unet(dtype, args.device), demo.null_class  # labels: the digits, then "none"
-        return Model(unet, (1, unet.config.sample_size, unet.config.sample_size), none, none, tuple(range(none)))
+            raise UsageError(f"--shape and --null-class must not be given for {args.name}, which has its own")
+        unet, none = DEMOS[args.name](dtype, args.device), demo.null_class  # labels: the digits, then "none"
+        shape = unet.config.in_channels, unet.config.sample_size, unet.config.sample_size
+        return Model(unet, shape, none, none, tuple(range(none)))
     module, _, factory = args.name.partition(":")
     if module == "demo" or not all(part.isidentifier() for part in (*module.split("."), factory)):
-        raise UsageError(f"--model must be {DEMO} or package.module:factory, got {args.name!r}")
+        raise UsageError(f"--model must be {', '.join(DEMOS)} or package.module:factory, got {args.name!r}")
     if not args.trust:
         raise UsageError(f"--model {args.name} runs that module's code: it must be allowed by --trust")
     net = _made(args.name, module, factory)
@@ -156,106 +147,6 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {text} ({Path(frame.filename).name}:{frame.lineno})"
 
 
-class Folder:
-    """One PNG for each seed. What is there already, by the same recipe, is not made again."""
-
-    def __init__(self, path: Path, recipe: dict[str, Any], force: bool) -> None:
-        self.path, self.recipe, self.force, self.written = path, recipe, force, 0
-
-    def missing(self, items: list[Item]) -> list[Item]:
-        """The pictures still to make, or UsageError where one is by another recipe or none can be written."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--out must be a folder that can be made, got {self.path}: {error.strerror}") from error
-        _check_writable(self.path)
-        return [item for item in items if self.force or not self._has(*self._file(item))]
-
-    def _file(self, item: Item) -> tuple[Path, dict[str, Any]]:
-        return self.path / f"{item.seed:06d}.png", {**self.recipe, "class": item.label, "seed": item.seed}
-
-    def _has(self, file: Path, recipe: dict[str, Any]) -> bool:
-        if not file.exists():
-            return False
-        try:
-            found = images.read_recipe(file)
-        except (OSError, ValueError, SyntaxError):  # not a picture, or not ours; SyntaxError is Pillow's
-            found = None
-        if found != recipe:
-            raise UsageError(f"--out has {file} by another recipe: give --force to replace it, or another folder")
-        return True
-
-    def add(self, items: Sequence[Item], pictures: Bytes, bad: frozenset[int]) -> None:
-        """Write the pictures that are not bad."""
-        for i, item in enumerate(items):
-            if i not in bad:
-                file, recipe = self._file(item)
-                images.save_png(file, pictures[i], recipe)
-                self.written += 1
-
-    def close(self) -> None:
-        """Everything is written."""
-
-
-class Sheet:
-    """One file for all pictures: a contact sheet (.png) or an array (.npz). Bad pictures are black in it."""
-
-    def __init__(self, path: Path, recipe: dict[str, Any], force: bool) -> None:
-        self.path, self.recipe, self.force, self.written = path, recipe, force, 0
-        self._items: list[Item] = []
-        self._pictures: list[Bytes] = []
-
-    def missing(self, items: list[Item]) -> list[Item]:
-        """All of them, or UsageError where the file exists or cannot be written."""
-        if self.path.exists() and not self.force:
-            raise UsageError(f"--out must be a new file, got {self.path}: give --force to replace it")
-        _check_writable(self.path.parent)
-        return items
-
-    def add(self, items: Sequence[Item], pictures: Bytes, bad: frozenset[int]) -> None:
-        """Keep the pictures."""
-        self._items.extend(items)
-        self._pictures.append(pictures)
-
-    def close(self) -> None:
-        """Write the file, if there is a picture."""
-        if not self._items:
-            return
-        pictures, first = np.concatenate(self._pictures), self._items[0]
-        labels = None if first.label is None else [item.label for item in self._items]
-        recipe = {**self.recipe, "class": labels, "seed": first.seed, "number": len(pictures)}
-        if self.path.suffix == ".npz":
-            images.save_npz(self.path, pictures, recipe)
-        else:
-            images.save_png(self.path, images.grid(pictures), recipe)
-        self.written = len(pictures)
-
-
-def open_target(out: str, recipe: dict[str, Any], force: bool) -> Folder | Sheet:
-    """Where pictures go, by the form of the name.
-
-    Raises:
-        UsageError: another suffix, or PNG without Pillow.
-    """
-    path = Path(out or "?.?")
-    folder = out.endswith("/") or path.suffix == "" or path.is_dir()
-    if not folder and path.suffix not in (".png", ".npz"):
-        raise UsageError(f"--out must end in .png or .npz, or be a folder, got {out!r}")
-    if folder or path.suffix == ".png":
-        try:
-            importlib.import_module("PIL.Image")
-        except ImportError as error:
-            raise UsageError("--out must be .npz without Pillow: pip install 'pndm_fast[images]'") from error
-    return Folder(path, recipe, force) if folder else Sheet(path, recipe, force)
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UsageError(f"--out must be in a folder that can be written, got {folder}: {error.strerror}") from error
-
-
 class Run:
     """A job, checked: nothing but the network can fail from here on.
 
@@ -271,7 +162,8 @@ class Run:
         self.backend = choose_backend(network.backend, network.device, torch.float32).name
         self.target = open_target(job.out, recipe_of(job), job.force)
         self.model = load_model(network)
-        images.to_uint8(torch.zeros(1, *self.model.shape))  # raises where samples are no pictures
+        check_parts(job.plan, (1, *self.model.shape))
+        images.to_uint8(self._pictures(torch.zeros(1, *self.model.shape)))  # raises where samples are no pictures
         classes = _classes(job, self.model)
         items = [Item(job.seed + i, classes[i % len(classes)] if classes else None) for i in range(job.number)]
         self.todo = self.target.missing(items)
@@ -338,7 +230,11 @@ class Run:
             raise JobError(f"the model failed: {_told(error)}") from error
         self.seconds += time.perf_counter() - began
         bad = frozenset(b.sample for b in self.sampler.report.bad)
-        return images.to_uint8(samples.nan_to_num(nan=-1.0)), bad
+        return images.to_uint8(self._pictures(samples).nan_to_num(nan=-1.0)), bad
+
+    def _pictures(self, samples: torch.Tensor) -> torch.Tensor:
+        """What of the samples is the data."""
+        return position(samples) if self.plan.parts > 1 else samples
 
     def _conditioning(self, items: list[Item]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         if items[0].label is None:

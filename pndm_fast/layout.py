@@ -1,10 +1,16 @@
-"""Dense memory layouts: contiguous, or channels-last with C channels."""
+"""Dense memory layouts: contiguous, or channels-last with C channels; and the halves of a phase-space sample."""
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+
+from pndm_fast.blocks import Block, matrix
+from pndm_fast.cuda import upload
 
 
 def channels_of(tensor: Tensor) -> int | None:
@@ -38,3 +44,21 @@ def describe(tensor: Tensor) -> str:
 def elements(shape: tuple[int, ...]) -> int:
     """n."""
     return math.prod(shape)
+
+
+def scaled(values: Tensor, coefficient: Block) -> Tensor:
+    """coefficient values, of [B, n]; a block acts on the halves of the n."""
+    if not isinstance(coefficient, tuple):
+        return values * coefficient
+    position, momentum = values.chunk(2, dim=1)
+    return torch.cat([position * on_position + momentum * on_momentum for on_position, on_momentum in coefficient], 1)
+
+
+def scaled_each(values: Tensor, coefficients: Sequence[Block]) -> Tensor:
+    """The same with a coefficient for each sample."""
+    parts = 2 if any(isinstance(c, tuple) for c in coefficients) else 1
+    numbers = [matrix(c).tolist() if parts > 1 else [[c]] for c in coefficients]
+    blocks = upload(numbers, values.device, values.dtype)
+    halves = values.chunk(parts, dim=1)
+    rows = [[half * blocks[:, i, j, None] for j, half in enumerate(halves)] for i in range(parts)]
+    return torch.cat([functools.reduce(torch.add, terms) for terms in rows], dim=1)

@@ -8,13 +8,16 @@ import numbers
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, get_args, get_type_hints
 
-from pndm_fast.auto import AUTO, DEFAULT_STEPS, settle
+from pndm_fast.auto import AUTO, DEFAULT_STEPS, default_solver, settle
+from pndm_fast.blocks import Block, block
 from pndm_fast.compat import COMPAT
-from pndm_fast.grids import FINALS, SPACINGS, make_grid, snap, times_of
+from pndm_fast.grids import FINALS, PHASE_SPACINGS, SPACINGS, make_grid, snap, times_of
 from pndm_fast.noise import is_integer
+from pndm_fast.phase_space import PSLD
 from pndm_fast.plan import PREDICTIONS, Plan
 from pndm_fast.schedule import Schedule
 from pndm_fast.solvers import FACTS, SOLVERS
+from pndm_fast.stability import warn_of_divergence
 
 # diffusers' words for what a network predicts
 _PEERS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
@@ -35,8 +38,8 @@ def choose(what: str, name: Any, known: Iterable[str]) -> str:
 
 
 def make_plan(
-    solver: str = "f-pndm",
-    schedule: Schedule | None = None,
+    solver: str | None = None,
+    schedule: Schedule | PSLD | None = None,
     *,
     steps: int | None = None,
     nfe: int | None = None,
@@ -53,12 +56,12 @@ def make_plan(
     compat: str | None = None,
     **options: Any,
 ) -> Plan:
-    """The plan of a solver.
+    """The plan of a solver; with a warning where it would diverge on Gaussian data, see `stability.gaussian_spread`.
 
     Args:
-        solver: a name of `SOLVERS`; or auto: solver, options and grid by the number of calls, see `auto`. A grid that
-            is given stands. The plan's `solver` is the one chosen.
-        schedule: default `Schedule.linear()`.
+        solver: a name of `SOLVERS`, default f-pndm; or auto, default on a PSLD: solver, options and grid by the number
+            of calls, see `auto`. A grid that is given stands. The plan's `solver` is the one chosen.
+        schedule: default `Schedule.linear()`; for the solvers in phase space a `PSLD`, default `PSLD()`.
         steps: time points of the grid, default 50; or `nfe`, network calls; or the n + 1 points themselves, decreasing,
             as `times` or as `sigmas` (sigma / alpha; on flow schedules sigma).
         spacing: a name of `grids.SPACINGS`; default the schedule's, or else the solver's own.
@@ -74,10 +77,12 @@ def make_plan(
     Raises:
         ValueError, TypeError: naming the argument.
     """
-    name = choose("solver", solver, [*SOLVERS, AUTO])
-    schedule = Schedule.linear() if schedule is None else schedule
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule must be a Schedule, got {type(schedule).__name__}")
+    name = choose("solver", default_solver(schedule) if solver is None else solver, [*SOLVERS, AUTO])
+    if schedule is None:
+        schedule = PSLD() if name in FACTS and FACTS[name].space == "phase" else Schedule.linear()
+    if not isinstance(schedule, (Schedule, PSLD)):
+        raise TypeError(f"schedule must be a Schedule or a PSLD, got {type(schedule).__name__}")
+    _check_space(name, schedule)
     choose("prediction", prediction, PREDICTIONS)
     if sum(value is not None for value in (steps, nfe, times, sigmas)) > 1:
         raise ValueError("steps, nfe, times and sigmas exclude one another: give one of them")
@@ -89,6 +94,8 @@ def make_plan(
         name, words = settle(schedule, {**points, **form, **later, **rest, **options})
         return make_plan(name, schedule, **words)
     if compat is not None:
+        if isinstance(schedule, PSLD):
+            raise ValueError(f"compat={compat!r} cannot go with {schedule.name}: diffusers has no phase space")
         alone: dict[str, Any] = {"times": times, "sigmas": sigmas, "integer_times": integer_times or None}
         alone |= {"final": final, "t_min": t_min, "clip": clip, **later}
         return _compatible(compat, name, schedule, steps, nfe, spacing, alone, prediction, options)
@@ -102,15 +109,24 @@ def make_plan(
         if "integer_times" in inspect.signature(function).parameters:
             options = {**options, "integer_times": True}
     plan = _call(function, name, options, schedule, times, prediction=prediction)
+    warn_of_divergence(plan)
     if clip is None:
         return plan
     _check_type("clip", clip, float)
     return plan.with_clip(clip)
 
 
+def _check_space(name: str, schedule: Schedule | PSLD) -> None:
+    """Refuse a solver of phase space on a schedule of numbers, and the reverse."""
+    space = "phase" if isinstance(schedule, PSLD) else "scalar"
+    if name != AUTO and FACTS[name].space not in (space, "both"):
+        names = ", ".join(sorted(other for other, facts in FACTS.items() if facts.space in (space, "both")))
+        raise ValueError(f"solver must be one of {names} on {schedule.name}, got {name!r}")
+
+
 def _times(
     name: str,
-    schedule: Schedule,
+    schedule: Schedule | PSLD,
     steps: int | None,
     nfe: int | None,
     times: Sequence[float] | None,
@@ -123,6 +139,8 @@ def _times(
         if value is not None:
             raise ValueError(f"{argument} and {'sigmas' if times is None else 'times'} exclude each other")
     if sigmas is not None:
+        if isinstance(schedule, PSLD):
+            raise ValueError("sigmas cannot go with a phase space, whose noise is no number: give times")
         return times_of(schedule, sigmas)
     if times is None or isinstance(times, str) or not hasattr(times, "__iter__"):
         raise TypeError(f"times must be a decreasing sequence of numbers, got {times!r}")
@@ -131,7 +149,7 @@ def _times(
 
 def _grid(
     name: str,
-    schedule: Schedule,
+    schedule: Schedule | PSLD,
     steps: int | None,
     nfe: int | None,
     spacing: str | None,
@@ -139,7 +157,8 @@ def _grid(
     t_min: Any,
 ) -> tuple[float, ...]:
     facts = FACTS[name]
-    spacing = choose("spacing", spacing or schedule.spacing or facts.spacing, SPACINGS)
+    known = PHASE_SPACINGS if isinstance(schedule, PSLD) else SPACINGS
+    spacing = choose("spacing", spacing or schedule.spacing or facts.spacing, known)
     final = "zero" if final is None else choose("final", final, FINALS)
     if t_min is not None:
         _check_type("t_min", t_min, float)
@@ -224,8 +243,19 @@ def _call(function: Callable[..., Plan], name: str, options: dict[str, Any], *ar
     for option in options:
         if option not in known:
             _unknown_option(name, option, known)
-        _check_type(option, options[option], get_type_hints(function)[option])
+        options = {**options, option: _checked(option, options[option], get_type_hints(function)[option])}
     return function(*args, **options, prediction=prediction)
+
+
+def _checked(option: str, value: Any, kind: Any) -> Any:
+    """The option's value, of its type; blocks may be any two rows of two."""
+    if kind != Block:
+        _check_type(option, value, kind)
+        return value
+    try:
+        return block(value)
+    except ValueError as error:
+        raise TypeError(f"{option} must be a number or two rows of two numbers, got {value!r}") from error
 
 
 def _check_type(option: str, value: Any, kind: Any) -> None:

@@ -15,6 +15,7 @@ from pndm_fast.make_plan import make_plan
 from pndm_fast.memory import KEPT, Memory, memory_of
 from pndm_fast.network import networks_of
 from pndm_fast.noise import is_integer
+from pndm_fast.phase_space import PSLD
 from pndm_fast.plan import Plan
 from pndm_fast.sampler import Sampler
 from pndm_fast.schedule import Schedule
@@ -26,8 +27,8 @@ def sample(
     *,
     nfe: int | None = None,
     times: Sequence[float] | None = None,
-    solver: str | Plan = "f-pndm",
-    schedule: Schedule | None = None,
+    solver: str | Plan | None = None,
+    schedule: Schedule | PSLD | None = None,
     spacing: str | None = None,
     prediction: str = "eps",
     integer_times: bool = False,
@@ -61,7 +62,8 @@ def sample(
     Args:
         model: called as model(x, t, **cond): a module, a compiled or TorchScript module, or any callable.
         steps: time points, default 50; or `nfe`, network calls; or `times`, decreasing.
-        solver: a name of `SOLVERS`, auto, or a ready `Plan`, which then says all of schedule, spacing and prediction.
+        solver: a name of `SOLVERS`, default f-pndm; auto, default in phase space; or a ready `Plan`, which then says
+            all of schedule, spacing and prediction.
         options: the solver's own, such as eta.
 
     The other arguments are those of `make_plan`, `Sampler` and `Sampler.__call__`. The batch is shape[0], or the
@@ -123,11 +125,11 @@ def sample(
 
 
 @functools.lru_cache(maxsize=KEPT)
-def _remembered_plan(solver: str, asked: tuple[tuple[str, type, Any], ...]) -> Plan:
+def _remembered_plan(solver: str | None, asked: tuple[tuple[str, type, Any], ...]) -> Plan:
     return make_plan(solver, **{name: value for name, _, value in asked})
 
 
-def _plan(solver: str, asked: dict[str, Any]) -> Plan:
+def _plan(solver: str | None, asked: dict[str, Any]) -> Plan:
     try:
         # with its type: 5.0 == 5, but is no number of steps
         return _remembered_plan(solver, tuple((name, type(value), value) for name, value in asked.items()))

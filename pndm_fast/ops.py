@@ -11,7 +11,7 @@ from torch import Tensor
 from pndm_fast.backends import choose_backend
 from pndm_fast.network import FLOATS
 from pndm_fast.registers import Registers
-from pndm_fast.table import WIDTH
+from pndm_fast.table import WIDTHS
 
 _CHANGED = ("x", "y", "slots", "row", "t", "net_in", "first_bad", "active", "done")
 
@@ -66,6 +66,7 @@ def _check(r: Registers, table: Tensor, out: Tensor, uncond: Tensor | None, z: T
     batch, state, integer = r.row.shape[0], (torch.float32, torch.float64), (torch.int32,)
     stride = r.y.shape[-1]
     slots, halves, rows = r.slots.shape[0], r.halves, table.shape[0]
+    width = table.shape[-1] if table.shape[-1] in WIDTHS.values() else WIDTHS[1]
     wanted: list[tuple[str, Tensor | None, tuple[int, ...], tuple[torch.dtype, ...]]] = [
         ("y", r.y, (batch, stride), state),
         ("x", r.x, (batch, stride), (r.y.dtype,)),
@@ -77,7 +78,7 @@ def _check(r: Registers, table: Tensor, out: Tensor, uncond: Tensor | None, z: T
         ("first_bad", r.first_bad, (batch,), integer),
         ("active", r.active, (1,), integer),
         ("done", r.done, (batch,), integer),
-        ("table", table, (rows, WIDTH), (r.y.dtype,)),
+        ("table", table, (rows, width), (r.y.dtype,)),
         ("out", out, (batch, r.n), (*FLOATS, r.y.dtype)),
         ("uncond", uncond, (batch, r.n), (out.dtype,)),
         ("z", z, (batch, r.n), (r.y.dtype,)),
@@ -86,6 +87,8 @@ def _check(r: Registers, table: Tensor, out: Tensor, uncond: Tensor | None, z: T
         raise ValueError(f"apply_row: n must be in [1, {stride}], got {r.n}")
     if r.channels < 1 or r.n % r.channels:
         raise ValueError(f"apply_row: channels must divide n = {r.n}, got {r.channels}")
+    if width != WIDTHS[1] and (r.n % 2 or r.channels > 1):
+        raise ValueError(f"apply_row: a table of blocks must have an even n and channels 1, got {r.n} and {r.channels}")
     for name, tensor, shape, dtypes in wanted:
         if tensor is None:
             continue

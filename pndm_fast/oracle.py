@@ -34,6 +34,7 @@ def probability_flow(
         start, end: times; default the schedule's last and first.
 
     Raises:
+        TypeError: the schedule is of phase space.
         ImportError: SciPy is missing: `pip install 'pndm_fast[reference]'`.
         RuntimeError: the integrator gave up.
     """
@@ -41,6 +42,8 @@ def probability_flow(
         from scipy.integrate import solve_ivp
     except ImportError as error:
         raise ImportError("probability_flow needs SciPy: pip install 'pndm_fast[reference]'") from error
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule must be a Schedule, got {type(schedule).__name__}")
     start = schedule.last if start is None else start
     end = schedule.first if end is None else end
     state = state.double()

@@ -14,7 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pndm_fast import blocks
+from pndm_fast.blocks import Block, block
 from pndm_fast.files import atomic_path
+from pndm_fast.levels import AnyLevel, Level, Levels, PhaseLevel
+from pndm_fast.plan_text import form_text, store_text
 
 MAX_SLOTS = 6  # F-PNDM and FON: three kept derivatives and three Runge-Kutta stages
 MAX_ROWS = 65_536
@@ -22,7 +26,7 @@ LARGEST = float(np.finfo(np.float32).max)
 PREDICTIONS = ("eps", "v", "x0", "flow", "edm")
 WIDTH_FORM = 2 + MAX_SLOTS + 1
 
-Form = NDArray[np.float64]  # [WIDTH_FORM]: a linear combination of x, y, the slots and z
+Form = NDArray[np.float64]  # [WIDTH_FORM], or [WIDTH_FORM, 2, 2]: a linear combination of x, y, the slots and z
 
 _BASIS = np.eye(WIDTH_FORM)
 _BASIS.setflags(write=False)
@@ -30,31 +34,17 @@ ANCHOR: Form = _BASIS[0]  # x: the state after the last completed step
 STATE: Form = _BASIS[1]  # y: the point the network sees
 SLOT: tuple[Form, ...] = tuple(_BASIS[2 : 2 + MAX_SLOTS])  # past converted network outputs
 NOISE: Form = _BASIS[-1]  # z: the row's standard normal
+SAME_X, SAME_Y = tuple(ANCHOR.tolist()), tuple(STATE.tolist())  # a register that a row leaves as it is
 NAMES = ("x", "y", *(f"s{k}" for k in range(MAX_SLOTS)), "z")
-
-
-class Level(NamedTuple):
-    """x_t = alpha x_0 + sigma eps."""
-
-    alpha: float
-    sigma: float
-
-
-class Levels(NamedTuple):
-    """Noise levels that a row declares: of y at the call, of x and of y after the row."""
-
-    call: Level
-    x: Level
-    y: Level
 
 
 class Store(NamedTuple):
     """slot <- p2 y + q2 clamp(p y + q out): from what the network predicts to what the solver combines."""
 
-    p: float = 0.0
-    q: float = 1.0
-    p2: float = 0.0
-    q2: float = 1.0
+    p: Block = 0.0
+    q: Block = 1.0
+    p2: Block = 0.0
+    q2: Block = 1.0
     clamp: float = math.inf
 
     @property
@@ -71,7 +61,8 @@ class Row:
     slot <- store(y, out);
     x, y <- X . [x, y, slots, z], Y . [x, y, slots, z]. X and Y read the old x and y, the new slot and one z.
     `preview` gives the network's x_0 estimate as preview[0] y + preview[1] slot, with the y that it saw. `model` says
-    which network is called, of those that a `Sampler` has.
+    which network is called, of those that a `Sampler` has. Coefficients are numbers, or in phase space 2x2 blocks on
+    [position, momentum], the halves of a sample.
 
     Raises:
         ValueError: a number is not finite, or an index is outside its range.
@@ -79,32 +70,42 @@ class Row:
 
     t: float
     slot: int
-    y: tuple[float, ...]
+    y: tuple[Block, ...]
     levels: Levels
-    x: tuple[float, ...] = tuple(ANCHOR.tolist())
+    x: tuple[Block, ...] = SAME_X
     store: Store = Store()
-    preview: tuple[float, float] = (1.0, 0.0)
-    in_scale: float = 1.0
+    preview: tuple[Block, Block] = (1.0, 0.0)
+    in_scale: Block = 1.0
     guidance: float = 1.0
     model: int = 0
     ends_step: bool = True
 
     def __post_init__(self) -> None:
         for name in ("x", "y"):
-            form = tuple(float(c) for c in getattr(self, name))
+            form = tuple([block(c) for c in getattr(self, name)])
             if len(form) != WIDTH_FORM:
                 raise ValueError(f"{name} must have {WIDTH_FORM} coefficients, got {len(form)}")
             object.__setattr__(self, name, form)
+        if len(self.preview) != 2 or not isinstance(self.ends_step, bool):
+            raise ValueError(f"preview must be two coefficients and ends_step true or false, got {self}")
+        if self.parts > 1:  # coefficients c I are kept as c
+            p, q, p2, q2, clamp = self.store
+            object.__setattr__(self, "store", Store(block(p), block(q), block(p2), block(q2), clamp))
+            object.__setattr__(self, "in_scale", block(self.in_scale))
+            object.__setattr__(self, "preview", (block(self.preview[0]), block(self.preview[1])))
         numbers = (self.t, *self.x, *self.y, *self.store[:4], self.in_scale, self.guidance, *self.preview)
         _check_numbers("the coefficients of a row", (*numbers, *sum(self.levels, ())))
-        if len(self.preview) != 2 or not isinstance(self.ends_step, bool):
-            raise ValueError(f"preview must be two numbers and ends_step true or false, got {self}")
         if isinstance(self.slot, bool) or not isinstance(self.slot, int) or not 0 <= self.slot < MAX_SLOTS:
             raise ValueError(f"slot must be in [0, {MAX_SLOTS}), got {self.slot}")
         if isinstance(self.model, bool) or not isinstance(self.model, int) or self.model < 0:
             raise ValueError(f"model must be the index of a network, got {self.model!r}")
         if isinstance(self.store.clamp, bool) or not self.store.clamp > 0:
             raise ValueError(f"clamp must be positive, got {self.store.clamp}")
+
+    @property
+    def parts(self) -> int:
+        """2 where a coefficient is a block on position and momentum, else 1."""
+        return blocks.parts((*self.y, *self.x, *self.store[:4], self.in_scale, *self.preview))
 
     @property
     def noisy(self) -> bool:
@@ -120,9 +121,9 @@ class Row:
 class Prologue(NamedTuple):
     """x_0 = y_0 = a0 p0 noise + c0 z: the start, before the first network call. A given state stands for p0 noise."""
 
-    p0: float = 1.0
-    a0: float = 1.0
-    c0: float = 0.0
+    p0: Block = 1.0
+    a0: Block = 1.0
+    c0: Block = 0.0
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class Plan:
                 raise ValueError(f"row {i}: reads slot {k}, which no earlier row has written")
             if row.levels.call != y:
                 raise ValueError(f"row {i}: is called at level {row.levels.call}, but row {i - 1} leaves y at {y}")
-            kept = {tuple(ANCHOR): x, tuple(STATE): y}.get(row.x)  # x stays, or becomes what the network saw
+            kept = {SAME_X: x, SAME_Y: y}.get(row.x)  # x stays, or becomes what the network saw
             if kept is not None and row.levels.x != kept:
                 raise ValueError(f"row {i}: leaves x at {kept}, but declares {row.levels.x}")
             x, y = row.levels.x, row.levels.y
@@ -182,15 +183,26 @@ class Plan:
         """Registers for past outputs."""
         return 1 + max(row.slot for row in self.rows)
 
+    @cached_property
+    def parts(self) -> int:
+        """2 for samples of position and momentum, whose coefficients are blocks, else 1."""
+        return max(blocks.parts(self.prologue), *(row.parts for row in self.rows))
+
     @property
-    def start(self) -> Level:
+    def start(self) -> AnyLevel:
         """The noise level at which the first call is made."""
         return self.rows[0].levels.call
 
     @property
-    def entry(self) -> Level:
-        """The noise level of what the prologue starts from: `start`, but for what a0 and c0 do."""
-        a0, c0, (alpha, sigma) = self.prologue.a0, self.prologue.c0, self.start
+    def entry(self) -> AnyLevel:
+        """The noise level of what the prologue starts from: `start`, but for what a0 and c0 do.
+
+        In phase space they are a part of a splitting step, which leads to no other level.
+        """
+        a0, c0, start = self.prologue.a0, self.prologue.c0, self.start
+        if isinstance(start, PhaseLevel) or isinstance(a0, tuple) or isinstance(c0, tuple):
+            return start
+        alpha, sigma = start
         return Level(alpha / a0, math.sqrt(max(sigma**2 - c0**2, 0.0)) / a0)
 
     @property
@@ -207,7 +219,7 @@ class Plan:
         """The same plan with every estimate of x_0 clamped to [-limit, limit], whatever the slots hold.
 
         x_0 = a y + b slot (a row's preview), so the slot of a clamped estimate is (clamp(a y + b slot) - a y) / b. A
-        row at sigma = 0, where b is 0 and y is the data, stays as it is.
+        row at sigma = 0, where b is 0 and y is the data, stays as it is. In phase space that of m_0 is clamped too.
 
         Raises:
             ValueError: limit is not positive, or a row is clamped already.
@@ -232,8 +244,8 @@ class Plan:
         """The same plan at another guidance scale, one for all rows or one for each.
 
         Args:
-            interval: guide the rows alone that are called at low < sigma/alpha <= high (Kynkaanniemi et al. 2024,
-                arXiv:2404.07724); the others evaluate the condition alone.
+            interval: guide the rows alone that are called at low < sigma/alpha <= high, the position's
+                (Kynkaanniemi et al. 2024, arXiv:2404.07724); the others evaluate the condition alone.
         """
         scales: list[Any] = [scale] * self.nfe if isinstance(scale, numbers_abc.Real) else list(scale)  # type: ignore[arg-type]
         if len(scales) != self.nfe:
@@ -244,7 +256,7 @@ class Plan:
         if interval is not None:
             low, high = check_interval(interval)
             inside = [
-                low * row.levels.call.alpha < row.levels.call.sigma <= high * row.levels.call.alpha for row in self
+                low * alpha < sigma <= high * alpha for alpha, sigma in (row.levels.call.position for row in self)
             ]
             scales = [g if i else 1.0 for g, i in zip(scales, inside, strict=True)]
         rows = tuple(replace(row, guidance=float(g)) for row, g in zip(self.rows, scales, strict=True))
@@ -254,11 +266,11 @@ class Plan:
         head = f"{self.solver}: {self.steps} steps, {self.nfe} network calls, {self.n_slots} slots, {self.prediction}"
         lines = [head, f"{'row':>4} {'t':>9} {'alpha':>8} {'sigma':>8}  update"]
         for i, row in enumerate(self.rows):
-            call = row.levels.call
-            text = f"{i:>4} {row.t:>9.6g} {call.alpha:>8.5f} {call.sigma:>8.5f}  s{row.slot} <- {_store(row.store)}"
-            if row.x != tuple(ANCHOR):
-                text += f";  x <- {_form(row.x)}"
-            lines.append(f"{text};  y <- {_form(row.y)}")
+            call = row.levels.call.position
+            text = f"{i:>4} {row.t:>9.6g} {call.alpha:>8.5f} {call.sigma:>8.5f}  s{row.slot} <- {store_text(row.store)}"
+            if row.x != SAME_X:
+                text += f";  x <- {form_text(row.x, NAMES)}"
+            lines.append(f"{text};  y <- {form_text(row.y, NAMES)}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -285,7 +297,7 @@ class Plan:
         if not isinstance(rows, list):
             raise ValueError(f"rows must be a list, got {type(rows).__name__}")
         try:
-            prologue = Prologue(**{k: float(v) for k, v in tree.get("prologue", {}).items()})
+            prologue = Prologue(**{k: block(v) for k, v in tree.get("prologue", {}).items()})
             steps = int(tree.get("steps", 0))
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"a plan's prologue and steps must be numbers: {error}") from error
@@ -327,14 +339,15 @@ def distinct(plans: Sequence[Plan]) -> tuple[Plan, ...]:
     return tuple({id(plan): plan for plan in plans}.values())
 
 
-def _check_numbers(what: str, numbers: Sequence[float]) -> None:
+def _check_numbers(what: str, coefficients: Sequence[Block]) -> None:
     """Numbers that float32 can hold.
 
     Raises:
         ValueError: another type, not finite, or too large.
     """
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, numbers_abc.Real) or not abs(number) <= LARGEST:
+    for number in blocks.numbers(coefficients):
+        real = type(number) is float or (isinstance(number, numbers_abc.Real) and not isinstance(number, bool))
+        if not (real and abs(number) <= LARGEST):
             raise ValueError(f"{what} must be finite float32 numbers, got {number!r}")
 
 
@@ -345,28 +358,16 @@ def _clipped(row: Row, limit: float) -> Row:
     if b == 0:
         return row
     p, q, p2, q2, _ = row.store
-    return replace(row, store=Store(a + b * (p2 + q2 * p), b * q2 * q, -a / b, 1 / b, limit))
-
-
-def _form(form: tuple[float, ...]) -> str:
-    terms = (f"{c:+.6g} {name}" for c, name in zip(form, NAMES, strict=True) if c)
-    return " ".join(terms) or "0"
-
-
-def _store(store: Store) -> str:
-    inner = " ".join(f"{c:+.6g} {name}" for c, name in ((store.p, "y"), (store.q, "out")) if c)
-    if math.isfinite(store.clamp):
-        inner = f"clamp({inner}, {store.clamp:g})"
-    if (store.p2, store.q2) == (0.0, 1.0):
-        return inner
-    return f"{store.p2:+.6g} y {store.q2:+.6g} ({inner})"
+    inner = blocks.total(a, blocks.product(b, blocks.total(p2, blocks.product(q2, p))))
+    outer = blocks.solve(b, blocks.product(-1.0, a)), blocks.solve(b, 1.0)
+    return replace(row, store=Store(inner, blocks.product(blocks.product(b, q2), q), *outer, limit))
 
 
 def _row_json(row: Row) -> dict[str, Any]:
     tree = asdict(row)
     for name in ("x", "y"):
         tree[name] = {n: c for n, c in zip(NAMES, tree[name], strict=True) if c}
-    tree["store"] = {k: v for k, v in row.store._asdict().items() if math.isfinite(v)}
+    tree["store"] = {k: v for k, v in row.store._asdict().items() if v != math.inf}
     if row.model == 0:
         del tree["model"]
     return tree
@@ -379,10 +380,20 @@ def _row_from_json(i: int, tree: Any) -> Row:
             unknown = set(fields[name]) - set(NAMES)
             if unknown:
                 raise ValueError(f"{name} has no operand {sorted(unknown)[0]!r}")
-            fields[name] = tuple(float(fields[name].get(n, 0.0)) for n in NAMES)
-        fields["levels"] = Levels(*(Level(*map(float, level)) for level in fields["levels"]))
-        fields["store"] = Store(**fields["store"])
-        fields["preview"] = tuple(map(float, fields["preview"]))
+            fields[name] = tuple(block(fields[name].get(n, 0.0)) for n in NAMES)
+        fields["levels"] = Levels(*map(_level_from_json, fields["levels"]))
+        store: dict[str, Any] = {k: block(v) for k, v in fields["store"].items()}
+        fields["store"] = Store(**store)
+        fields["preview"] = tuple(map(block, fields["preview"]))
+        if "in_scale" in fields:
+            fields["in_scale"] = block(fields["in_scale"])
         return Row(**fields)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"row {i}: {error if isinstance(error, ValueError) else repr(error)}") from error
+
+
+def _level_from_json(tree: Any) -> AnyLevel:
+    alpha, sigma = tree
+    if isinstance(alpha, (list, tuple)) or isinstance(sigma, (list, tuple)):
+        return PhaseLevel(*(((float(a), float(b)), (float(c), float(d))) for (a, b), (c, d) in (alpha, sigma)))
+    return Level(float(alpha), float(sigma))

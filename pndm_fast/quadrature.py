@@ -39,9 +39,9 @@ def moment(h: float, power: int) -> float:
 
 
 def against(
-    rho: Callable[[Array], Array], nodes: Sequence[float], start: float, end: float, origin: float
+    rho: Callable[[Array], Array], nodes: Sequence[float], start: float, end: float, origin: float, rate: float = 0.0
 ) -> list[float]:
-    """int l_j(t) d rho(t) from start to end, by parts, so that the weights add up to the change of rho.
+    """int exp(rate (t - end)) l_j(t) d rho(t) from start to end, by parts: at rate 0 they add up to the change of rho.
 
     `origin` is where rho behaves like a square root: sqrt(t - origin) is the variable, in which it is smooth.
     """
@@ -51,7 +51,10 @@ def against(
     ends = rho(np.array([start, end]))
     inner = (rho(t) - ends[0]) * 2 * w * _UNIT_WEIGHTS * (high - low)
     weights = lagrange(nodes, np.array([end]))[:, 0] * (ends[1] - ends[0])
-    return [float(w) for w in weights + _slopes(nodes, t) @ inner]
+    slopes = _slopes(nodes, t)
+    if rate:
+        slopes, inner = slopes + rate * lagrange(nodes, t), inner * np.exp(rate * (t - end))
+    return [float(w) for w in weights + slopes @ inner]
 
 
 def _slopes(nodes: Sequence[float], at: Array) -> Array:

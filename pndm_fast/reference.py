@@ -25,7 +25,7 @@ def apply_row(
 
     Args:
         registers: the trajectory's memory, changed in place.
-        table: [rows, table.WIDTH] in the state's dtype.
+        table: [rows, WIDTHS[parts]] in the state's dtype; at 2 parts a sample's n elements are position, then momentum.
         out: the network's (conditional) output [B, n], in the physical order of the registers.
         uncond: its unconditional output, for guidance.
         z: standard normals [B, n] in place of Philox.
@@ -36,11 +36,25 @@ def apply_row(
         if line[columns.HALT]:
             continue
         members = (rows == index).nonzero()[:, 0]
-        _apply(registers, line, members, out, uncond, z)
+        _apply(registers, _Line(line, columns.parts_of(table)), members, out, uncond, z)
         _advance(registers, table, index, members)
 
 
-def _apply(r: Registers, line: list[float], b: Tensor, out: Tensor, uncond: Tensor | None, z: Tensor | None) -> None:
+class _Line:
+    """A row's coefficients: at(first)[i][j] is what part i of the result takes of part j of an operand."""
+
+    def __init__(self, numbers: list[float], parts: int) -> None:
+        self.numbers, self.parts = numbers, parts
+
+    def __getitem__(self, column: int) -> float:
+        return self.numbers[column]
+
+    def at(self, first: int) -> list[list[float]]:
+        begin, k = columns.column(first, self.parts), self.parts
+        return [self.numbers[begin + i * k : begin + (i + 1) * k] for i in range(k)]
+
+
+def _apply(r: Registers, line: _Line, b: Tensor, out: Tensor, uncond: Tensor | None, z: Tensor | None) -> None:
     dtype, n = r.x.dtype, r.n
     e = out[b].to(dtype)
     if uncond is not None and line[columns.GUIDANCE] != 1:  # at scale 1 a sample owes nothing to the other half
@@ -56,33 +70,60 @@ def _apply(r: Registers, line: list[float], b: Tensor, out: Tensor, uncond: Tens
         noise = normals(r.seeds[b], int(line[columns.NOISE]), n, r.channels) if z is None else z[b]
         operands.append(noise.to(dtype))
     if line[columns.WRITE_X]:
-        r.x[b, :n] = _combine(line[columns.X :], operands)
+        r.x[b, :n] = _combine(line, columns.X, operands)
     if line[columns.WRITE_Y]:
-        r.y[b, :n] = _combine(line[columns.Y :], operands)
+        r.y[b, :n] = _combine(line, columns.Y, operands)
 
 
-def _store(line: list[float], y: Tensor, e: Tensor) -> Tensor:
-    value = e * line[columns.Q]
-    if line[columns.P]:
-        value = y * line[columns.P] + value
-    value = value.clamp(-line[columns.CLAMP], line[columns.CLAMP]) * line[columns.Q2]
-    return y * line[columns.P2] + value if line[columns.P2] else value
+def _store(line: _Line, y: Tensor, e: Tensor) -> Tensor:
+    value = _added(_scaled(e, line.at(columns.Q)), y, line.at(columns.P))
+    value = _scaled(value.clamp(-line[columns.CLAMP], line[columns.CLAMP]), line.at(columns.Q2))
+    return _added(value, y, line.at(columns.P2))
 
 
-def _combine(coefficients: list[float], operands: list[Tensor]) -> Tensor:
-    total = torch.zeros_like(operands[0])
-    for c, operand in zip(coefficients, operands, strict=False):
-        if c:  # an operand that is not used may hold anything
-            total = total + operand.to(total.dtype) * c
-    return total
+def _scaled(values: Tensor, block: list[list[float]]) -> Tensor:
+    """block values: of each part its own first, then what it takes of the other."""
+    halves = values.chunk(len(block), dim=1)
+    result = [half * block[i][i] for i, half in enumerate(halves)]
+    return torch.cat([_with_others(part, i, halves, block) for i, part in enumerate(result)], dim=1)
+
+
+def _added(total: Tensor, values: Tensor, block: list[list[float]]) -> Tensor:
+    """total + block values, in the same order."""
+    halves, result = values.chunk(len(block), dim=1), []
+    for i, part in enumerate(total.chunk(len(block), dim=1)):
+        own = halves[i] * block[i][i] + part if block[i][i] else part
+        result.append(_with_others(own, i, halves, block))
+    return torch.cat(result, dim=1)
+
+
+def _with_others(part: Tensor, i: int, halves: tuple[Tensor, ...], block: list[list[float]]) -> Tensor:
+    for j, half in enumerate(halves):
+        if j != i and block[i][j]:
+            part = half * block[i][j] + part
+    return part
+
+
+def _combine(line: _Line, first: int, operands: list[Tensor]) -> Tensor:
+    forms = [line.at(first + k) for k in range(len(operands))]
+    split = [operand.chunk(line.parts, dim=1) for operand in operands]
+    totals = []
+    for i in range(line.parts):
+        total = torch.zeros_like(split[0][0])
+        for form, halves in zip(forms, split, strict=True):
+            for c, half in zip(form[i], halves, strict=True):
+                if c:  # an operand that is not used may hold anything
+                    total = total + half.to(total.dtype) * c
+        totals.append(total)
+    return torch.cat(totals, dim=1)
 
 
 def _advance(r: Registers, table: Tensor, index: int, b: Tensor) -> None:
-    following = table[index + 1].tolist()
+    following = _Line(table[index + 1].tolist(), columns.parts_of(table))
     r.row[b] = index + 1
     r.active.sub_(len(b) * int(following[columns.HALT]))
     copies = torch.cat([b + half * r.batch for half in range(r.halves)])
     r.t[copies] = torch.tensor(following[columns.T], dtype=torch.float64, device=b.device).to(r.t.dtype)
     if r.net_in is not None:
-        scaled = r.y[b, : r.n] * following[columns.IN_SCALE]
+        scaled = _scaled(r.y[b, : r.n], following.at(columns.IN_SCALE))
         r.net_in[copies] = scaled.repeat(r.halves, 1).to(r.net_in.dtype)

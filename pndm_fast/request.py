@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -19,6 +19,7 @@ from pndm_fast.checks import (
     check_conditioning,
     check_guidance,
     check_models,
+    check_parts,
     check_plans,
     check_seeds,
     check_start,
@@ -123,6 +124,11 @@ class Request:
         return flat.view(self.batch, *self.shape).to(self.state_dtype)
 
     @cached_property
+    def parts(self) -> int:
+        """2 where samples are positions and momenta, else 1."""
+        return max(plan.parts for plan in self.distinct)
+
+    @cached_property
     def raw(self) -> bool:
         """Whether every row stores the network's output unchanged and unguided."""
         return self.uncond is None and all(plan.raw for plan in self.distinct)
@@ -175,7 +181,7 @@ class Request:
 def complete(
     *,
     default: Plan,
-    networks: int,
+    networks: Sequence[Any],
     negative: bool,
     guided: Callable[[tuple[Plan, ...], Any, Any], tuple[Plan, ...]],
     shape: tuple[int, ...],
@@ -223,6 +229,7 @@ def complete(
         raise ValueError("guidance_interval must come with guidance, the scale inside it")
     for p in distinct(plans):
         check_start(p, state is not None or init is not None)
+        check_parts(p, shape)
         check_time_dtype(p, time_dtype)
     check_models(plans, networks)
     with_cond, without = check_conditioning(cond, uncond, plans, device, negative)

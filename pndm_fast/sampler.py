@@ -134,7 +134,7 @@ class Sampler:
             seeds: s means s, s + 1, ...; a sequence gives one for each sample, and so the batch.
             noise: standard normals [B, *shape] in place of the seeds' x_T; state: the start itself.
             init: data [B, *shape] that is noised to the plan's first level, which `make_plan(start=)` or `strength=`
-                puts in the middle: image to image.
+                puts in the middle: image to image. In phase space data are [x_0, 0], the momentum's half zero.
             known, mask: data [B, *shape] that the samples are to have where mask is 0; they are drawn where it is 1.
             noises: index -> standard normals, in place of Philox: 0 is x_T, 1 the prologue's, i + 2 row i's.
             cond: the network's keyword arguments; uncond: those without condition, for guidance; keys that it lacks
@@ -247,7 +247,7 @@ class Sampler:
     def _request(self, **arguments: Any) -> Request:
         return complete(
             default=self.plan,
-            networks=len(self.models),
+            networks=self.models,
             negative=self.negative is not None,
             guided=self._with_guidance,
             shape=self.shape,

@@ -190,7 +190,12 @@ class Schedule:
         made = Schedule.from_alphas_cumprod(alpha * alpha, name=f"{self.name}, zero terminal SNR")
         return made.interpolate(self.curve.interp)
 
-    def _inside(self, t: ArrayLike) -> Array:
+    def inside(self, t: ArrayLike) -> Array:
+        """The times as an array.
+
+        Raises:
+            ValueError: one is outside [first, last].
+        """
         time = np.asarray(t, dtype=np.float64)
         most = math.inf if self.scale == "sigma" else self.last  # any noise may be added to unscaled data
         outside = time[~((time >= self.first) & (time <= most))]
@@ -200,7 +205,7 @@ class Schedule:
 
     def log_alpha_bar(self, t: ArrayLike) -> Any:
         """log alpha_t^2, float64. Times outside [first, last] are an error."""
-        return self.curve.log_alpha_bar(self._inside(t))
+        return self.curve.log_alpha_bar(self.inside(t))
 
     def alpha(self, t: ArrayLike) -> Any:
         """alpha_t, float64."""
@@ -208,7 +213,7 @@ class Schedule:
 
     def sigma(self, t: ArrayLike) -> Any:
         """sigma_t, float64, without cancellation near t = first."""
-        return self.curve.sigma(self._inside(t))
+        return self.curve.sigma(self.inside(t))
 
     def lam(self, t: ArrayLike) -> Any:
         """log(alpha_t / sigma_t), float64; infinite where sigma = 0."""

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from pndm_fast import ranges
 from pndm_fast.backends import Backend
+from pndm_fast.blocks import Block
 from pndm_fast.conditioning import CannotBatch, batched
 from pndm_fast.events import BadSample, Cancelled, Step, rows_at
+from pndm_fast.layout import channels_of
 from pndm_fast.network import prediction
 from pndm_fast.registers import NEVER, Registers
 from pndm_fast.request import Request, Stretch
@@ -128,11 +130,15 @@ class Trajectory:
         if separate is not None:
             self.calls += 1
             # copies both ways: a network may write its inputs, or answer twice in one static buffer
-            uncond = prediction(self.negative(x.clone(), t.clone(), **separate), x).clone()
+            uncond = self._dense(prediction(self.negative(x.clone(), t.clone(), **separate), x)).clone()
         self.calls += 1
-        out = prediction(self.model(x, t, **arguments), x)
+        out = self._dense(prediction(self.model(x, t, **arguments), x))
         self.wrote = x._version != before
         return out, uncond
+
+    def _dense(self, out: Tensor) -> Tensor:
+        """Phase-space rows read whole halves: a channels-last output, where these are interleaved, is copied."""
+        return out.contiguous() if self.request.parts > 1 and channels_of(out) else out
 
     def fits(self, workspace: Workspace, output: Output) -> bool:
         """Whether a call just made left the state alone and gave outputs of the form that the buffers have."""
@@ -213,7 +219,7 @@ class Trajectory:
         rows, real = rows_at(self.request.plans, index), self.request.real
 
         def x0() -> Tensor:
-            previews = [(1.0, 0.0) if row is None else row.preview for row in rows]
+            previews: list[tuple[Block, Block]] = [(1.0, 0.0) if row is None else row.preview for row in rows]
             return workspace.x0(seen, previews, [0 if row is None else row.slot for row in rows])[:real]
 
         view = Step(index, self.request.nfe, rows[:real], lambda: self.samples(workspace), x0)

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from pndm_fast.backends import Backend, BoundRow
+from pndm_fast.blocks import Block
 from pndm_fast.cuda import upload
-from pndm_fast.layout import channels_of, describe, elements, flatten, unflatten
+from pndm_fast.layout import channels_of, describe, elements, flatten, scaled, scaled_each, unflatten
+from pndm_fast.levels import AnyLevel
 from pndm_fast.network import FLOATS
 from pndm_fast.noise import FIRST_ROW, INITIAL, PROLOGUE
-from pndm_fast.plan import Level, Plan, Prologue
+from pndm_fast.plan import Plan, Prologue
 from pndm_fast.registers import ALIGN, NEVER, Registers, allocate
 from pndm_fast.request import Request
 from pndm_fast.table import Table
@@ -143,8 +145,8 @@ class Workspace:
         rows = [plan.rows[min(index, plan.nfe - 1)] for plan in request.plans]
         r.t.copy_(upload([row.t for row in rows] * r.halves, r.t.device, torch.float64))
         if r.net_in is not None:
-            scales = upload([row.in_scale for row in rows], r.y.device, r.y.dtype)
-            r.net_in.copy_((r.y[:, : r.n] * scales[:, None]).repeat(r.halves, 1))
+            seen = scaled_each(r.y[:, : r.n], [row.in_scale for row in rows])
+            r.net_in.copy_(seen.repeat(r.halves, 1))
 
     def begin(self, request: Request, table: Table, backend: Backend) -> None:
         """Write the prologue, the first network input and the counters."""
@@ -168,7 +170,7 @@ class Workspace:
                 return flatten(noise_at(request, index, r.y.device), r.channels)
             return backend.normals(r, index).to(r.y.dtype)
 
-        def way(plan: Plan) -> tuple[Prologue, Level | None]:
+        def way(plan: Plan) -> tuple[Prologue, AnyLevel | None]:
             return plan.prologue, None if request.init is None else plan.entry
 
         ways = {way(plan) for plan in request.distinct}
@@ -181,17 +183,17 @@ class Workspace:
         return result
 
     def _prologue(
-        self, request: Request, prologue: Prologue, entry: Level | None, normal: Callable[[int], Tensor]
+        self, request: Request, prologue: Prologue, entry: AnyLevel | None, normal: Callable[[int], Tensor]
     ) -> Tensor:
         if request.state is not None:
             y = flatten(request.state, self.form.channels)
         else:
             noise = normal(INITIAL) if request.noise is None else flatten(request.noise, self.form.channels)
-            y = noise * (prologue.p0 if entry is None else entry.sigma)
+            y = scaled(noise, prologue.p0 if entry is None else entry.sigma)
         if entry is not None and request.init is not None:
-            y = flatten(request.init, self.form.channels) * entry.alpha + y
-        y = y * prologue.a0
-        return y + normal(PROLOGUE) * prologue.c0 if prologue.c0 else y
+            y = scaled(flatten(request.init, self.form.channels), entry.alpha) + y
+        y = scaled(y, prologue.a0)
+        return y + scaled(normal(PROLOGUE), prologue.c0) if prologue.c0 else y
 
     def put_known(self, request: Request, index: int) -> None:
         """After the row of that index: the known part, at the level that the row led to, and the next input from it."""
@@ -235,14 +237,15 @@ class Workspace:
         dense = r.y[:, : r.n].clone(memory_format=torch.contiguous_format)
         return unflatten(dense, self.form.shape, r.channels).contiguous()
 
-    def x0(self, seen: Tensor, previews: list[tuple[float, float]], slots: list[int]) -> Tensor:
+    def x0(self, seen: Tensor, previews: list[tuple[Block, Block]], slots: list[int]) -> Tensor:
         """preview[0] y + preview[1] slot for each sample, [B, *shape], with the y that the network saw."""
         r = self.registers
-        on_y, on_slot = upload(previews, r.y.device, r.y.dtype).T[:, :, None]
         where = upload([slots, range(r.batch)], r.y.device)
         newest = r.slots[where[0], where[1], : r.n].to(r.y.dtype)
-        estimate = seen[:, : r.n] * on_y
-        estimate = torch.where(on_slot == 0, estimate, estimate + newest * on_slot)
+        unread = upload([on_slot == 0 for _, on_slot in previews], r.y.device)[:, None]
+        newest = newest.masked_fill(unread, 0.0)  # a slot that is not used may hold anything
+        estimate = scaled_each(seen[:, : r.n], [on_y for on_y, _ in previews])
+        estimate = estimate + scaled_each(newest, [on_slot for _, on_slot in previews])
         return unflatten(estimate, self.form.shape, r.channels).contiguous()
 
     @property

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pndm_fast.conditioning import CannotBatch, batched, complete, mapped
+from pndm_fast.levels import Level
 from pndm_fast.network import check_model, in_training, prediction
-from pndm_fast.plan import Level, Plan
+from pndm_fast.plan import Plan
 
 
 class Guided(nn.Module):
@@ -86,6 +87,8 @@ class Thresholded(nn.Module):
             raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
         if not 0 < quantile <= 1 or not limit >= 1:
             raise ValueError(f"quantile must be in (0, 1] and limit at least 1, got {quantile} and {limit}")
+        if plan.parts > 1:
+            raise ValueError("plan must be of one part: what is thresholded in phase space is not known")
         if plan.prediction not in ("eps", "v", "x0") or any(row.in_scale != 1 for row in plan.rows):
             raise ValueError(f"prediction must be eps, v or x0 of the unscaled state, got a plan for {plan.prediction}")
         self.model, self.prediction, self.quantile, self.limit = model, plan.prediction, quantile, limit
@@ -132,9 +135,10 @@ def _levels(plan: Plan) -> dict[float, Level]:
     """
     levels: dict[float, Level] = {}
     for row in plan.rows:
-        level = levels.setdefault(row.t, row.levels.call)
-        if level != row.levels.call:
-            raise ValueError(f"plan must have one level for each time, got {level} and {row.levels.call} at {row.t:g}")
+        called = row.levels.call.position
+        level = levels.setdefault(row.t, called)
+        if level != called:
+            raise ValueError(f"plan must have one level for each time, got {level} and {called} at {row.t:g}")
         if plan.prediction != "x0" and (level.sigma == 0 or (level.alpha == 0 and plan.prediction == "eps")):
             raise ValueError(f"plan must be called at alpha and sigma above 0, got {level} at {row.t:g}")
     return levels

@@ -14,10 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES, BLOCK = (80, 90, 100), 1024
 
 # What differs from fp32 throughout: dtypes of slots, network and time; a guided call; a separate network input; z from
-# a pointer; channels-last numbering; n that is no multiple of 16.
+# a pointer; channels-last numbering; n that is no multiple of 16. In phase space: n / 2 that is one of 4 alone, or not.
 VARIANTS = {
     "fp32": dict(),
     "fp32-guided": dict(guided=True, net_in=True),
@@ -26,15 +26,22 @@ VARIANTS = {
     "bf16": dict(slots="bf16", network="bf16", net_in=True, time="i64"),
     "fp16": dict(slots="fp16", network="fp16", net_in=True),
     "z": dict(z=True),
-    "channels-last": dict(channels_last=True),
+    "channels-last": dict(scattered=True),
     "z-guided": dict(z=True, guided=True, net_in=True),
     "odd": dict(aligned=False),
     "odd-bf16": dict(network="bf16", slots="bf16", net_in=True, aligned=False),
+    "phase": dict(parts=2),
+    "phase-guided": dict(parts=2, guided=True, net_in=True),
+    "phase-mixed": dict(parts=2, network="bf16", net_in=True),
+    "phase-bf16": dict(parts=2, slots="bf16", network="bf16", net_in=True, guided=True, time="i64"),
+    "phase-z": dict(parts=2, z=True),
+    "phase-fours": dict(parts=2, aligned=False),
+    "phase-odd": dict(parts=2, aligned=False, scattered=True),
 }
 
 
 def _source(kernel, slots="fp32", network="fp32", time="fp32", guided=False, net_in=False, z=False,
-            channels_last=False, aligned=True):  # fmt: skip
+            scattered=False, aligned=True, parts=1):  # fmt: skip
     from triton.compiler import ASTSource
 
     signature = {
@@ -43,7 +50,7 @@ def _source(kernel, slots="fp32", network="fp32", time="fp32", guided=False, net
         "done_ptr": "*i32", "table_ptr": "*fp32", "out_ptr": f"*{network}", "uncond_ptr": f"*{network}",
         "z_ptr": "*fp32", "n": "i32", "stride": "i32", "batch": "i32", "channels": "i32",
     }  # fmt: skip
-    constants = {"HALVES": 2 if guided else 1, "CHANNELS_LAST": channels_last, "BLOCK": 1024}
+    constants = {"PARTS": parts, "HALVES": 2 if guided else 1, "SCATTERED": scattered, "BLOCK": BLOCK // parts}
     absent = [name for name, given in (("net_in_ptr", net_in), ("uncond_ptr", guided), ("z_ptr", z)) if not given]
     constants |= dict.fromkeys(absent)
     signature |= dict.fromkeys(constants, "constexpr")

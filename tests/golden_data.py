@@ -10,7 +10,9 @@ from pndm_fast.demo import gaussian_mixture
 from pndm_fast.solvers import FACTS
 
 DATA = np.load(Path(__file__).parent / "golden" / "pndm.npz")
-FROM_NOISE = sorted(name for name in pf.SOLVERS if not FACTS[name].inverts)
+SCALAR = sorted(name for name in pf.SOLVERS if FACTS[name].space != "phase")
+PHASE = sorted(name for name in pf.SOLVERS if FACTS[name].space != "scalar")
+FROM_NOISE = sorted(name for name in SCALAR if not FACTS[name].inverts)
 START = torch.from_numpy(DATA["meta_x_T"])
 
 

@@ -61,6 +61,7 @@ def random_case(
     z: bool = False,
     calls: int = 4,
     bad: bool = False,
+    parts: int = 1,
 ) -> Case:
     """Plans of random sparsity, clamps, store maps and noise, each sample at a row of its own.
 
@@ -70,11 +71,12 @@ def random_case(
         z: give normals in place of Philox.
         calls: how many rows each sample executes, unless it halts.
         bad: put NaN and infinities into some outputs.
+        parts: 2 for rows of blocks, of which some are multiples of the identity, on samples of two halves.
     """
     rng = np.random.default_rng(seed)
     anchor = bool(rng.integers(2))  # whether x holds numbers before a row writes it
     lengths = [calls, calls + 1, 1, 2]
-    plans = [_random_plan(rng, length, slots, anchor) for length in lengths]
+    plans = [_random_plan(rng, length, slots, anchor, parts) for length in lengths]
     first = np.cumsum([0, *(length + 1 for length in lengths)])
     starts = [*first[:2], *((first[1] - 1, *first[2:4]) if halt_some else ())]
     halves = 2 if guidance else 1
@@ -172,34 +174,51 @@ def _fill(r: Registers, rng: np.random.Generator, anchor: bool) -> None:
     r.first_bad.fill_(NEVER)
 
 
-def _random_plan(rng: np.random.Generator, length: int, slots: int, anchor: bool) -> np.ndarray:
-    """[length + 1, WIDTH]: rows read only what is written before, and the last line halts."""
-    out = np.zeros((length + 1, columns.WIDTH))
+def _random_plan(rng: np.random.Generator, length: int, slots: int, anchor: bool, parts: int) -> np.ndarray:
+    """[length + 1, WIDTHS[parts]]: rows read only what is written before, and the last line halts."""
+    out = np.zeros((length + 1, columns.WIDTHS[parts]))
+    first, count = columns.column(columns.IN_SCALE, parts), columns.Y + WIDTH_FORM - columns.IN_SCALE
+    blocks = out[:, first : first + count * parts * parts].reshape(length + 1, count, parts, parts)
     written: set[int] = set()
-    for i, line in enumerate(out):
-        line[[columns.T, columns.IN_SCALE]] = rng.integers(1000), rng.choice([1.0, rng.uniform(0.2, 1.5)])
+    for i, (line, block) in enumerate(zip(out, blocks, strict=True)):
+
+        def put(column: int, coefficients: object, block: np.ndarray = block) -> None:
+            at = column - columns.IN_SCALE
+            for k, c in enumerate(np.atleast_1d(coefficients)):
+                block[at + k] = _random_block(rng, float(c), parts)
+
+        line[columns.T] = rng.integers(1000)
+        put(columns.IN_SCALE, rng.choice([1.0, rng.uniform(0.2, 1.5)]))
         if i == length:
             line[columns.HALT] = 1.0
             break
         line[columns.SLOT] = slot = int(rng.integers(slots))
         written.add(slot)
         line[columns.GUIDANCE] = rng.choice([1.0, 7.5, rng.uniform(-1, 3)])
-        line[[columns.P, columns.Q, columns.P2, columns.Q2, columns.CLAMP]] = _random_store(rng)
+        *store, line[columns.CLAMP] = _random_store(rng)
+        put(columns.P, store)
         readable = [*([_X] if anchor else []), _Y, *(2 + k for k in sorted(written))]
         noisy = rng.random() < 0.4
         if rng.random() < 0.4:
             line[columns.WRITE_X] = 1
-            line[columns.X : columns.X + WIDTH_FORM] = _random_form(rng, readable, noisy)
+            put(columns.X, _random_form(rng, readable, noisy))
             anchor = True
         else:
-            line[columns.X + _X] = 1
+            block[columns.X - columns.IN_SCALE + _X] = np.eye(parts)
         if rng.random() < 0.9:
             line[columns.WRITE_Y] = 1
-            line[columns.Y : columns.Y + WIDTH_FORM] = _random_form(rng, readable, noisy)
+            put(columns.Y, _random_form(rng, readable, noisy))
         else:
-            line[columns.Y + _Y] = 1
+            block[columns.Y - columns.IN_SCALE + _Y] = np.eye(parts)
         line[columns.NOISE] = (i + 2) * noisy
     return out
+
+
+def _random_block(rng: np.random.Generator, c: float, parts: int) -> np.ndarray:
+    """c times a block that is the identity, diagonal, triangular, or full; often with zeros on the diagonal."""
+    if parts == 1 or rng.random() < 0.2:
+        return c * np.eye(parts)
+    return c * rng.uniform(-1.5, 1.5, (parts, parts)) * (rng.random((parts, parts)) < rng.choice([0.5, 1.0]))
 
 
 def _random_store(rng: np.random.Generator) -> tuple[float, ...]:

@@ -11,12 +11,15 @@ from typer.testing import CliRunner
 import pndm_fast as pf
 from pndm_fast import cli
 from pndm_fast.auto import recommend
+from pndm_fast.phase_space import PSLD
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "quality" / "mnist.json"
+IN_PHASE_SPACE = ROOT / "benchmarks" / "results" / "phase" / "mnist.json"
 LINEAR = pf.Schedule.linear()
 BUDGETS = (5, 8, 10, 15, 20, 30, 50)
 ENOUGH = 1.05  # times the best
+REFERENCE = 0.0025  # about the error of phase space's fine solution: half of what the same solver leaves at 100 calls
 
 
 def same(a, b):
@@ -46,6 +49,27 @@ def test_the_choice_is_the_best_measured(nfe, measured):
     ]
     assert len(own) == 1, f"{choice} is not among the finals at {nfe} calls"
     assert own[0] <= ENOUGH * min(one["rms"] for one in finals)
+
+
+@pytest.mark.parametrize("nfe", [10, 25, 50, 100])
+def test_the_choice_in_phase_space_is_the_best_measured(nfe):
+    if not IN_PHASE_SPACE.is_file():
+        pytest.skip("no benchmarks beside the tests")
+    sys.path.append(str(ROOT / "benchmarks"))
+    from phase import LINES
+
+    choice = recommend(PSLD(), nfe)
+    results = json.loads(IN_PHASE_SPACE.read_text())["results"]
+    rms = {one["line"]: one["rms"] for one in results if one["budget"] == nfe and one.get("rms")}
+    rms = {name: value for name, value in rms.items() if LINES[name].space == "psld"}
+    own = [
+        value
+        for name, value in rms.items()
+        if (LINES[name].solver, LINES[name].options, LINES[name].spacing)
+        == (choice.solver, choice.options, choice.spacing or PSLD().spacing)
+    ]
+    assert len(own) == 1
+    assert own[0] <= ENOUGH * min(rms.values()) + REFERENCE
 
 
 @pytest.mark.parametrize("nfe", BUDGETS)

@@ -93,7 +93,7 @@ def test_sweep_ranks_by_the_geometric_mean():
 
 def test_table_of_what_must_be_shown(tmp_path):
     empty = shows.table(tmp_path)
-    assert {line["show"] for line in empty} == set("1234578") and not any(line["met"] for line in empty)
+    assert {line["show"] for line in empty} == {*"1234578", "phase"} and not any(line["met"] for line in empty)
     rival = {"us": 2000.0, "ratio": 1.02, "quartiles": [1.0, 1.03]}
     alone = {"us": 2040.0, "ratio": 1.02, "quartiles": [1.0, 1.03], "target": "<= 1.03", "met": True}
     alone |= {"rival": "network alone", "rivals": {"network alone": rival}, "row_us": 6.0, "row_met": False}

@@ -9,7 +9,9 @@ import torch
 from rowcase import assert_equal_bits, assert_same, clone, random_case, shapes
 
 from pndm_fast import _C, noise, reference, table
+from pndm_fast.plan import WIDTH_FORM
 from pndm_fast.registers import NEVER
+from pndm_fast.threads import share_threads
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 SETS = _C.instruction_sets()
@@ -40,6 +42,7 @@ def arguments(r, plans, out_dtype, threads=1):
         stride=r.y.shape[1],
         n_slots=len(r.slots),
         table_rows=len(plans),
+        table_width=plans.shape[1],
         channels=r.channels,
         halves=r.halves,
         out_dtype=name(out_dtype),
@@ -60,10 +63,12 @@ def assert_matches(case):
 
 
 def test_columns_are_those_of_the_table():
-    assert _C.columns == {column: getattr(table, column) for column in _C.columns}
-    assert set(_C.columns) >= {key for key in vars(table) if key.isupper()} - {"ANCHOR", "STATE", "FIRST_ROW"} - {
-        "WIDTH_FORM"
-    }
+    ours = {key: value for key, value in vars(table).items() if key.isupper() and isinstance(value, int)}
+    assert _C.columns == {key: value for key, value in ours.items() if key not in ("FIRST_ROW", "WIDTH_FORM")}
+    for parts, width in table.WIDTHS.items():
+        assert _C.width(parts) == width
+        for first in range(table.BLOCKS, table.Y + WIDTH_FORM):
+            assert _C.column(first, parts) == table.column(first, parts)
 
 
 @pytest.mark.parametrize("net_dtype", [None, F32, F16, BF16], ids=str)
@@ -84,17 +89,73 @@ def test_every_size(instruction_set, batch, n):
         assert_matches(random_case(seed, batch, n, net_dtype=BF16, out_dtype=F16, **options))
 
 
+@pytest.mark.parametrize("net_dtype", [None, F32, F16, BF16], ids=str)
+@pytest.mark.parametrize("slot_dtype", [F32, F16, BF16], ids=str)
+@pytest.mark.parametrize("out_dtype", [F32, F16, BF16], ids=str)
+def test_two_parts_of_every_dtype(instruction_set, out_dtype, slot_dtype, net_dtype):
+    dtypes = {"out_dtype": out_dtype, "slot_dtype": slot_dtype, "net_dtype": net_dtype}
+    for seed in range(8):
+        guidance, z = bool(seed & 1), seed % 3 == 2
+        time_dtype = torch.int64 if seed & 1 else F32
+        assert_matches(random_case(seed, 3, 784, parts=2, guidance=guidance, z=z, time_dtype=time_dtype, **dtypes))
+
+
+# halves of one element, of an odd number, of more than one tile, and of more tiles than threads
+@pytest.mark.parametrize("batch, n", [(1, 2), (3, 14), (5, 784), (4, 1024), (2, 1026), (2, 65_538)], ids=str)
+def test_two_parts_of_every_size(instruction_set, batch, n):
+    for seed in range(8):
+        options = {"guidance": bool(seed & 1), "slots": 1 + seed % 6, "halt_some": seed % 4 > 1, "z": seed % 5 == 4}
+        assert_matches(random_case(seed, batch, n, parts=2, net_dtype=F32, **options))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_x_and_y_of_one_value(parts):
+    """What a row gives to both registers is computed once."""
+    for seed in range(6):
+        case = random_case(seed, 2, 1300, parts=parts, calls=2, z=bool(seed & 1))
+        first, last = (table.column(c, parts) for c in (table.X, table.Y))
+        case.table[:, first:last] = case.table[:, last : 2 * last - first]
+        case.table[:, [table.WRITE_X, table.WRITE_Y]] = 1.0
+        assert_matches(case)
+
+
+@pytest.mark.parametrize("net_dtype", [None, F32, BF16], ids=str)
+@pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
+@pytest.mark.parametrize("slots", range(1, 7))
+def test_two_parts_of_raw_outputs(slots, dtype, net_dtype):
+    """The usual row: the slot is the output, and Y takes full blocks of the state and of all slots, and noise."""
+    rng = np.random.default_rng(slots)
+    case = random_case(slots, 2, 1300, parts=2, slots=slots, slot_dtype=dtype, out_dtype=dtype, net_dtype=net_dtype)
+    case.registers.slots.copy_(torch.from_numpy(rng.standard_normal(case.registers.slots.shape)))
+    case.table[:, table.BLOCKS :] = 0.0
+    case.table[:, [table.WRITE_X, table.WRITE_Y, table.GUIDANCE, table.CLAMP]] = torch.tensor([0, 1, 1, torch.inf])
+    for first, value in ((table.Q, np.eye(2)), (table.Q2, np.eye(2)), (table.IN_SCALE, rng.uniform(-1, 1, (2, 2)))):
+        put(case.table, first, value)
+    for k in range(1, WIDTH_FORM):
+        if k < 2 + slots or k == WIDTH_FORM - 1:
+            put(case.table, table.Y + k, rng.uniform(-1, 1, (2, 2)))
+    assert_matches(case)
+
+
+def put(lines, first, block):
+    """One block in all lines."""
+    at = table.column(first, 2)
+    lines[:, at : at + 4] = torch.from_numpy(block).float().flatten()
+
+
 @pytest.mark.parametrize("channels, n", [(3, 3 * 700), (4, 4 * 33), (320, 320 * 9), (5, 5)])
 def test_channels_last_numbers_elements_logically(instruction_set, channels, n):
     for seed in range(4):
         assert_matches(random_case(seed, 2, n, channels=channels))
 
 
-def test_not_finite_outputs_are_found_and_survive_the_clamp(instruction_set):
+@pytest.mark.parametrize("parts", [1, 2])
+def test_not_finite_outputs_are_found_and_survive_the_clamp(instruction_set, parts):
     found = 0
     for seed in range(24):
         dtype = (F32, F16, BF16)[seed % 3]
-        case = random_case(seed, 3, 784, out_dtype=dtype, slot_dtype=dtype, guidance=bool(seed & 1), bad=True)
+        options = {"guidance": bool(seed & 1), "bad": True, "parts": parts}
+        case = random_case(seed, 3, 784, out_dtype=dtype, slot_dtype=dtype, **options)
         assert_matches(case)
         found += int((case.run(apply_row).first_bad != NEVER).sum())
     assert found > 20
@@ -113,7 +174,7 @@ def test_normals_are_the_reference_s(instruction_set, n, channels):
 def convert(values, dtype):
     """One row whose network input is `values`, rounded to dtype; y takes `values` from the output."""
     case = random_case(0, 1, values.numel(), net_dtype=dtype, slots=1)
-    line = torch.zeros(2, table.WIDTH)
+    line = torch.zeros(2, table.WIDTHS[1])
     line[0, [table.Q, table.Q2, table.CLAMP, table.WRITE_Y, table.Y + 2]] = torch.tensor([1, 1, torch.inf, 1, 1])
     line[1, [table.HALT, table.IN_SCALE]] = 1.0
     r = clone(case.registers)
@@ -146,8 +207,10 @@ def bits_around(values, step):
     return (values.view(torch.int32) + step).view(F32)
 
 
-def test_threads_do_not_change_the_bits():
-    case = random_case(5, 3, 1_500_001, guidance=True, net_dtype=F16, calls=2, bad=True)
+@pytest.mark.parametrize("parts, n", [(1, 1_500_001), (2, 1_500_002)])
+@pytest.mark.skipif(not share_threads(), reason="torch has no OpenMP runtime here")
+def test_threads_do_not_change_the_bits(parts, n):
+    case = random_case(5, 3, n, guidance=True, net_dtype=F16, calls=2, bad=True, parts=parts)
     one = case.run(apply_row)
     for threads in (2, 3, 64):
         assert_same(case.run(lambda *given, count=threads: apply_row(*given, threads=count)), one)
@@ -182,19 +245,20 @@ def test_an_output_in_our_own_memory_is_refused_and_nothing_changes():
     assert_same(r, before)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("row, message", [(-1, "in"), (10**6, "in"), (0, "slots"), (1, "slots"), (2, "the last")])
-def test_a_row_outside_its_range_raises_before_anything_changes(row, message):
-    case = random_case(0, 2, 7, slots=2)
-    lines = torch.zeros(3, table.WIDTH)
+def test_a_row_outside_its_range_raises_before_anything_changes(row, message, parts):
+    case = random_case(0, 2, 8, slots=2, parts=parts)
+    lines = torch.zeros(3, table.WIDTHS[parts])
     lines[0, table.SLOT] = 2
-    lines[1, table.Y + 2 + 5] = 1.0
+    lines[1, table.column(table.Y + 2 + 5 + 1, parts) - 1] = 1.0  # the last number of the sixth slot's
     r = case.registers
     r.row[0], r.row[1] = 0, row
     if row > 1:
         lines[0, table.SLOT] = 0
     before = clone(r)
     with pytest.raises(IndexError, match=rf"Run: row\[\d\] must be .*{message}"):
-        apply_row(r, lines, torch.zeros(2, 7))
+        apply_row(r, lines, torch.zeros(2, 8))
     assert_same(r, before)
 
 
@@ -206,6 +270,9 @@ def test_a_row_outside_its_range_raises_before_anything_changes(row, message):
         ({"halves": 0}, "Run: halves must be positive, got 0"),
         ({"threads": 0}, "Run: threads must be positive, got 0"),
         ({"table_rows": 0}, "Run: table_rows must be positive, got 0"),
+        ({"table_width": 64}, "Run: table_width must be 32 or 128, got 64"),
+        ({"table_width": 128, "n": 783}, "Run: n must be even in phase space, got 783"),
+        ({"table_width": 128, "channels": 2}, "Run: channels must be 1 in phase space, got 2"),
         ({"n_slots": 7}, "Run: n_slots must be at most 6, got 7"),
         ({"stride": 783}, "Run: stride must be at least n, got 783"),
         ({"channels": 5}, "Run: channels must be a divisor of n, got 5"),

@@ -15,6 +15,8 @@ from safetensors import safe_open
 
 from pndm_fast import demo
 from pndm_fast.demo import train as training
+from pndm_fast.demo.processes import PROCESSES
+from pndm_fast.make_plan import make_plan
 from pndm_fast.schedule import Schedule
 
 GOLDEN = Path(__file__).parent / "golden" / "pndm.npz"
@@ -202,18 +204,21 @@ def call_main(folder, out, **options):
     training.main(folder, out, epochs=2, batch=4, **options)
 
 
-def test_training_resumed_equals_uninterrupted(idx_folder, tmp_path):
+@pytest.mark.parametrize("process", PROCESSES)
+def test_training_resumed_equals_uninterrupted(idx_folder, tmp_path, process):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    call_main(idx_folder, whole)
-    call_main(idx_folder, halves, stop_after=1)
-    assert not (halves / "mnist.safetensors").exists()
-    call_main(idx_folder, halves, resume=True)
-    for name in ("checkpoint.safetensors", "mnist.safetensors"):
+    weights, parts = PROCESSES[process].file, PROCESSES[process].parts
+    call_main(idx_folder, whole, process=process)
+    call_main(idx_folder, halves, process=process, stop_after=1)
+    with safe_open(halves / weights, "pt") as file:
+        assert "1 of 4 steps" in file.metadata()["recipe"]
+    call_main(idx_folder, halves, process=process, resume=True)
+    for name in ("checkpoint.safetensors", weights):
         with safe_open(whole / name, "pt") as a, safe_open(halves / name, "pt") as b:
             assert a.metadata() == b.metadata()
             assert all(torch.equal(a.get_tensor(key), b.get_tensor(key)) for key in a.keys())
-    assert demo.load_unet(whole / "mnist.safetensors").config == demo.UNetConfig()
-    assert sorted(p.name for p in whole.iterdir()) == ["checkpoint.safetensors", "mnist.safetensors"]
+    assert demo.load_unet(whole / weights).config == demo.UNetConfig(in_channels=parts, out_channels=parts)
+    assert sorted(p.name for p in whole.iterdir()) == ["checkpoint.safetensors", weights]
 
 
 def test_training_saves_at_interrupt(idx_folder, tmp_path, monkeypatch):
@@ -235,21 +240,57 @@ def test_training_saves_at_interrupt(idx_folder, tmp_path, monkeypatch):
 
 def test_training_refuses_another_recipe_and_overwriting(idx_folder, tmp_path, capsys):
     call_main(idx_folder, tmp_path / "out", stop_after=1)
-    for options, message in [(dict(resume=True, seed=7), "recipe must be"), (dict(), "exists: give --resume")]:
+    for options, message in [
+        (dict(resume=True, seed=7), "recipe must be"),
+        (dict(resume=True, process="psld"), "recipe must be"),
+        (dict(process="ve"), "process must be one of vp, psld, got 've'"),
+        (dict(), "exists: give --resume"),
+    ]:
         with pytest.raises(typer.Exit) as exit:
             call_main(idx_folder, tmp_path / "out", **options)
         assert exit.value.exit_code == 2
         assert message in capsys.readouterr().err
 
 
-def test_training_learns_one_batch():
+@pytest.mark.parametrize("process", PROCESSES)
+def test_training_learns_one_batch(process):
     """Twelve steps at the full rate on the same noise: the loss falls by a third."""
-    recipe = training.Recipe(batch=4)
+    recipe = training.Recipe(batch=4, process=process)
     run = training.new_run(recipe, "cpu")
     images = torch.zeros(4, 1, 28, 28, dtype=torch.uint8)
     batch = training.batch_at(0, images, torch.arange(4), recipe, demo.null_class)
-    losses = [training.train_step(run, batch, 1e-3) for _ in range(12)]
+    losses = [training.train_step(run, batch, 1e-3, PROCESSES[process]) for _ in range(12)]
     assert losses[-1] < losses[0] * 2 / 3
+
+
+def test_a_phase_network_begins_as_the_position_network():
+    narrow, wide = demo.mnist_unet(), training.new_run(training.Recipe(process="psld"), "cpu").net
+    x, t = torch.randn(2, 1, 28, 28), torch.tensor([20.0, 700.0])
+    out = wide(torch.cat([x, torch.randn_like(x)], 1), t)
+    torch.testing.assert_close(out[:, :1], narrow(x, t), rtol=1e-4, atol=1e-4)
+    assert (out[:, 1:] == 0).all()
+
+
+def test_the_phase_networks_target():
+    """Input and target of unit variance for data of deviation 1, and with it the score that made the state."""
+    process, psld = PROCESSES["psld"], demo.psld
+    generator = torch.Generator().manual_seed(0)
+    t = process.draw_times(4000, generator)
+    x0, eps = torch.randn(4000, 1, 2, 2, generator=generator), torch.randn(4000, 2, 2, 2, generator=generator)
+    seen, told, target = process.noised(x0, t, eps)
+    assert torch.allclose(told, 1000 * t.float()) and target.shape == x0.shape and 0 < t.min() and t.max() <= 1
+    for values in (seen[:, :1], seen[:, 1:], target):
+        assert values.square().mean() == pytest.approx(1, abs=0.05)
+    i = int(t.argmin())
+    time, out = float(t[i]), torch.cat([target[i], torch.zeros_like(target[i])]).double()
+    plan = make_plan("em", psld, times=[time, 0.0])
+    (row,) = plan.rows
+    state = torch.einsum("ij,jhw->ihw", torch.linalg.inv(torch.tensor(row.in_scale)).double(), seen[i].double())
+    stored = sum(
+        torch.einsum("ij,jhw->ihw", torch.tensor(c, dtype=torch.float64), v)
+        for c, v in ((row.store.p, state), (row.store.q, out))
+    )
+    torch.testing.assert_close(stored, eps[i].double(), rtol=2e-3, atol=2e-3)
 
 
 def test_learning_rate_of_the_recipe():

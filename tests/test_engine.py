@@ -10,8 +10,9 @@ from golden_data import FROM_NOISE
 
 import pndm_fast as pf
 from pndm_fast import memory, registers
+from pndm_fast.levels import Level, Levels
 from pndm_fast.noise import normals, seed_tensor
-from pndm_fast.plan import ANCHOR, NOISE, SLOT, STATE, Level, Levels, Store
+from pndm_fast.plan import ANCHOR, NOISE, SLOT, STATE, Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:the grid starts")
 AT = Level(0.05, 1.0)

@@ -1,14 +1,10 @@
 """The solvers against the authors' sampler and diffusers, float64, through the public `sample`."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from golden_data import DATA, START, Recorder, mixture, relative, schedule
 
 import pndm_fast as pf
-from pndm_fast.demo import gaussian_mixture
 
 SOLVER = {"ddim": "ddim", "spndm": "s-pndm", "fpndm": "f-pndm", "fon": "fon"}
 PAPER = [key[:-2] for key in DATA.files if key.startswith("pad_") and key.endswith("_x")]
@@ -95,15 +91,6 @@ def test_stock_diffusers(solver, skip, steps):
         x = scheduler.step(network(x, t), t, x).prev_sample
     ours = pf.sample(network, steps, solver=solver, compat="diffusers", noise=START)
     assert relative(x.double(), ours) < 5e-5
-
-
-@pytest.mark.parametrize("key, lam", [("vp_lam0", 0.0), ("vp_lam05", 0.5), ("vp_lam2", 2.0)])
-def test_lambda_ddim(key, lam):
-    data, vp = np.load(Path(__file__).parent / "golden" / "lambda_ddim.npz"), pf.Schedule.vp(0.1, 20.0)
-    network = gaussian_mixture(vp, data["mix_mu"], data["mix_var"], data["mix_w"])
-    start = torch.from_numpy(data["vp_x0"])
-    x = pf.sample(network, solver="lambda-ddim", schedule=vp, times=data["vp_ts"].tolist(), lam=lam, state=start)
-    assert relative(x, data[key]) < 3e-8
 
 
 @pytest.mark.parametrize("name, steps", [("linear", 10), ("linear", 50), ("cosine", 50)])

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from golden_data import FROM_NOISE
+from golden_data import FROM_NOISE, PHASE
 
 import pndm_fast as pf
 from pndm_fast.noise import normals, seed_tensor
+from pndm_fast.phase_space import PSLD
 
 pytestmark = pytest.mark.gpu
 
@@ -22,6 +23,17 @@ def pointwise(x, t):
 def test_same_bits_as_the_cpu(solver, size):
     results = [
         pf.sample(pointwise, 6, solver=solver, shape=(3, *size), seeds=9, device=device) for device in ("cpu", "cuda")
+    ]
+    assert torch.equal(results[0], results[1].cpu())
+
+
+@pytest.mark.filterwarnings("ignore:.* diverges in")
+@pytest.mark.parametrize("solver", PHASE)
+@pytest.mark.parametrize("size", [(2, 5), (6, 8, 8), (2, 1031)], ids=str)
+def test_same_bits_as_the_cpu_in_phase_space(solver, size):
+    plan = pf.make_plan(solver, PSLD(), steps=6)
+    results = [
+        pf.sample(pointwise, solver=plan, shape=(3, *size), seeds=9, device=device) for device in ("cpu", "cuda")
     ]
     assert torch.equal(results[0], results[1].cpu())
 

@@ -10,6 +10,7 @@ from golden_data import FROM_NOISE
 from gpu_networks import DEVICE, MODES, SHAPE, conv, pointwise, sampler
 
 import pndm_fast as pf
+from pndm_fast.phase_space import PSLD
 
 pytestmark = pytest.mark.gpu
 
@@ -51,6 +52,18 @@ def test_guided_graph_is_eager(solver, mode, dtype):
         assert torch.equal(ours(**arguments), eager(**arguments))
     captured(ours, mode)
     assert ours.report.captures == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("solver", ["conjugate", "rvv", "sscs", "nobab"])
+def test_phase_space_graph_is_eager(solver, mode):
+    """Rows of blocks; after them a scalar plan on the same sampler, and blocks again."""
+    plans = [pf.make_plan(solver, PSLD(), steps=20), pf.make_plan("ddpm", steps=9)]
+    shape = (3, 6, 8, 8)
+    eager, ours = (pf.Sampler(pointwise, plans[0], shape=shape, device=DEVICE, graph=g) for g in ("eager", mode))
+    for plan in (plans[0], plans[0], plans[1], plans[0]):
+        assert torch.equal(ours(seeds=5, plan=plan), eager(seeds=5, plan=plan))
+        captured(ours, mode)
 
 
 @pytest.mark.parametrize("mode", MODES)

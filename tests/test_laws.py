@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from golden_data import mixture
+from golden_data import SCALAR, mixture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,8 +17,8 @@ from pndm_fast.solvers import FACTS
 # Rows of the exponential family transport (alpha x_0 + sigma eps, eps) exactly. Not so: fon and fon-rk4 are classical
 # methods, consistent to their order; lambda-ddim is exact only at lam = 0; lcm replaces the state by its estimate.
 INEXACT = {"fon", "fon-rk4", "lambda-ddim", "lcm"}
-STOCHASTIC = sorted(name for name, facts in FACTS.items() if facts.stochastic and name != "lcm")
-EXACT = sorted(set(pf.SOLVERS) - INEXACT - set(STOCHASTIC))
+STOCHASTIC = sorted(name for name in SCALAR if FACTS[name].stochastic and name != "lcm")
+EXACT = sorted(set(SCALAR) - INEXACT - set(STOCHASTIC))
 VARIANTS = [
     *((name, {}) for name in EXACT),
     *(("deis", {"variable": variable, "order": order}) for variable in ("t", "rho", "log_rho") for order in (1, 2, 3)),
@@ -37,6 +37,8 @@ VARIANTS = [
     ("lms", {"order": 2}),
     ("ipndm-v", {"order": 3}),
     ("lambda-ddim", {"lam": 0.0}),
+    ("conjugate", {"order": 3}),
+    ("conjugate", {"order": 4, "weights": "pndm"}),
     *((name, {"eta": 0.0}) for name in ("euler-ancestral", "dpmpp-sde", "dpmpp-2m-sde", "dpmpp-3m-sde")),
     ("edm", {"churn": 0.0}),
 ]
@@ -108,9 +110,9 @@ def enough(times):
 @given(grids(), st.sampled_from(["eps", "v", "flow", "x0"]))
 def test_rows_are_exact_on_one_point(solver, options, grid, prediction):
     schedule, times = grid
-    if schedule.scale == "flow" and solver in ("deis", "lambda-ddim"):
+    if schedule.scale == "flow" and solver == "deis":
         return  # they refuse it: test_bad_input
-    if schedule.scale != "vp" and solver == "lambda-ddim":
+    if schedule.scale != "vp" and solver in ("lambda-ddim", "conjugate"):
         return
     if solver == "ddim-inverse" and times[-1] == schedule.first:
         times = times[:-1]  # x_0 says nothing of eps at sigma = 0
@@ -130,7 +132,7 @@ def test_rows_are_exact_on_one_point(solver, options, grid, prediction):
         assert preview == pytest.approx(x0, abs=1e-9 * grown * size / row.levels.call.alpha), i
 
 
-@pytest.mark.parametrize("solver", sorted(set(EXACT) - {"ddim-inverse", "f-pndm", "deis", "lambda-ddim"}))
+@pytest.mark.parametrize("solver", sorted(set(EXACT) - {"ddim-inverse", "f-pndm", "deis", "conjugate"}))
 def test_raw_edm_networks(solver):
     """prediction="edm": the network sees in_scale y and c_noise, and its F gives the same x_0."""
     schedule = pf.Schedule.edm(sigma_data=0.6)
@@ -251,7 +253,8 @@ def test_calls(solver, steps):
     assert len(plan) == plan.nfe == facts.calls(steps)
     assert pf.make_plan(solver, nfe=plan.nfe) == plan
     if facts.calls_per_step > 1:
-        with pytest.raises(ValueError, match=f"nfe must be 2 n - 1 for {solver}, such as {plan.nfe} or {plan.nfe + 2}"):
+        near = f"{plan.nfe} or {plan.nfe + facts.calls_per_step}"
+        with pytest.raises(ValueError, match=f"nfe must be {facts.formula()} for {solver}, such as {near}"):
             pf.make_plan(solver, nfe=plan.nfe + 1)
 
 
@@ -269,14 +272,14 @@ def test_slots_are_written_before_they_are_read(solver):
 def test_multistep_rows_are_five_reads_two_writes(solver):
     """A steady row reads y, the output and three or fewer past slots, and leaves the anchor alone."""
     row = pf.make_plan(solver, steps=50).rows[-1]
-    assert row.y[0] == 0.0 and row.x == tuple(pf.plan.ANCHOR)
+    assert row.y[0] == 0.0 and row.x == pf.plan.SAME_X
     assert len(row.reads) == (2 if solver == "s-pndm" else 4)
 
 
 def test_table_lines():
     plan = pf.make_plan("ddim", steps=4, eta=1.0)
     lines = table.lines(plan)
-    assert lines.shape == (5, table.WIDTH)
+    assert lines.shape == (5, table.WIDTHS[1])
     assert lines[:4, table.T].tolist() == [750, 500, 250, 0] and lines[4, table.T] == 0
     assert lines[:, table.HALT].tolist() == [0, 0, 0, 0, 1]
     assert lines[:4, table.NOISE].tolist() == [2, 3, 4, 0]  # the step to sigma = 0 draws none

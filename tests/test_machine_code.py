@@ -4,12 +4,14 @@ import re
 from collections import Counter
 
 import pytest
-from aot import ARCHITECTURES, VARIANTS, compile_all
+from aot import ARCHITECTURES, BLOCK, VARIANTS, compile_all
 
-HARDEST = ("fp32-guided", "mixed-guided", "bf16", "channels-last", "odd-bf16")  # most registers, most conversions
+# Most registers, most conversions.
+HARDEST = ("fp32-guided", "mixed-guided", "bf16", "channels-last", "odd-bf16", "phase", "phase-guided", "phase-z")
 EVERY = [(name, arch) for arch in ARCHITECTURES for name in VARIANTS if arch == 90 or name in HARDEST]
-THREADS, BLOCK = 128, 1024
+THREADS = 128
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+SCALARS = {1: 35, 2: 100}  # row, seed and coefficients; blocks by pairs, once for what they need and once to be applied
 
 
 @pytest.fixture(scope="module")
@@ -21,36 +23,37 @@ def opcodes(code):
     return [re.sub(r"^@!?U?P\w+ ", "", line).split()[0] for line in code["sass"]]
 
 
-def vectors(dtype):
-    """128-bit accesses a thread needs for one operand."""
-    return BLOCK * BYTES[dtype] // (THREADS * 16)
-
-
 def expected(name):
-    """(loads, stores) of 128 bits, (loads, stores) that may be narrow: one bulk access per operand."""
-    v = VARIANTS[name]
-    network, slot = v.get("network", "fp32"), v.get("slots", "fp32")
-    halves = 1 + v.get("guided", False)
-    loads = 2 * vectors("fp32") + 6 * vectors(slot)  # x, y, slots
-    stores = 2 * vectors("fp32") + vectors(slot)
-    if v.get("aligned", True):
-        loads += halves * vectors(network) + v.get("z", False) * vectors("fp32")
-        stores += halves * vectors(network) * v.get("net_in", False)
-        return loads, stores, 0, 0
-    return loads, stores, BLOCK // THREADS, BLOCK // THREADS * v.get("net_in", False)
+    """Loads and stores of operands by their bytes: one access per thread, operand and part where it fits in 16."""
+    v = {"network": "fp32", "slots": "fp32", "parts": 1} | VARIANTS[name]
+    network, slot, parts, copies = v["network"], v["slots"], v["parts"], 1 + v.get("guided", False)
+    each = BLOCK // parts // THREADS
+    split = v.get("scattered", False) and parts > 1  # the second part begins anywhere
+    ragged = split or (parts == 1 and not v.get("aligned", True))
+
+    def count(ours, theirs):
+        """Our buffers are padded: they stay wide where n is no multiple of the vector width."""
+        total = Counter()
+        for dtypes, narrow in ((ours, split), (theirs, ragged)):
+            for size in map(BYTES.get, dtypes):
+                width = size if narrow else min(16, each * size)
+                total[width] += parts * each * size // width
+        return total
+
+    loads = count(["fp32"] * 2 + [slot] * 6, [network] * copies + ["fp32"] * v.get("z", False))
+    return loads, count(["fp32"] * 2 + [slot], [network] * copies * v.get("net_in", False))
 
 
 @pytest.mark.parametrize("name, architecture", EVERY)
-def test_every_bulk_access_is_128_bits_wide(name, architecture, compiled):
-    """The padded buffers stay so where n is no multiple of the vector width; only the network's own then do not."""
-    count = Counter(op for op in opcodes(compiled[name, architecture]) if op.startswith(("LDG", "STG")))
-    wide_loads, wide_stores, narrow_loads, narrow_stores = expected(name)
-    assert count["LDG.E.128"] == wide_loads
-    assert count["STG.E.128"] == wide_stores
-    scalar_loads = sum(c for op, c in count.items() if op.startswith("LDG") and op != "LDG.E.128") - narrow_loads
-    scalar_stores = sum(c for op, c in count.items() if op.startswith("STG") and op != "STG.E.128") - narrow_stores
-    assert scalar_loads <= 35  # row, seed and coefficients
-    assert scalar_stores <= 4  # done, row, t of both halves
+def test_every_element_is_accessed_once_in_wide_vectors(name, architecture, compiled):
+    code, (loads, stores) = compiled[name, architecture], expected(name)
+    count = Counter(op for op in opcodes(code) if op.startswith(("LDG", "STG")))
+    assert (count["LDG.E.128"], count["STG.E.128"]) == (loads[16], stores[16])
+    assert (code["ptx"].count("ld.global.v2.b32"), code["ptx"].count("st.global.v2.b32")) == (loads[8], stores[8])
+    scalar_loads = sum(c for op, c in count.items() if op.startswith("LDG")) - loads.total()
+    scalar_stores = sum(c for op, c in count.items() if op.startswith("STG")) - stores.total()
+    assert 0 < scalar_loads <= SCALARS[VARIANTS[name].get("parts", 1)]
+    assert 0 < scalar_stores <= 4  # done, row, t of both halves
 
 
 @pytest.mark.parametrize("name, architecture", EVERY)
@@ -92,7 +95,7 @@ def test_nothing_is_fused(name, architecture, compiled):
 def test_addresses_are_64_bit(name, compiled):
     """Nothing narrower than int64 is added to a pointer but a lane of the block, and nothing 32-bit is multiplied."""
     ir = compiled[name, 90]["ttir"]
-    lanes = set(re.findall(r"(%\w+) = tt\.make_range \{end = 1024", ir))
+    lanes = set(re.findall(rf"(%\w+) = tt\.make_range \{{end = {BLOCK // VARIANTS[name].get('parts', 1)} ", ir))
     offsets = re.findall(r"tt\.addptr (%\w+), (%\w+) : (\S+), (\S+)", ir)
     assert len(offsets) > 40
     for pointer, offset, _, kind in offsets:

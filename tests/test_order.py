@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden_data import START, mixture
+from golden_data import SCALAR, START, mixture
 
 import pndm_fast as pf
 from pndm_fast.solvers import FACTS, source
@@ -20,11 +20,11 @@ VP = pf.Schedule.vp(0.1, 20.0)
 STEPS = (96, 192, 384)
 QUIET = {
     "edm": {"churn": 0.0},
-    **{name: {"eta": 0.0} for name in pf.SOLVERS if FACTS[name].stochastic and name != "edm"},
+    **{name: {"eta": 0.0} for name in SCALAR if FACTS[name].stochastic and name != "edm"},
 }
 # Uniform t from 1 to 0.1. To t = 0 the pseudo methods drop to about 1: sigma grows like sqrt(t) there.
 CASES = [
-    *((name, QUIET.get(name, {}), FACTS[name].order) for name in pf.SOLVERS if name not in ("ddpm", "lcm")),
+    *((name, QUIET.get(name, {}), FACTS[name].order) for name in SCALAR if name not in ("ddpm", "lcm")),
     *(("deis", {"order": k, "variable": v}, k) for k in (1, 2, 3) for v in ("t", "rho", "log_rho")),
     *(("lms", {"order": k}, k) for k in (1, 2, 3)),
     *(("ipndm-v", {"order": k}, min(k, 2)) for k in (1, 2, 3)),
@@ -43,6 +43,9 @@ CASES = [
     ("dpmpp-3m-sde", {"exact": True, "eta": 0.0}, 3),
     ("dpmpp-sde", {"eta": 0.0, "r": 0.7}, 2),
     ("lambda-ddim", {"lam": 2.0}, 1),
+    *(("conjugate", {"order": k, "B": 1.0}, 1) for k in (1, 2)),
+    *(("conjugate", {"order": k}, k) for k in (2, 3)),
+    *(("conjugate", {"order": k, "weights": "pndm"}, 2) for k in (2, 4)),
 ]
 
 
@@ -118,7 +121,7 @@ def test_observed_order_elsewhere(schedule, solver, order):
 
 
 @pytest.mark.parametrize("prediction", ["v", "x0", "flow"])
-@pytest.mark.parametrize("solver", sorted(pf.SOLVERS))
+@pytest.mark.parametrize("solver", SCALAR)
 def test_predictions_agree(solver, prediction):
     """What the network predicts changes the store map alone: the samples are the same to rounding."""
     times = np.linspace(1.0, 0.1, 21)

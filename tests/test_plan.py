@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 
 import pndm_fast as pf
 from pndm_fast.grids import BETA, beta_quantiles
+from pndm_fast.solvers import FACTS
 
 
 @pytest.mark.parametrize("solver", sorted(pf.SOLVERS))
 def test_json_round_trip(solver, tmp_path):
-    plan = pf.make_plan(solver, steps=7, prediction="v", **({"clip": 1.0} if solver in ("ddim", "ddpm") else {}))
+    prediction = "eps" if FACTS[solver].space == "phase" else "v"
+    plan = pf.make_plan(solver, steps=7, prediction=prediction, **({"clip": 1.0} if solver in ("ddim", "ddpm") else {}))
     path = tmp_path / "plan.json"
     plan.save(path)
-    assert pf.Plan.load(path) == plan
+    assert pf.Plan.load(path) == plan == pf.Plan.from_json(plan.to_json())
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
     json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 

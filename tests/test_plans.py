@@ -7,6 +7,7 @@ import pytest
 
 import pndm_fast as pf
 from pndm_fast.compat import COMPAT
+from pndm_fast.phase_space import PSLD
 from pndm_fast.solvers import FACTS
 
 FOLDER = Path(__file__).parent / "golden" / "plans"
@@ -25,6 +26,12 @@ VARIANTS = {
     ),
     "unipc-3-bh1": ("unipc", {"order": 3, "variant": "bh1", "lower_order_final": False}),
     "unipc-eps": ("unipc", {"predict": "eps"}),
+    "conjugate-psld": ("conjugate", {"schedule": PSLD(), "order": 3}),
+    "conjugate-psld-ones": ("conjugate", {"schedule": PSLD(), "frame": "L", "B": ((0.5, 0.5), (0.5, 0.5))}),
+    "em-preconditioned": (
+        "em",
+        {"schedule": PSLD(gamma=0.0, nu=4.0, beta=(4.0, 12.0)).preconditioned(0.5), "clip": 1.0, "t_min": 0.01},
+    ),
 }
 CASES = {
     **{name: (name, {}) for name in pf.SOLVERS},

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import triton
@@ -12,8 +13,10 @@ import triton.language as tl
 from pndm_fast.kernels import apply_row
 from pndm_fast.kernels.apply_row import BLOCK, _place
 from rowcase import Case, assert_same, clone, random_case
+from triton.runtime.interpreter import InterpreterBuilder
 
 from pndm_fast import reference, table
+from pndm_fast.noise import normals
 from pndm_fast.plan import WIDTH_FORM
 from pndm_fast.registers import NEVER
 
@@ -43,16 +46,31 @@ def poison(r, data):
         line = data[row]
         if line[table.HALT]:
             continue
-        x = line[table.X : table.X + WIDTH_FORM] * line[table.WRITE_X]
-        y = line[table.Y : table.Y + WIDTH_FORM] * line[table.WRITE_Y]
-        read = (x != 0) | (y != 0)
-        if line[table.WRITE_X] and not read[0]:
-            r.x[b] = torch.nan
-        if line[table.WRITE_Y] and not read[1] and not line[table.P] and not line[table.P2]:
-            r.y[b] = torch.nan
-        for k in range(len(r.slots)):
-            if not read[2 + k] or k == line[table.SLOT]:
-                r.slots[k, b] = torch.nan
+        reads, parts = read_by(line, r), table.parts_of(data)
+        for k, values in enumerate((r.x[b], r.y[b], *r.slots[:, b])):
+            for j, part in enumerate(values[: r.n].chunk(parts)):
+                if not reads[k, j]:
+                    part.fill_(torch.nan)
+
+
+def read_by(line, r):
+    """[operand, part]: whether the row reads it; operands are x, y, the slots and z."""
+    parts = table.parts_of(line[None])
+
+    def takes(first, count=1):  # from part j of count operands
+        begin = table.column(first, parts)
+        return (line[begin : begin + count * parts**2].view(count, parts, parts) != 0).any(dim=1)
+
+    reads = torch.zeros(WIDTH_FORM, parts, dtype=torch.bool)
+    for first, written in ((table.X, table.WRITE_X), (table.Y, table.WRITE_Y)):
+        if line[written]:
+            reads |= takes(first, WIDTH_FORM)
+    reads[1] |= takes(table.P)[0] | takes(table.P2)[0]
+    if r.net_in is not None and not line[table.WRITE_Y]:
+        reads[1] = True
+    reads[2 + int(line[table.SLOT])] = False  # overwritten before it is read
+    reads[-1] &= line[table.NOISE] != 0
+    return reads
 
 
 def compare(case: Case, device: str, poisoned: bool = False):
@@ -105,10 +123,97 @@ def test_random_rows(seed, triton_device):
     compare(case, triton_device)
 
 
+@pytest.mark.parametrize("n, batch", [(2, 2), (14, 3), (784, 2), (2100, 1)])
+@pytest.mark.parametrize("name", DTYPES)
+def test_two_parts_equal_the_reference(name, n, batch, triton_device):
+    """Position and momentum: of one element, of odd length, of a multiple of 4, and of more than a block."""
+    seed = len(name) + n
+    case = random_case(seed, batch, n, parts=2, guidance=bool(seed & 1), calls=2, **DTYPES[name])
+    compare(case, triton_device)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_two_parts_of_random_rows(seed, triton_device):
+    case = random_case(
+        seed, 1 + seed % 3, (34, 1000, 1024, 1046)[seed % 4], parts=2, z=seed % 3 == 0, guidance=seed % 2 == 0,
+        time_dtype=(F32, torch.int64)[seed // 2 % 2], slots=1 + seed % 6, halt_some=seed % 4 > 1, bad=seed % 5 == 0,
+        calls=3, **DTYPES[list(DTYPES)[seed % len(DTYPES)]],
+    )  # fmt: skip
+    compare(case, triton_device)
+
+
+@pytest.mark.parametrize("block", [((1, 0), (0, 1)), ((0, 0), (0, 1)), ((1, 0), (0, 0)), ((0, 1), (1, 0))])
+@pytest.mark.parametrize("n", [2, 10, 14, 1032, 1046])
+def test_noise_is_numbered_over_both_parts(n, block, triton_device):
+    """A momentum's first normal is the middle of a counter where n / 2 is no multiple of 4."""
+    case = random_case(1, 2, n, parts=2, calls=1)
+    line = case.table[case.registers.row[0]]
+    line[table.HALT], line[table.NOISE], line[table.WRITE_X], line[table.WRITE_Y] = 0, 7, 0, 1
+    case.registers.row[1] = case.registers.row[0]
+    z = table.column(table.Y + WIDTH_FORM - 1, 2)
+    line[table.column(table.Y, 2) : z] = 0
+    line[z : z + 4] = torch.tensor(block).flatten()
+    got = compare(case, triton_device).y[:, :n].cpu()
+    position, momentum = normals(case.registers.seeds, 7, n).chunk(2, dim=1)
+    (a, b), (c, d) = block
+    assert torch.equal(got, torch.cat([a * position + b * momentum, c * position + d * momentum], dim=1))
+
+
 @pytest.mark.parametrize("seed", range(8))
-def test_what_a_row_does_not_use_may_hold_nan(seed, triton_device):
-    case = random_case(seed, 4, 100, net_dtype=(None, F16)[seed % 2], z=seed % 3 == 0, calls=6)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_a_row_does_not_use_may_hold_nan(seed, parts, triton_device):
+    case = random_case(seed, 4 // parts, 100, net_dtype=(None, F16)[seed % 2], z=seed % 3 == 0, calls=6, parts=parts)
     compare(case, triton_device, poisoned=True)
+
+
+@pytest.fixture
+def accesses(monkeypatch):
+    """What Triton's interpreter loads and stores: two lists of addresses, without what is masked off."""
+    loads, stores = [], []
+
+    def recording(addresses, method, mask):
+        def call(self, ptrs, *arguments):
+            addresses.append(ptrs.data[arguments[mask].data])
+            return method(self, ptrs, *arguments)
+
+        return call
+
+    for addresses, name, mask in ((loads, "create_masked_load", 0), (stores, "create_masked_store", 1)):
+        monkeypatch.setattr(InterpreterBuilder, name, recording(addresses, getattr(InterpreterBuilder, name), mask))
+    return loads, stores
+
+
+def times(addresses, tensor):
+    """How often each element of a tensor is among the addresses."""
+    offsets = (np.concatenate(addresses).astype(np.int64) - tensor.data_ptr()) // tensor.element_size()
+    inside = offsets[(offsets >= 0) & (offsets < tensor.numel())]
+    return torch.from_numpy(np.bincount(inside, minlength=tensor.numel())).view(tensor.shape)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts what Triton's interpreter accesses")
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("parts, n", [(1, 1500), (2, 1128), (2, 30)])
+def test_a_row_is_one_pass_over_what_it_needs(seed, parts, n, accesses):
+    case = random_case(seed, 2, n, parts=parts, z=True, guidance=True, net_dtype=(None, F32)[seed % 2], calls=3)
+    r = clone(case.registers)
+    loads, stores = accesses
+    for out, uncond, z in case.calls:
+        rows = r.row.tolist()
+        loads.clear(), stores.clear()
+        apply_row(r, case.table, out, uncond, z)
+        for b, row in enumerate(rows):
+            if case.table[row, table.HALT]:
+                continue
+            line = case.table[row]
+            for read, operand in zip(read_by(line, r), (r.x, r.y, *r.slots, z), strict=True):
+                halves = times(loads, operand)[b, :n].chunk(parts)
+                assert [set(half.tolist()) for half in halves] == [{int(needed)} for needed in read]
+            assert (times(loads, out)[b] == 1).all() and (times(loads, uncond)[b] == 1).all()
+            written = [line[table.WRITE_X], line[table.WRITE_Y], *(k == line[table.SLOT] for k in range(len(r.slots)))]
+            for count, buffer in zip(written, (r.x, r.y, *r.slots), strict=True):
+                assert (times(stores, buffer)[b, :n] == int(count)).all()
+            if r.net_in is not None:
+                assert (times(stores, r.net_in)[[b, r.batch + b]] == 1).all()
 
 
 def test_samples_run_to_their_halts_and_stay(triton_device):
@@ -120,8 +225,9 @@ def test_samples_run_to_their_halts_and_stay(triton_device):
 
 
 def test_many_programs_per_sample(triton_device):
-    """With 65 programs a sample, one that read `row` late would execute the next row."""
+    """With 65 programs a sample, or 11 of two parts, one that read `row` late would execute the next row."""
     compare(random_case(11, 2, 65_537, calls=2), triton_device)
+    compare(random_case(12, 1, 10_262, calls=1, parts=2), triton_device)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -170,6 +276,11 @@ def test_errors(triton_device, monkeypatch):
         apply_row(r, data, out, out.T.contiguous().T)
     with pytest.raises(ValueError, match="x must be float32 .*got torch.float64"):
         apply_row(replace(r, x=r.x.double()), data, out)
+    blocks = torch.zeros(3, table.WIDTHS[2], device=triton_device)
+    with pytest.raises(ValueError, match="blocks must have an even n and channels 1, got 783 and 1"):
+        apply_row(replace(r, n=783), blocks, out[:, 1:].contiguous())
+    with pytest.raises(ValueError, match="blocks must have an even n and channels 1, got 784 and 4"):
+        apply_row(replace(r, channels=4), blocks, out)
     monkeypatch.setattr(sys.modules[apply_row.__module__], "INTERPRETED", tl.constexpr(False))
     with pytest.raises(ValueError, match="x must be on a CUDA device .*got cpu"):
         apply_row(on_cpu.registers, on_cpu.table, on_cpu.calls[0][0])

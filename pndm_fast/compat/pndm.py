@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from pndm_fast.coefficients import ADAMS_BASHFORTH, Transfer, ancestral, combine, level, preview
+from pndm_fast.levels import Level, Levels
 from pndm_fast.noise import is_integer
-from pndm_fast.plan import ANCHOR, NOISE, SLOT, STATE, Form, Level, Levels, Plan, Row
+from pndm_fast.plan import ANCHOR, NOISE, SLOT, STATE, Form, Plan, Row
 from pndm_fast.schedule import Schedule
 
 
@@ -63,7 +64,7 @@ class _DiffusersPNDM:
         start, end = self.level(source), self.level(target)
         if self.prediction == "v":  # converted after the history is combined, with the present sample
             eps = start.alpha * eps + start.sigma * base
-        at = self.rows[-1].levels.y if self.rows else self.level(t)
+        at = self.rows[-1].levels.y.position if self.rows else self.level(t)
         anchor = self.rows[-1].levels.x if self.rows and x is ANCHOR else at
         y = Transfer(start, reduced or end)(base, eps) + noise * NOISE
         estimate = preview("eps", at) if self.prediction == "eps" else (at.alpha, -at.sigma)

@@ -1,4 +1,4 @@
-"""Models for examples and tests: a trained MNIST U-Net and a Gaussian mixture whose eps is known exactly."""
+"""Models for examples and tests: trained MNIST U-Nets and a Gaussian mixture whose eps is known exactly."""
 
 from __future__ import annotations
 
@@ -8,11 +8,23 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from ..phase_space import PSLD
 from .mixture import GaussianMixture, gaussian_mixture
 from .unet import UNet, UNetConfig
 
-__all__ = ["GaussianMixture", "UNet", "UNetConfig", "gaussian_mixture", "load_unet", "mnist_unet", "null_class"]
+__all__ = [
+    "GaussianMixture",
+    "UNet",
+    "UNetConfig",
+    "gaussian_mixture",
+    "load_unet",
+    "mnist_psld_unet",
+    "mnist_unet",
+    "null_class",
+    "psld",
+]
 
+psld = PSLD(time_scale=1000.0).preconditioned(1.0)  # of `mnist_psld_unet`; its embedding of time is for 0 to 999
 null_class = 10  # the label of the packaged network that means "no label"; 0 to 9 are the digits
 
 
@@ -32,7 +44,16 @@ def load_unet(path: str | Path, dtype: torch.dtype = torch.float32, device: torc
 
 def mnist_unet(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> UNet:
     """The packaged class-conditional MNIST network, 2.74 M parameters; `README.md` beside it is its card."""
-    net = load_unet(Path(__file__).parent / "mnist.safetensors", dtype, device)
+    return _packaged("mnist.safetensors", dtype, device)
+
+
+def mnist_psld_unet(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> UNet:
+    """The packaged MNIST network of position and momentum, two channels, for plans on `psld`."""
+    return _packaged("mnist_psld.safetensors", dtype, device)
+
+
+def _packaged(name: str, dtype: torch.dtype, device: torch.device | str) -> UNet:
+    net = load_unet(Path(__file__).parent / name, dtype, device)
     if dtype == torch.float32 and torch.device(device).type == "cpu":
         # 10 to 25 % faster at batch 1 to 64 on two EPYC cores; bfloat16 is 15 to 40 % slower so
         net = net.to(memory_format=torch.channels_last)

@@ -43,6 +43,8 @@ class GaussianMixture:
     ) -> None:
         if prediction not in get_args(Prediction):
             raise ValueError(f"prediction must be one of {get_args(Prediction)}, got {prediction!r}")
+        if not (hasattr(schedule, "alpha") and hasattr(schedule, "sigma")):
+            raise TypeError(f"schedule must have alpha and sigma, got {type(schedule).__name__}")
         self.schedule = schedule
         self.prediction = prediction
         self.means = torch.as_tensor(means, dtype=torch.float64)

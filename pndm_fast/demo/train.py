@@ -1,4 +1,4 @@
-"""Trains the demonstration network on MNIST: `python -m pndm_fast.demo.train --data DIR --out DIR`.
+"""Trains the demonstration networks on MNIST: `python -m pndm_fast.demo.train --data DIR --out DIR`.
 
 Every random number is a function of (seed, step), so a resumed run is the uninterrupted one.
 """
@@ -26,10 +26,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import atomic_path
+from . import load_unet
+from .processes import PROCESSES, Process
 from .unet import UNet, UNetConfig
 
 _LR, _WARM_UP, _LAST_LR, _EMA, _DROP = 4e-4, 200, 0.02, 0.999, 0.1
-_T, _BETA_START, _BETA_END = 1000, 1e-4, 0.02
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -40,6 +41,7 @@ class Recipe:
     epochs: int = 20
     batch: int = 128
     seed: int = 0
+    process: str = "vp"
 
 
 @dataclass
@@ -87,9 +89,12 @@ def load_mnist(folder: Path) -> tuple[Tensor, Tensor]:
 
 
 def new_run(recipe: Recipe, device: str) -> Run:
-    """Step 0 of a training."""
+    """Step 0 of a training: random weights, or for a phase space those of the packaged position network."""
     torch.manual_seed(recipe.seed)
-    net = UNet(UNetConfig())
+    parts = PROCESSES[recipe.process].parts
+    net = UNet(UNetConfig(in_channels=parts, out_channels=parts))
+    if parts > 1:
+        widen(load_unet(Path(__file__).parent / "mnist.safetensors"), net)
     ema = UNet(net.config)
     ema.load_state_dict(net.state_dict())
     for model in (net, ema):
@@ -97,6 +102,17 @@ def new_run(recipe: Recipe, device: str) -> Run:
     ema.eval().requires_grad_(False)
     # one learning rate for all is set before each step
     return Run(net, ema, torch.optim.AdamW(net.parameters(), lr=_LR, betas=(0.9, 0.99), weight_decay=0.0))
+
+
+def widen(position: UNet, net: UNet) -> None:
+    """Put a position network's weights into one of position and momentum, whose own are zero at first."""
+    with torch.no_grad():
+        for (name, wide), narrow in zip(net.named_parameters(), position.parameters(), strict=True):
+            if wide.shape == narrow.shape:
+                wide.copy_(narrow)
+            else:  # conv_in has one more input, conv_out one more output
+                axis = 1 if name == "conv_in.weight" else 0
+                wide.zero_().narrow(axis, 0, narrow.shape[axis]).copy_(narrow)
 
 
 def learning_rate(step: int, total: int) -> float:
@@ -108,6 +124,7 @@ def learning_rate(step: int, total: int) -> float:
 
 def batch_at(step: int, images: Tensor, labels: Tensor, recipe: Recipe, null_class: int) -> tuple[Tensor, ...]:
     """x0, labels with a tenth replaced by `null_class`, times and noise of one step; all from (seed, step)."""
+    process = PROCESSES[recipe.process]
     per_epoch = len(images) // recipe.batch
     epoch, i = divmod(step, per_epoch)
     order = torch.randperm(len(images), generator=_generator(recipe.seed, 0, epoch))
@@ -116,8 +133,8 @@ def batch_at(step: int, images: Tensor, labels: Tensor, recipe: Recipe, null_cla
     x0 = images[chosen].float() / 127.5 - 1
     dropped = torch.rand(len(chosen), generator=generator) < _DROP
     y = torch.where(dropped, null_class, labels[chosen])
-    t = torch.randint(_T, (len(chosen),), generator=generator)
-    return x0, y, t, torch.randn(x0.shape, generator=generator)
+    t = process.draw_times(len(chosen), generator)
+    return x0, y, t, torch.randn((len(x0), process.parts, *x0.shape[2:]), generator=generator)
 
 
 def _generator(*key: int) -> torch.Generator:
@@ -125,19 +142,18 @@ def _generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def train_step(run: Run, batch: tuple[Tensor, ...], lr: float) -> float:
-    """One step on || eps - net(sqrt(abar_t) x0 + sqrt(1 - abar_t) eps, t, y) ||^2; the loss.
+def train_step(run: Run, batch: tuple[Tensor, ...], lr: float, process: Process) -> float:
+    """One step on || target - net(z_t, t, y) ||^2 with the process's state at t; the loss.
 
-    Ho et al. 2020, arXiv:2006.11239, eq. 14.
+    The target is eps (Ho et al. 2020, arXiv:2006.11239, eq. 14); in phase space what is left of the score of hybrid
+    score matching, whose noise holds the first momentum too (Pandey & Mandt 2023, arXiv:2303.01748).
     """
     device = next(run.net.parameters()).device
     x0, y, t, eps = (tensor.to(device) for tensor in batch)
-    abar = torch.linspace(_BETA_START, _BETA_END, _T, dtype=torch.float64).neg().add(1).cumprod(0)
-    a = abar.to(device, torch.float32)[t][:, None, None, None]
-    x = (a.sqrt() * x0 + (1 - a).sqrt() * eps).to(memory_format=torch.channels_last)
+    state, told, target = process.noised(x0, t, eps)
     with torch.autocast(device.type, torch.bfloat16):
-        predicted = run.net(x, t, y)
-    loss = F.mse_loss(predicted.float(), eps)
+        predicted = run.net(state.to(memory_format=torch.channels_last), told, y)
+    loss = F.mse_loss(predicted.float()[:, : target.shape[1]], target)
     run.optimizer.zero_grad()
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(run.net.parameters(), 1.0)
@@ -145,9 +161,10 @@ def train_step(run: Run, batch: tuple[Tensor, ...], lr: float) -> float:
         group["lr"] = lr
     run.optimizer.step()
     with torch.no_grad():
+        run.step += 1
+        newest = (1 - _EMA) / (1 - _EMA**run.step)  # of weights that add up to 1: the initial ones have none
         for mean, parameter in zip(run.ema.parameters(), run.net.parameters(), strict=True):
-            mean.lerp_(parameter, 1 - _EMA)
-    run.step += 1
+            mean.lerp_(parameter, newest)
     return loss.item()
 
 
@@ -200,14 +217,15 @@ def _recipe_json(recipe: Recipe) -> str:
     return json.dumps(vars(recipe), sort_keys=True)
 
 
-def model_card(recipe: Recipe, steps: int) -> dict[str, str]:
+def model_card(recipe: Recipe, steps: int, total: int) -> dict[str, str]:
     """What the metadata of the weights says about them."""
+    process = PROCESSES[recipe.process]
     return {
-        "title": "Class-conditional MNIST U-Net, eps-prediction",
+        "title": f"Class-conditional MNIST U-Net, {process.title}",
         "dataset": "MNIST training set, 60,000 images of 28 x 28, scaled to [-1, 1]",
-        "recipe": f"T = {_T}, betas linear {_BETA_START:g}..{_BETA_END:g}; MSE on eps; AdamW lr {_LR:g}, warm-up "
-        f"{_WARM_UP}, cosine to {_LAST_LR:.0%}, betas .9/.99, gradient norm 1, batch {recipe.batch}, {steps} steps; "
-        f"labels dropped with probability {_DROP}; EMA {_EMA}",
+        "recipe": f"{process.recipe}; AdamW lr {_LR:g}, warm-up {_WARM_UP}, cosine to {_LAST_LR:.0%}, betas .9/.99, "
+        f"gradient norm 1, batch {recipe.batch}, {steps} of {total} steps; labels dropped with probability {_DROP}; "
+        f"EMA {_EMA}",
         "classes": "0-9 digits, 10 unconditional",
     }
 
@@ -220,7 +238,7 @@ def train(
     null_class = run.net.config.num_class_embeds - 1
     while run.step < min(total, total if until is None else until):
         batch = batch_at(run.step, images, labels, recipe, null_class)
-        loss = train_step(run, batch, learning_rate(run.step, total))
+        loss = train_step(run, batch, learning_rate(run.step, total), PROCESSES[recipe.process])
         yield run.step, loss
 
 
@@ -254,7 +272,8 @@ def _columns() -> tuple[Any, ...]:
 
 def main(
     data: Annotated[Path, typer.Option(help="folder with train-images-idx3-ubyte[.gz] and train-labels-idx1-ubyte")],
-    out: Annotated[Path, typer.Option(help="folder for checkpoint.safetensors and, at the end, mnist.safetensors")],
+    out: Annotated[Path, typer.Option(help="folder for checkpoint.safetensors and, where it stops, the weights")],
+    process: Annotated[str, typer.Option(help=f"one of {', '.join(PROCESSES)}")] = Recipe.process,
     epochs: Annotated[int, typer.Option(min=1)] = Recipe.epochs,
     batch: Annotated[int, typer.Option(min=1)] = Recipe.batch,
     seed: Annotated[int, typer.Option(min=0)] = Recipe.seed,
@@ -263,9 +282,11 @@ def main(
     stop_after: Annotated[int | None, typer.Option(min=1, help="save and stop after this many steps")] = None,
     save_every: Annotated[int, typer.Option(min=1, help="steps between checkpoints")] = 468,
 ) -> None:
-    """Trains the MNIST U-Net. Ctrl-C saves a checkpoint and stops; --resume goes on from it."""
-    recipe, checkpoint = Recipe(epochs, batch, seed), out / "checkpoint.safetensors"
+    """Trains an MNIST U-Net. Ctrl-C saves a checkpoint and stops; --resume goes on from it."""
+    recipe, checkpoint = Recipe(epochs, batch, seed, process), out / "checkpoint.safetensors"
     try:
+        if process not in PROCESSES:
+            raise ValueError(f"process must be one of {', '.join(PROCESSES)}, got {process!r}")
         images, labels = load_mnist(data)
         total = total_steps(len(images), recipe)
         run = new_run(recipe, device)
@@ -292,13 +313,13 @@ def main(
 
 
 def _finish(run: Run, recipe: Recipe, total: int, out: Path) -> None:
-    if run.step > 0:
-        save_checkpoint(out / "checkpoint.safetensors", run, recipe)
-    if run.step < total:
-        typer.echo(f"stopped at step {run.step} of {total}; go on with --resume")
+    if run.step == 0:
         return
-    save_weights(out / "mnist.safetensors", run.ema, model_card(recipe, total))
-    typer.echo(f"wrote {out / 'mnist.safetensors'}")
+    weights = out / PROCESSES[recipe.process].file
+    save_checkpoint(out / "checkpoint.safetensors", run, recipe)
+    save_weights(weights, run.ema, model_card(recipe, run.step, total))
+    more = f", step {run.step} of {total}; go on with --resume" if run.step < total else ""
+    typer.echo(f"wrote {weights}{more}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from pndm_fast.solvers.adams import deis, ipndm_v, lms
 from pndm_fast.solvers.classical import fon, fon_rk4
-from pndm_fast.solvers.ddim import ddim, ddim_inverse, ddpm, euler, euler_ancestral, lambda_ddim, lcm
+from pndm_fast.solvers.conjugate import conjugate, lambda_ddim
+from pndm_fast.solvers.ddim import ddim, ddim_inverse, ddpm, euler, euler_ancestral, lcm
 from pndm_fast.solvers.dpm import (
     dpm_solver_1,
     dpm_solver_2,
@@ -14,9 +15,11 @@ from pndm_fast.solvers.dpm import (
     dpmpp_3m_sde,
     dpmpp_sde,
 )
+from pndm_fast.solvers.langevin import coba, em, noba, nobab, obab, roba, sscs
 from pndm_fast.solvers.pndm import f_pndm, ipndm, plms, s_pndm
 from pndm_fast.solvers.registry import FACTS, SOLVERS, Facts, Solver, source
 from pndm_fast.solvers.sigma import edm, heun
+from pndm_fast.solvers.splitting import cse, cvv, nse, nvv, rse, rvv
 from pndm_fast.solvers.unipc import unipc
 
 __all__ = [
@@ -24,6 +27,10 @@ __all__ = [
     "SOLVERS",
     "Facts",
     "Solver",
+    "coba",
+    "conjugate",
+    "cse",
+    "cvv",
     "ddim",
     "ddim_inverse",
     "ddpm",
@@ -38,6 +45,7 @@ __all__ = [
     "dpmpp_3m_sde",
     "dpmpp_sde",
     "edm",
+    "em",
     "euler",
     "euler_ancestral",
     "f_pndm",
@@ -49,8 +57,17 @@ __all__ = [
     "lambda_ddim",
     "lcm",
     "lms",
+    "noba",
+    "nobab",
+    "nse",
+    "nvv",
+    "obab",
     "plms",
+    "roba",
+    "rse",
+    "rvv",
     "s_pndm",
     "source",
+    "sscs",
     "unipc",
 ]

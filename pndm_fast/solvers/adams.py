@@ -8,7 +8,8 @@ from itertools import pairwise
 
 from pndm_fast.coefficients import combine
 from pndm_fast.curves import Array
-from pndm_fast.plan import SLOT, STATE, Level, Plan
+from pndm_fast.levels import Level
+from pndm_fast.plan import SLOT, STATE, Plan
 from pndm_fast.quadrature import against, exponential, integral
 from pndm_fast.schedule import Schedule
 from pndm_fast.solvers.registry import solver

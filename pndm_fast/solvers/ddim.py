@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-import numpy as np
-
 from pndm_fast.coefficients import Transfer, ancestral
-from pndm_fast.plan import NOISE, SLOT, STATE, Level, Plan
+from pndm_fast.phase_space import PSLD
+from pndm_fast.plan import NOISE, SLOT, STATE, Plan
 from pndm_fast.schedule import Schedule
+from pndm_fast.solvers.langevin import euler as phase_euler
 from pndm_fast.solvers.registry import solver
 from pndm_fast.solvers.rows import Rows
 
 TRAINING_TIMES = 1000  # that lcm's time_scale is meant for
-MOST_LAM = 100.0  # exp(lam) is beyond float32 from 88 on
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 
 
 @solver("ddpm", order=1, stochastic=True)
@@ -43,7 +41,7 @@ def ddpm(
         return plan
     rows = []
     for row in plan.rows:
-        (alpha, sigma), _, (alpha_s, sigma_s) = row.levels
+        (alpha, sigma), _, (alpha_s, sigma_s) = (level.position for level in row.levels)
         large = math.sqrt(max(0.0, sigma**2 - (alpha / alpha_s * sigma_s) ** 2)) if sigma_s > 0 else 0.0
         rows.append(replace(row, y=(*row.y[:-1], large)))
     return replace(plan, rows=tuple(rows))
@@ -72,16 +70,19 @@ def ddim(
     return _one_step("ddim", schedule, times, eta, prediction)
 
 
-@solver("euler", order=1, spacing="karras")
-def euler(schedule: Schedule, times: Sequence[float], *, prediction: str = "eps") -> Plan:
+@solver("euler", order=1, spacing="karras", space="both")
+def euler(schedule: Schedule | PSLD, times: Sequence[float], *, prediction: str = "eps") -> Plan:
     """Euler's method for d(x/alpha)/d(sigma/alpha) = eps. Karras et al. 2022, arXiv:2206.00364, eq. 1 with Euler.
 
     The same step as DDIM's, for both are exact on straight paths; on flow schedules it is x + (s - t) flow, the
-    flow-matching Euler step (Liu et al. 2022, arXiv:2209.03003). Only the usual grid differs.
+    flow-matching Euler step (Liu et al. 2022, arXiv:2209.03003). Only the usual grid differs. In phase space it is
+    Euler's method for z itself: z + h (-F z + G G^T s / 2).
 
     Raises:
         ValueError: times not decreasing.
     """
+    if isinstance(schedule, PSLD):
+        return phase_euler(schedule, times, prediction=prediction)
     return _one_step("euler", schedule, times, 0.0, prediction)
 
 
@@ -149,42 +150,6 @@ def lcm(
         target = rows.level(s)
         rows.call(t, 0, target.alpha * (skip * STATE + out * SLOT[0]) + target.sigma * NOISE, s)
     return rows.plan()
-
-
-@solver("lambda-ddim", order=1, spacing="trailing")
-def lambda_ddim(schedule: Schedule, times: Sequence[float], *, lam: float = 0.5, prediction: str = "eps") -> Plan:
-    """lambda-DDIM for variance-preserving networks, the conjugate integrator with B = lam. arXiv:2310.07894.
-
-    Pandey et al. 2023. With A_t = exp(lam t)/alpha_t, Euler's method for A_t x: x_s = (A_t/A_s) (1 - lam h) x_t +
-    (1/A_s) int_t^s exp(lam r) d rho(r) eps, h = t - s in units of the whole schedule, rho = sigma/alpha. lam = 0 is
-    DDIM.
-
-    Raises:
-        ValueError: times not decreasing, a schedule that is not variance-preserving, lam outside [-100, 100].
-    """
-    if schedule.scale != "vp":
-        raise ValueError(f"schedule must be variance-preserving for lambda-ddim, got {schedule.name}")
-    if not -MOST_LAM <= lam <= MOST_LAM:
-        raise ValueError(f"lam must be in [-{MOST_LAM:g}, {MOST_LAM:g}], got {lam:g}")
-    rows = Rows("lambda-ddim", schedule, times, prediction)
-    length = schedule.last - schedule.first
-    for t, s in pairwise(rows.times):
-        phi = Transfer(rows.level(t), rows.level(s))
-        h = (t - s) / length
-        # int_t^s exp(lam (r - s)) d rho = rho_s - rho_t + lam int_s^t exp(lam (r - s)) (rho(r) - rho_t) dr; sqrt of
-        # the time from the end as variable, for rho is smooth in it
-        low, high = math.sqrt(max(s - schedule.first, 0.0)), math.sqrt(t - schedule.first)
-        w = (low + high) / 2 + (high - low) / 2 * _NODES
-        r = np.clip(schedule.first + w * w, s, t)
-        inner = np.exp(lam * (r - s) / length) * (schedule.sigma(r) / schedule.alpha(r) - _rho(rows.level(t)))
-        bent = lam * float(_WEIGHTS @ (inner * 2 * w)) * (high - low) / 2 / length
-        scale = phi.scale * math.exp(lam * h) * (1 - lam * h)
-        rows.call(t, 0, scale * STATE + (phi.slot + rows.level(s).alpha * bent) * SLOT[0], s)
-    return rows.plan()
-
-
-def _rho(at: Level) -> float:
-    return at.sigma / at.alpha
 
 
 @solver("ddim-inverse", order=1, spacing="leading", inverts=True)

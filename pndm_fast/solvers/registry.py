@@ -27,6 +27,7 @@ class Facts:
         stores: what the slots hold.
         stochastic: whether it adds noise by default.
         inverts: whether it runs from data to noise, and so needs state=.
+        space: scalar for solvers on a `Schedule`, phase for those on a phase-space process, both.
     """
 
     order: int
@@ -38,6 +39,7 @@ class Facts:
     stores: str = "eps"
     stochastic: bool = False
     inverts: bool = False
+    space: str = "scalar"
 
     def calls(self, steps: int, final: str = "zero") -> int:
         """Network calls for a number of steps."""

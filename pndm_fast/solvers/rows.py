@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from pndm_fast.coefficients import Transfer, level, log_snr, network_input, preview, to_store
 from pndm_fast.grids import check_times
-from pndm_fast.plan import ANCHOR, Form, Level, Levels, Plan, Prologue, Row, Store
+from pndm_fast.levels import Level, Levels
+from pndm_fast.plan import ANCHOR, Form, Plan, Prologue, Row, Store
 from pndm_fast.schedule import Schedule
 from pndm_fast.solvers.registry import FACTS
 
@@ -26,6 +27,8 @@ class Rows:
         prediction: str,
         kind: str | None = None,
     ) -> None:
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule must be a Schedule for {name}, got {type(schedule).__name__}")
         self.name, self.schedule, self.prediction = name, schedule, prediction
         self.kind = kind or ("flow" if schedule.scale == "flow" else "eps")
         self.times = check_times(schedule, times, FACTS[name].fewest, name)

@@ -1,0 +1,100 @@
+"""Coefficients of a row in its kernel: numbers, or 2x2 blocks where samples have two parts.
+
+A block is held as its place in the table and read where it is applied: all blocks of a row would not stay in registers
+beside its operands.
+"""
+
+import triton
+import triton.language as tl
+
+from pndm_fast import table as columns
+
+column = triton.constexpr_function(columns.column)
+
+
+@triton.constexpr_function
+def width(parts):
+    """Numbers in a line of the table."""
+    return columns.WIDTHS[parts]
+
+
+@triton.jit
+def _pair(place):
+    """Two numbers, fp32, in one access."""
+    bits = tl.load(place.to(tl.pointer_type(tl.int64)))
+    return bits.to(tl.int32).to(tl.float32, bitcast=True), (bits >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def coefficient(line, first: tl.constexpr, PARTS: tl.constexpr):
+    """The number at a column, or the place of the block there."""
+    held = line + column(first, PARTS)
+    if PARTS == 1:
+        held = tl.load(held)
+    return held
+
+
+@triton.jit
+def entries(held, i: tl.constexpr, PARTS: tl.constexpr):
+    """What part i of the result takes of each part of the operand."""
+    if PARTS == 1:
+        row = (held,)
+    else:
+        row = _pair(held + i * PARTS)
+    return row
+
+
+@triton.jit
+def both(a, b, use_a, use_b, PARTS: tl.constexpr):
+    """An operand's coefficients for two results, of which one that is not used takes nothing.
+
+    With blocks goes of which parts of the operand they take anything.
+    """
+    if PARTS == 1:
+        held = (tl.where(use_a, a, 0.0), tl.where(use_b, b, 0.0))
+    else:
+        held = (a, b)
+        a0, a1, b0, b1 = _pair(a), _pair(a + PARTS), _pair(b), _pair(b + PARTS)
+        for j in tl.static_range(PARTS):
+            held += ((use_a & ((a0[j] != 0) | (a1[j] != 0))) | (use_b & ((b0[j] != 0) | (b1[j] != 0))),)
+    return held
+
+
+@triton.jit
+def takes(held, j: tl.constexpr, PARTS: tl.constexpr, others=False):
+    """Whether one of both coefficients takes anything of the operand's part j, or `others` do."""
+    if PARTS == 1:
+        answer = others | (held[0] != 0) | (held[1] != 0)
+    else:
+        answer = others | held[2 + j]
+    return answer
+
+
+@triton.jit
+def add(total, values, number):
+    """total + number values, but values that are not used may hold anything."""
+    if number != 0:
+        total += values * number
+    return total
+
+
+@triton.jit
+def _add_others(total, operand, row, i: tl.constexpr, PARTS: tl.constexpr):
+    for j in tl.static_range(PARTS):
+        if j != i:
+            total = add(total, operand[j], row[j])
+    return total
+
+
+@triton.jit
+def scaled(operand, held, i: tl.constexpr, PARTS: tl.constexpr):
+    """Part i of coefficient operand: first what it takes of its own part, which is never left out."""
+    row = entries(held, i, PARTS)
+    return _add_others(operand[i] * row[i], operand, row, i, PARTS)
+
+
+@triton.jit
+def added(total, operand, held, i: tl.constexpr, PARTS: tl.constexpr):
+    """Part i, so far total, plus coefficient operand, in the same order."""
+    row = entries(held, i, PARTS)
+    return _add_others(add(total, operand[i], row[i]), operand, row, i, PARTS)

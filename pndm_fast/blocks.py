@@ -1,0 +1,69 @@
+"""Coefficients of a plan: a number, or a 2x2 block that acts on position and momentum. A number c stands for c I."""
+
+from __future__ import annotations
+
+import numbers as numbers_abc
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = tuple[tuple[float, float], tuple[float, float]]
+Block = float | Matrix
+
+
+def block(value: Any) -> Block:
+    """A number as it is; two rows of two numbers as a block, or as c where they are c I.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if type(value) is float or isinstance(value, numbers_abc.Real):  # the second question is slow
+        return float(value)
+    try:
+        (a, b), (c, d) = value
+        (a, b), (c, d) = (float(a), float(b)), (float(c), float(d))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a coefficient must be a number or two rows of two, got {value!r}") from error
+    return a if b == c == 0 and a == d else ((a, b), (c, d))
+
+
+def matrix(value: Block) -> NDArray[np.float64]:
+    """[2, 2]."""
+    return np.array(value if isinstance(value, tuple) else ((value, 0.0), (0.0, value)))
+
+
+def numbers(values: Iterable[Block]) -> Iterator[float]:
+    """The entries of all, one after another."""
+    for value in values:
+        if isinstance(value, tuple):
+            yield from (*value[0], *value[1])
+        else:
+            yield value
+
+
+def parts(values: Iterable[Block]) -> int:
+    """2 where one of them is a block, else 1."""
+    return 2 if any(isinstance(value, tuple) for value in values) else 1
+
+
+def product(a: Block, b: Block) -> Block:
+    """a b."""
+    if isinstance(a, tuple) or isinstance(b, tuple):
+        return block(matrix(a) @ matrix(b))
+    return a * b
+
+
+def total(a: Block, b: Block) -> Block:
+    """a + b."""
+    if isinstance(a, tuple) or isinstance(b, tuple):
+        return block(matrix(a) + matrix(b))
+    return a + b
+
+
+def solve(a: Block, b: Block) -> Block:
+    """a^-1 b."""
+    if isinstance(a, tuple) or isinstance(b, tuple):
+        return block(np.linalg.solve(matrix(a), matrix(b)))
+    return b / a
