@@ -89,7 +89,7 @@ def settle(schedule: Schedule | PSLD, arguments: Mapping[str, Any]) -> tuple[str
     given = {name: value for name, value in arguments.items() if value is not None}
     for name in given:
         if name not in _KNOWN:
-            raise ValueError(f"{name!r} cannot go with solver 'auto', which chooses the options: name the solver")
+            raise ValueError(f"{name!r} cannot go with solver 'auto', which chooses the options: name a solver")
     points: Any = given.get("times", given.get("sigmas", ()))
     count = len(points) - 1 if hasattr(points, "__len__") and len(points) > 1 else DEFAULT_STEPS
     calls: Any = given.get("nfe", given.get("steps", count))

@@ -19,14 +19,22 @@ def block(value: Any) -> Block:
     Raises:
         ValueError: anything else.
     """
-    if type(value) is float or isinstance(value, numbers_abc.Real):  # the second question is slow
+    if _is_number(value):
         return float(value)
     try:
         (a, b), (c, d) = value
-        (a, b), (c, d) = (float(a), float(b)), (float(c), float(d))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"a coefficient must be a number or two rows of two, got {value!r}") from error
+    except (TypeError, ValueError):
+        a = b = c = d = None
+    if not all(map(_is_number, (a, b, c, d))):
+        raise ValueError(f"a coefficient must be a number or two rows of two, got {value!r}")
+    (a, b), (c, d) = (float(a), float(b)), (float(c), float(d))
     return a if b == c == 0 and a == d else ((a, b), (c, d))
+
+
+def _is_number(value: Any) -> bool:
+    if type(value) is float:  # most are, and the general question is slow
+        return True
+    return isinstance(value, numbers_abc.Real) and not isinstance(value, bool)
 
 
 def matrix(value: Block) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pndm_fast import conditioning
 from pndm_fast.blocks import matrix
+from pndm_fast.network import knows_momentum_only
 from pndm_fast.noise import is_integer, seed_tensor
 from pndm_fast.plan import Plan, distinct
 
@@ -164,7 +165,7 @@ def check_start(plan: Plan, given: bool) -> None:
         return
     hint = "spacing='trailing' starts at the noisiest time"
     if plan.parts > 1:
-        hint = "a larger beta leaves less of the data"
+        hint = "begin at t = 1; where it does, beta must be larger"
     text = f"the grid starts pure noise at t = {plan.times[0]:g}, where alpha is {alpha:.3g}: {hint}"
     if alpha > MUCH_ALPHA:
         raise ValueError(f"{text}; or give state=")
@@ -182,8 +183,8 @@ def check_parts(plan: Plan, shape: tuple[int, ...]) -> None:
         raise ValueError(f"shape must be {rule} for {plan.solver} in phase space, got {shape}")
 
 
-def check_models(plans: tuple[Plan, ...], networks: Sequence[Any]) -> None:
-    """Refuse plans that call a network that there is not, or that read more of its output than it knows.
+def check_models(plans: tuple[Plan, ...], networks: Sequence[Any], negative: Any) -> None:
+    """Refuse plans that call a network that there is not, or that store more of its output than it knows.
 
     Raises:
         ValueError: naming the index, or the plan's solver.
@@ -194,10 +195,11 @@ def check_models(plans: tuple[Plan, ...], networks: Sequence[Any]) -> None:
             count = len(networks)
             raise ValueError(f"the plan calls network {highest}, but model has {count}: give a sequence of networks")
         for row in plan:
-            if getattr(networks[row.model], "momentum_only", False) and np.any(matrix(row.store.q)[:, 0]):
+            called = (networks[row.model], *([negative] if row.guidance != 1 else []))
+            if any(map(knows_momentum_only, called)) and np.any(matrix(row.store.q)[:, 0]):
                 raise ValueError(
-                    f"schedule must be PSLD(...).momentum_only() for a network of the momentum alone, but "
-                    f"{plan.solver}'s plan reads what it predicts of the position"
+                    f"schedule must be PSLD(gamma=0, ...).momentum_only() for a network of the momentum alone, but "
+                    f"{plan.solver}'s plan stores what it predicts of the position"
                 )
 
 

@@ -45,7 +45,7 @@ def _value(text: str) -> Any:
         return WORDS[text.lower()]
     readers: tuple[Callable[[str], Any], ...] = (json.loads,) if text.startswith("[") else (int, float)
     for read in readers:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             return read(text)
     return text
 

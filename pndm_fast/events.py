@@ -169,7 +169,10 @@ class Step:
 
     @property
     def x0(self) -> Tensor:
-        """The network's estimate of x_0 at this row's call, [B, *shape]; of a sample that has ended, its state."""
+        """The network's estimate of x_0 at this row's call, [B, *shape]; of a sample that has ended, its state.
+
+        Near pure noise it is a small difference of large numbers: in phase space about 0.01 off at t = 1, in float32.
+        """
         return self._once("x0", self._x0)
 
     def _once(self, name: str, read: Callable[[], Tensor]) -> Tensor:

@@ -89,13 +89,14 @@ def make_plan(
     form: dict[str, Any] = {"spacing": spacing, "final": final, "t_min": t_min}
     points = {"steps": steps, "nfe": nfe, "times": times, "sigmas": sigmas}
     later = {"start": start, "strength": strength}
+    if compat is not None and isinstance(schedule, PSLD):
+        raise ValueError(f"compat={compat!r} cannot go with {schedule.name}: diffusers has no phase space")
     if name == AUTO:
         rest = {"integer_times": integer_times, "prediction": prediction, "compat": compat, "clip": clip}
         name, words = settle(schedule, {**points, **form, **later, **rest, **options})
         return make_plan(name, schedule, **words)
     if compat is not None:
-        if isinstance(schedule, PSLD):
-            raise ValueError(f"compat={compat!r} cannot go with {schedule.name}: diffusers has no phase space")
+        assert isinstance(schedule, Schedule)
         alone: dict[str, Any] = {"times": times, "sigmas": sigmas, "integer_times": integer_times or None}
         alone |= {"final": final, "t_min": t_min, "clip": clip, **later}
         return _compatible(compat, name, schedule, steps, nfe, spacing, alone, prediction, options)

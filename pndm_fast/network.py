@@ -91,6 +91,11 @@ def check_model(model: Any, name: str = "model") -> None:
         warnings.warn(f"the {name} is in training mode: call .eval() for dropout and batch norm", stacklevel=5)
 
 
+def knows_momentum_only(model: Any) -> bool:
+    """Whether the network, or the one inside `nn.DataParallel`, says that it predicts eps of the momentum alone."""
+    return any(getattr(net, "momentum_only", False) is True for net in (model, getattr(model, "module", None)))
+
+
 def networks_of(model: Any) -> tuple[Callable[..., Any], ...]:
     """One network, or a sequence of them.
 

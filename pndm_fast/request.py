@@ -182,7 +182,7 @@ def complete(
     *,
     default: Plan,
     networks: Sequence[Any],
-    negative: bool,
+    negative: Callable[..., Any] | None,
     guided: Callable[[tuple[Plan, ...], Any, Any], tuple[Plan, ...]],
     shape: tuple[int, ...],
     device: torch.device,
@@ -231,8 +231,8 @@ def complete(
         check_start(p, state is not None or init is not None)
         check_parts(p, shape)
         check_time_dtype(p, time_dtype)
-    check_models(plans, networks)
-    with_cond, without = check_conditioning(cond, uncond, plans, device, negative)
+    check_models(plans, networks, negative)
+    with_cond, without = check_conditioning(cond, uncond, plans, device, negative is not None)
     tensors = {name: None if tensor is None else tensor.to(state_dtype) for name, tensor in tensors.items()}
     request = Request(
         shape=shape[1:],

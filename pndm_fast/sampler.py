@@ -248,7 +248,7 @@ class Sampler:
         return complete(
             default=self.plan,
             networks=self.models,
-            negative=self.negative is not None,
+            negative=self.negative,
             guided=self._with_guidance,
             shape=self.shape,
             device=self.device,

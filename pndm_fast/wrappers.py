@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pndm_fast.conditioning import CannotBatch, batched, complete, mapped
 from pndm_fast.levels import Level
-from pndm_fast.network import check_model, in_training, prediction
+from pndm_fast.network import check_model, in_training, knows_momentum_only, prediction
 from pndm_fast.plan import Plan
 
 
@@ -40,7 +40,7 @@ class Guided(nn.Module):
         if not 0 <= rescale <= 1:
             raise ValueError(f"rescale must be in [0, 1], got {rescale}")
         self.model, self.uncond, self.scale, self.rescale = model, dict(uncond), float(scale), float(rescale)
-        self.config = getattr(model, "config", None)
+        self.config, self.momentum_only = getattr(model, "config", None), knows_momentum_only(model)
         self.train(in_training(model))
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:

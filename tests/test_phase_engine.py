@@ -10,11 +10,12 @@ from golden_data import PHASE
 import pndm_fast as pf
 from pndm_fast.blocks import matrix
 from pndm_fast.demo import gaussian_mixture
-from pndm_fast.phase_space import PSLD, Preconditioning, momentum, position
+from pndm_fast.phase_space import PSLD, MomentumOnly, Preconditioning, momentum, position
 
 SHAPE = (3, 2, 5)  # halves that are no multiple of Philox's four
 pytestmark = pytest.mark.filterwarnings("ignore:.* diverges in")
 PROCESS = PSLD()
+CLD = PSLD(gamma=0.0, nu=4.0)
 
 
 def pointwise(x, t, shift=0.0):
@@ -213,6 +214,40 @@ def test_momentum_only_plans_are_read_back_and_need_no_copy_of_the_state(tmp_pat
     assert sampler.report.direct
 
 
+HALF = MomentumOnly(pointwise)
+GUIDANCE = {"guidance": 2.0, "cond": {"shift": 0.0}, "uncond": {"shift": 0.0}}
+
+
+@pytest.mark.parametrize(
+    "model, options",
+    [
+        (HALF, {}),
+        (torch.nn.DataParallel(HALF), {}),
+        (pf.Guided(HALF, {}, 1.0), {}),
+        (torch.compile(HALF), {}),
+        (pointwise, {"negative": HALF, **GUIDANCE}),
+    ],
+    ids=["itself", "data parallel", "guided", "compiled", "negative"],
+)
+def test_what_knows_the_momentum_alone_is_not_sampled_as_if_it_knew_both(model, options):
+    with pytest.raises(ValueError, match=r"momentum_only\(\) for a network of the momentum alone"):
+        pf.sample(model, 5, schedule=CLD, shape=SHAPE, **options)
+
+
+def test_another_attribute_of_that_name_says_nothing():
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("momentum_only", torch.zeros(3))
+
+        def forward(self, x, t):
+            return pointwise(x, t)
+
+    assert torch.equal(
+        pf.sample(Network().eval(), 5, schedule=CLD, shape=SHAPE), pf.sample(pointwise, 5, schedule=CLD, shape=SHAPE)
+    )
+
+
 def test_a_strided_output_is_refused():
     def network(x, t):
         return torch.cat([x, x], dim=-1)[..., ::2]
@@ -249,6 +284,18 @@ def test_a_strided_output_is_refused():
         (lambda: pf.make_plan("conjugate", B=((1.0, 0.0), (1.0, 1.0))), "B must be a number outside phase space"),
         (lambda: pf.make_plan("conjugate", steps=9, frame="R"), "frame must go with a PSLD, got 'R'"),
         (lambda: pf.make_plan("conjugate", steps=9, denoise="sde"), "denoise must go with a PSLD, got 'sde'"),
+        (lambda: pf.make_plan("conjugate", PROCESS, B=True), "B must be a number or two rows of two numbers, got True"),
+        (lambda: pf.make_plan("conjugate", PROCESS, B=[["1", 1], [1, 1]]), "B must be a number or two rows"),
+        (lambda: PSLD(beta=[8, [1]]), "beta must be a positive number, or two"),
+        (lambda: PSLD(beta=(1.0, 2.0, 3.0)), "beta must be a positive number, or two"),
+        (lambda: PSLD(beta="8"), "beta must be a positive number, or two"),
+        (lambda: CLD.preconditioned(0.5).momentum_only(), "preconditioning must be None, got one already"),
+        (lambda: CLD.momentum_only().preconditioned(0.5), "preconditioning must be None, got one already"),
+        (lambda: pf.make_plan(schedule=PROCESS, compat="diffusers"), "compat='diffusers' cannot go with psld"),
+        (
+            lambda: pf.solvers.conjugate(PSLD(gamma=0.0, nu=4.0, jitter=0.0), [1.0, 1e-14]),
+            "jitter must be larger where times are as small as 1e-14",
+        ),
         (lambda: pf.Thresholded(pointwise, plan_of("em")), "plan must be of one part"),
         (lambda: PSLD(beta=100.0), "beta must leave more of the data at t = 1 than 1 part in 1e+.?30, got 100"),
         (lambda: PSLD(preconditioning=Preconditioning("a", 1.0, 1.0)), "preconditioning.skip must be a function"),
@@ -264,7 +311,7 @@ def test_a_strided_output_is_refused():
         ),
         (
             lambda: pf.sample(pointwise, solver=pf.make_plan("em", PSLD(beta=(0.5, 1.0))), shape=SHAPE),
-            "the grid starts pure noise at t = 1, where alpha is .*: a larger beta leaves less",
+            "the grid starts pure noise at t = 1, where alpha is .*: begin at t = 1",
         ),
         (lambda: pf.solvers.ddim(PROCESS, [1.0, 0.5]), "schedule must be a Schedule for ddim, got PSLD"),
         (lambda: pf.solvers.conjugate(None, [1.0, 0.5]), "schedule must be a Schedule for conjugate, got NoneType"),

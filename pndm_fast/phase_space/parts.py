@@ -25,7 +25,8 @@ class MomentumOnly(nn.Module):
     """A network that predicts eps of the momentum alone, [B, C, ...] from [B, 2 C, ...], with 0 for the position's.
 
     That is all that there is to know at gamma = 0 (Dockhorn et al. 2022, arXiv:2112.07068). Its plans are made on
-    `PSLD(gamma=0, ...).momentum_only()`, which puts in the position's; others, which read the zeros, are refused.
+    `PSLD(gamma=0, ...).momentum_only()`, which puts in the position's; others, which store the zeros, are refused. A
+    traced one, or one inside a wrapper of your own, is not recognized: `momentum_only = True` on the wrapper says it.
     """
 
     momentum_only = True

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -94,10 +94,11 @@ class PSLD:
             raise ValueError("M must be given where gamma equals nu: critical damping has none")
         if self.M is not None and not (_is_number(self.M) and self.M > 0):
             raise ValueError(f"M must be positive, got {self.M!r}")
-        ends = np.asarray(self.beta)
-        if ends.dtype.kind not in "if" or ends.shape not in ((), (2,)) or not np.all((ends > 0) & np.isfinite(ends)):
+        several = bool(np.iterable(self.beta))
+        ends: tuple[Any, ...] = tuple(self.beta) if several else (self.beta,)  # type: ignore[arg-type]
+        if (several and len(ends) != 2) or not all(_is_number(one) and one > 0 for one in ends):
             raise ValueError(f"beta must be a positive number, or two, got {self.beta!r}")
-        object.__setattr__(self, "beta", tuple(ends.tolist()) if ends.shape else float(ends))
+        object.__setattr__(self, "beta", tuple(map(float, ends)) if several else float(ends[0]))
         if self.factor not in FACTORS:
             raise ValueError(f"factor must be one of {', '.join(FACTORS)}, got {self.factor!r}")
         if self.preconditioning is not None and not isinstance(self.preconditioning, Preconditioning):
@@ -202,6 +203,10 @@ class PSLD:
         whole = self.whole_score(t)
         return whole * np.array([[0.0], [1.0]]) if self.gamma == 0 else whole
 
+    def _check_plain(self) -> None:
+        if self.preconditioning is not None:
+            raise ValueError("preconditioning must be None, got one already: combine them in a Preconditioning")
+
     def preconditioned(self, deviation: float) -> PSLD:
         """The same process for a network with EDM's preconditioning (Karras et al. 2022, arXiv:2206.00364, table 1).
 
@@ -211,8 +216,9 @@ class PSLD:
         Near the prior, where an error of the score would grow most on the way, almost nothing is left to it.
 
         Raises:
-            ValueError: deviation is not positive.
+            ValueError: deviation is not positive, or there is a preconditioning already.
         """
+        self._check_plain()
         if not (_is_number(deviation) and deviation > 0):
             raise ValueError(f"deviation must be positive, got {deviation!r}")
         variance = float(deviation) ** 2
@@ -236,8 +242,9 @@ class PSLD:
         equations for x_0 and e_x, linear in z and e_m, which hold for the conditional means too.
 
         Raises:
-            ValueError: gamma is not 0, or the factor is upper.
+            ValueError: gamma is not 0, the factor is upper, or there is a preconditioning already.
         """
+        self._check_plain()
         if self.gamma != 0 or self.factor != "lower":
             raise ValueError(f"momentum_only must have gamma = 0 and a lower factor, got {self.name}, {self.factor}")
 

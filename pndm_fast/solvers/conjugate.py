@@ -17,7 +17,7 @@ from pndm_fast.phase_space.process import Array, expm, inverse
 from pndm_fast.plan import SLOT, STATE, Plan
 from pndm_fast.quadrature import against, lagrange
 from pndm_fast.schedule import Schedule
-from pndm_fast.solvers.phase import I2, Program, nodes
+from pndm_fast.solvers.phase import I2, Program, check_rank, nodes
 from pndm_fast.solvers.registry import solver
 from pndm_fast.solvers.rows import Rows
 from pndm_fast.solvers.splitting import MOST_B
@@ -155,7 +155,10 @@ class _Flow:
         self.nodes, measure = nodes(starts, self.ends[:-1])
         self.states = expm(B - process.F, h) @ (I2 - h[:, None, None] * B)
         spread = expm(B - process.F, self.nodes - starts[:, None])
-        self.gains = measure[..., None, None] / 2 * (spread @ process.GG @ process.score(process.time_at(self.nodes)))
+        with np.errstate(all="ignore"):
+            scores = process.score(process.time_at(self.nodes))
+        check_rank(times[1:], scores)
+        self.gains = measure[..., None, None] / 2 * (spread @ process.GG @ scores)
         # R = L rotation(angle): R differs from L by a rotation, for both are roots of Sigma
         angle = _angle(process, self.ends) if frame == "R" else np.zeros_like
         self.angles, self.past = angle(self.nodes), angle(self.ends)

@@ -40,13 +40,23 @@ def _moments(process: PSLD, times: Sequence[float]) -> dict[float, _Moment]:
         noise, scores = process.cholesky(times), process.score(times)
     if times[-1] == 0:  # the data themselves
         noise[-1] = replace(process, jitter=0.0).cholesky(0.0)
-    lost = np.isnan(noise).any((1, 2))
-    if lost.any():
-        raise ValueError(f"jitter must be larger where times are as small as {times[int(lost.argmax())]:g}")
+    check_rank(times, noise)
+    check_rank(times[:-1] if times[-1] == 0 else times, scores)
     levels = zip(map(as_matrix, process.transition(times)), map(as_matrix, noise), strict=True)
     estimates = zip(*(map(as_matrix, blocks) for blocks in process.data(times)), strict=True)
     columns = zip(levels, scores, estimates, strict=True)
     return {t: _Moment(PhaseLevel(*level), *rest) for t, (level, *rest) in zip(times, columns, strict=True)}
+
+
+def check_rank(times: ArrayLike, blocks: Array) -> None:
+    """Refuse blocks [n, ..., 2, 2] of n times that a covariance without a Cholesky factor has made not finite.
+
+    Raises:
+        ValueError: naming the first such time.
+    """
+    for t, own in zip(np.asarray(times), blocks, strict=False):
+        if not np.isfinite(own).all():
+            raise ValueError(f"jitter must be larger where times are as small as {t:g}")
 
 
 class Program:
