@@ -39,7 +39,14 @@ def _is_number(value: Any) -> bool:
 
 def matrix(value: Block) -> NDArray[np.float64]:
     """[2, 2]."""
-    return np.array(value if isinstance(value, tuple) else ((value, 0.0), (0.0, value)))
+    return np.asarray(stacked([value], 2)[0])
+
+
+def stacked(values: Iterable[Block], parts: int) -> NDArray[np.float64]:
+    """[n, parts, parts]; at one part they are numbers."""
+    if parts == 1:
+        return np.array([[[value]] for value in values])
+    return np.array([value if isinstance(value, tuple) else ((value, 0.0), (0.0, value)) for value in values])
 
 
 def numbers(values: Iterable[Block]) -> Iterator[float]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pndm_fast.blocks import Block, matrix
+from pndm_fast.blocks import Block, parts, stacked
 from pndm_fast.cuda import upload
 
 
@@ -56,9 +56,8 @@ def scaled(values: Tensor, coefficient: Block) -> Tensor:
 
 def scaled_each(values: Tensor, coefficients: Sequence[Block]) -> Tensor:
     """The same with a coefficient for each sample."""
-    parts = 2 if any(isinstance(c, tuple) for c in coefficients) else 1
-    numbers = [matrix(c).tolist() if parts > 1 else [[c]] for c in coefficients]
-    blocks = upload(numbers, values.device, values.dtype)
-    halves = values.chunk(parts, dim=1)
-    rows = [[half * blocks[:, i, j, None] for j, half in enumerate(halves)] for i in range(parts)]
+    count = parts(coefficients)
+    blocks = upload(stacked(coefficients, count), values.device, values.dtype)
+    halves = values.chunk(count, dim=1)
+    rows = [[half * blocks[:, i, j, None] for j, half in enumerate(halves)] for i in range(count)]
     return torch.cat([functools.reduce(torch.add, terms) for terms in rows], dim=1)

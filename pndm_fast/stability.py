@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pndm_fast.blocks import Block
+from pndm_fast.blocks import stacked
 from pndm_fast.curves import Array
 from pndm_fast.levels import AnyLevel
 from pndm_fast.plan import WIDTH_FORM, Plan
@@ -32,8 +32,8 @@ def gaussian_spread(plan: Plan, deviation: float = DEVIATION) -> float:
     # what x, y, the slots and the row's z take of the noises so far: the start's, the prologue's, and each row's
     operands = np.zeros((WIDTH_FORM, k, k * (2 + sum(row.noisy for row in plan))))
     _, covariance = _moments([plan.entry], k, deviation)
-    start = _stacked([plan.prologue.a0], k)[0] @ np.linalg.cholesky(covariance[0])
-    operands[:2, :, : 2 * k] = np.concatenate([start, _stacked([plan.prologue.c0], k)[0]], axis=1)
+    start = stacked([plan.prologue.a0], k)[0] @ np.linalg.cholesky(covariance[0])
+    operands[:2, :, : 2 * k] = np.concatenate([start, stacked([plan.prologue.c0], k)[0]], axis=1)
     drawn = 2 * k
     for i, row in enumerate(plan):
         operands[2 + row.slot] = estimates[i] @ operands[1]
@@ -62,24 +62,17 @@ def warn_of_divergence(plan: Plan) -> None:
         )
 
 
-def _stacked(coefficients: Iterable[Block], k: int) -> Array:
-    """[n, k, k]."""
-    if k == 1:
-        return np.array([[[c]] for c in coefficients])
-    return np.array([c if isinstance(c, tuple) else ((c, 0.0), (0.0, c)) for c in coefficients])
-
-
 def _forms(plan: Plan, register: str) -> Array:
     """[rows, k, WIDTH_FORM k]: X or Y against all operands' parts, one after another."""
     k = plan.parts
-    blocks = _stacked([c for row in plan for c in getattr(row, register)], k).reshape(plan.nfe, WIDTH_FORM, k, k)
+    blocks = stacked([c for row in plan for c in getattr(row, register)], k).reshape(plan.nfe, WIDTH_FORM, k, k)
     return blocks.swapaxes(1, 2).reshape(plan.nfe, k, WIDTH_FORM * k)
 
 
 def _estimates(plan: Plan, deviation: float) -> Array:
     """[rows, k, k]: the slot of each row from its y, for the preview a y + b slot must be E[x_0 | y]."""
     mean, covariance = _moments([row.levels.call for row in plan], plan.parts, deviation)
-    on_y, on_slot = (_stacked([row.preview[j] for row in plan], plan.parts) for j in range(2))
+    on_y, on_slot = (stacked([row.preview[j] for row in plan], plan.parts) for j in range(2))
     return np.asarray(np.linalg.solve(on_slot, mean @ np.linalg.inv(covariance) - on_y))
 
 
@@ -87,6 +80,6 @@ def _moments(levels: Iterable[AnyLevel], k: int, deviation: float) -> tuple[Arra
     """E[x_0 y^T] and the covariance of y at each level."""
     levels = list(levels)
     data = np.diag([deviation**2, 0.0][:k])
-    alpha, sigma = (_stacked([level[j] for level in levels], k) for j in range(2))
+    alpha, sigma = (stacked([level[j] for level in levels], k) for j in range(2))
     cross = data @ alpha.swapaxes(1, 2)
     return cross, np.asarray(alpha @ cross + sigma @ sigma.swapaxes(1, 2))

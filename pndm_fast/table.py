@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pndm_fast.blocks import Block, matrix
+from pndm_fast.blocks import stacked
 from pndm_fast.cuda import upload
 from pndm_fast.noise import FIRST_ROW
 from pndm_fast.plan import SAME_X, SAME_Y, WIDTH_FORM, Plan
@@ -63,16 +63,10 @@ def lines(plan: Plan, parts: int = 1) -> np.ndarray:
         line[[T, SLOT, CLAMP, GUIDANCE]] = row.t, row.slot, row.store.clamp, row.guidance
         line[NOISE] = i + FIRST_ROW if row.noisy else 0
         line[WRITE_X], line[WRITE_Y] = row.x != SAME_X, row.y != SAME_Y
-        blocks[i] = _blocks((row.in_scale, *row.store[:4], *row.x, *row.y), parts)
+        blocks[i] = stacked((row.in_scale, *row.store[:4], *row.x, *row.y), parts).reshape(-1, parts**2)
     out[-1, [HALT, T]] = 1.0, plan.rows[-1].t
     blocks[-1, 0] = blocks[-2, 0]
     return out
-
-
-def _blocks(coefficients: Sequence[Block], parts: int) -> np.ndarray:
-    if parts == 1:
-        return np.array(coefficients)[:, None]
-    return np.array([matrix(c).ravel() for c in coefficients])
 
 
 def build(plans: Sequence[Plan], dtype: torch.dtype, device: torch.device) -> Table:

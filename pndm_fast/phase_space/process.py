@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 FACTORS = ("lower", "upper")
-_UNIT = np.eye(2)
+I2 = np.eye(2)
 _SERIES = 1e-14  # below it cosh(r) and sinh(r)/r are their first two terms
 _MOST = 1e30  # of an estimate of x_0 from the prior, which float32 rows must hold
 
@@ -35,7 +35,7 @@ def expm(matrix: Array, t: ArrayLike = 1.0) -> Array:
     small = np.abs(near) < _SERIES
     even, odd = np.where(small, 1 + near / 2, even), np.where(small, t * (1 + near / 6), odd)
     grown = np.exp(tau * t)
-    return np.asarray((grown * even)[..., None, None] * _UNIT + (grown * odd)[..., None, None] * rest)
+    return np.asarray((grown * even)[..., None, None] * I2 + (grown * odd)[..., None, None] * rest)
 
 
 class Preconditioning(NamedTuple):
@@ -188,7 +188,7 @@ class PSLD:
         mm0 = self.kappa * self.mass if mm0 is None else mm0
         psi = self.transition(t)
         gain = psi @ (np.diag([xx0, mm0]) - self.stationary) @ np.swapaxes(psi, -1, -2)
-        return np.asarray(gain + self.stationary + self.jitter * np.eye(2))
+        return np.asarray(gain + self.stationary + self.jitter * I2)
 
     def cholesky(self, t: ArrayLike) -> Array:
         """L_t, [..., 2, 2], triangular with L L^T = Sigma_t."""
@@ -258,7 +258,7 @@ class PSLD:
             return on_z, on_eps
 
         def same(t: ArrayLike) -> Array:
-            return np.broadcast_to(np.eye(2), (*np.shape(t), 2, 2))
+            return np.broadcast_to(I2, (*np.shape(t), 2, 2))
 
         skip, out = (lambda t, part=part: self.whole_score(t) @ solved(t)[part] for part in range(2))
         return replace(self, preconditioning=Preconditioning(skip, out, same))

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from pndm_fast.phase_space import PSLD
-from pndm_fast.phase_space.process import Array, cholesky, expm
+from pndm_fast.phase_space.process import I2, Array, cholesky, expm
 from pndm_fast.plan import Plan
-from pndm_fast.solvers.phase import I2, MOMENTUM, POSITION, Program
-from pndm_fast.solvers.registry import solver
+from pndm_fast.solvers.phase import MOMENTUM, POSITION, Program, phase_solver
 from pndm_fast.solvers.splitting import SCORE_TIMES, partial_flow
 
 SEQUENCES = ("OBA", "BAO")
 
 
-@solver("em", order=1, spacing="quadratic", stochastic=True, space="phase")
+@phase_solver("em", stochastic=True)
 def em(schedule: PSLD, times: Sequence[float], *, denoise: str = "sde", prediction: str = "eps") -> Plan:
     """Euler-Maruyama for the reverse SDE of PSLD. Pandey & Mandt 2023, arXiv:2303.01748.
 
@@ -43,7 +42,7 @@ def euler(schedule: PSLD, times: Sequence[float], *, prediction: str = "eps") ->
     return program.plan("ode")
 
 
-@solver("sscs", order=1, spacing="quadratic", stochastic=True, space="phase")
+@phase_solver("sscs", stochastic=True)
 def sscs(schedule: PSLD, times: Sequence[float], *, denoise: str = "sde", prediction: str = "eps") -> Plan:
     """Symmetric splitting sampler of CLD, for PSLD. Dockhorn et al. 2022, arXiv:2112.07068; arXiv:2303.01748.
 
@@ -68,16 +67,7 @@ def sscs(schedule: PSLD, times: Sequence[float], *, denoise: str = "sde", predic
     return program.plan(denoise)
 
 
-@solver(
-    "noba",
-    order=1,
-    calls_per_step=2,
-    extra_calls=-1,
-    final_calls=1,
-    spacing="quadratic",
-    stochastic=True,
-    space="phase",
-)
+@phase_solver("noba", calls=2, stochastic=True)
 def noba(
     schedule: PSLD,
     times: Sequence[float],
@@ -106,7 +96,7 @@ def noba(
     return _split("noba", schedule, times, sequence, score_time, lam_s, denoise, prediction, again=True)
 
 
-@solver("roba", order=1, spacing="quadratic", stochastic=True, space="phase")
+@phase_solver("roba", stochastic=True)
 def roba(
     schedule: PSLD,
     times: Sequence[float],
@@ -128,7 +118,7 @@ def roba(
     return _split("roba", schedule, times, sequence, score_time, lam_s, denoise, prediction)
 
 
-@solver("coba", order=1, spacing="quadratic", stochastic=True, space="phase")
+@phase_solver("coba", stochastic=True)
 def coba(
     schedule: PSLD, times: Sequence[float], *, lam: float = 0.0, denoise: str = "sde", prediction: str = "eps"
 ) -> Plan:
@@ -142,16 +132,7 @@ def coba(
     return _split("coba", schedule, times, "OBA", "start", None, denoise, prediction, lam=lam)
 
 
-@solver(
-    "obab",
-    order=1,
-    calls_per_step=2,
-    extra_calls=-1,
-    final_calls=1,
-    spacing="quadratic",
-    stochastic=True,
-    space="phase",
-)
+@phase_solver("obab", calls=2, stochastic=True)
 def obab(schedule: PSLD, times: Sequence[float], *, denoise: str = "sde", prediction: str = "eps") -> Plan:
     """Reduced O, B/2, A, B/2: one score for B and A at t, another for the last B at the step's end. arXiv:2310.07894.
 
@@ -163,16 +144,7 @@ def obab(schedule: PSLD, times: Sequence[float], *, denoise: str = "sde", predic
     return _split("obab", schedule, times, "OBAB", "start", None, denoise, prediction)
 
 
-@solver(
-    "nobab",
-    order=1,
-    calls_per_step=3,
-    extra_calls=-2,
-    final_calls=2,
-    spacing="quadratic",
-    stochastic=True,
-    space="phase",
-)
+@phase_solver("nobab", calls=3, stochastic=True)
 def nobab(schedule: PSLD, times: Sequence[float], *, denoise: str = "sde", prediction: str = "eps") -> Plan:
     """Naive O, B/2, A, B/2: a score for each, the last at the step's end. arXiv:2310.07894.
 

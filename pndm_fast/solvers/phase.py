@@ -14,14 +14,27 @@ from pndm_fast.blocks import Block, Matrix, block, product
 from pndm_fast.grids import check_times
 from pndm_fast.levels import Levels, PhaseLevel
 from pndm_fast.phase_space import PSLD
-from pndm_fast.phase_space.process import Array, cholesky
+from pndm_fast.phase_space.process import I2, Array, cholesky
 from pndm_fast.plan import MAX_SLOTS, Plan, Prologue, Row, Store
-from pndm_fast.solvers.registry import FACTS
+from pndm_fast.solvers.registry import FACTS, Solver, solver
 
 DENOISE = ("ode", "sde")
-I2 = np.eye(2)
 POSITION, MOMENTUM = np.diag([1.0, 0.0]), np.diag([0.0, 1.0])  # rows of a block that act on one of them
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
+
+
+def phase_solver(name: str, *, calls: int = 1, stochastic: bool = False) -> Callable[[Solver], Solver]:
+    """Register a first-order solver with so many network calls a step; a last step to t = 0 makes one."""
+    return solver(
+        name,
+        order=1,
+        calls_per_step=calls,
+        extra_calls=1 - calls,
+        final_calls=calls - 1,
+        spacing="quadratic",
+        stochastic=stochastic,
+        space="phase",
+    )
 
 
 class _Moment(NamedTuple):

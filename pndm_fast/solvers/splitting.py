@@ -7,16 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from pndm_fast.phase_space import PSLD
-from pndm_fast.phase_space.process import Array, expm
+from pndm_fast.phase_space.process import I2, Array, expm
 from pndm_fast.plan import Plan
-from pndm_fast.solvers.phase import I2, MOMENTUM, POSITION, Program, nodes
-from pndm_fast.solvers.registry import solver
+from pndm_fast.solvers.phase import MOMENTUM, POSITION, Program, nodes, phase_solver
 
 SCORE_TIMES = ("start", "end")
 MOST_B = 100.0  # exp(B) is beyond float32 from 88 on
 
 
-@solver("nse", order=1, calls_per_step=2, extra_calls=-1, final_calls=1, spacing="quadratic", space="phase")
+@phase_solver("nse", calls=2)
 def nse(schedule: PSLD, times: Sequence[float], *, denoise: str = "ode", prediction: str = "eps") -> Plan:
     """Naive symplectic Euler: the momentum, then the position with a score of its own. arXiv:2310.07894.
 
@@ -29,7 +28,7 @@ def nse(schedule: PSLD, times: Sequence[float], *, denoise: str = "ode", predict
     return _euler("nse", schedule, times, denoise, prediction, again=True)
 
 
-@solver("rse", order=1, spacing="quadratic", space="phase")
+@phase_solver("rse")
 def rse(schedule: PSLD, times: Sequence[float], *, denoise: str = "ode", prediction: str = "eps") -> Plan:
     """Reduced symplectic Euler: nse with the first score for both lines. arXiv:2310.07894.
 
@@ -41,7 +40,7 @@ def rse(schedule: PSLD, times: Sequence[float], *, denoise: str = "ode", predict
     return _euler("rse", schedule, times, denoise, prediction)
 
 
-@solver("cse", order=1, spacing="quadratic", space="phase")
+@phase_solver("cse")
 def cse(
     schedule: PSLD, times: Sequence[float], *, lam: float = 0.0, denoise: str = "ode", prediction: str = "eps"
 ) -> Plan:
@@ -56,7 +55,7 @@ def cse(
     return _euler("cse", schedule, times, denoise, prediction, lam=lam)
 
 
-@solver("nvv", order=1, calls_per_step=3, extra_calls=-2, final_calls=2, spacing="quadratic", space="phase")
+@phase_solver("nvv", calls=3)
 def nvv(
     schedule: PSLD, times: Sequence[float], *, last: str = "start", denoise: str = "ode", prediction: str = "eps"
 ) -> Plan:
@@ -73,7 +72,7 @@ def nvv(
     return _verlet("nvv", schedule, times, denoise, prediction, last=last, again=True)
 
 
-@solver("rvv", order=1, calls_per_step=2, extra_calls=-1, final_calls=1, spacing="quadratic", space="phase")
+@phase_solver("rvv", calls=2)
 def rvv(
     schedule: PSLD, times: Sequence[float], *, last: str = "end", denoise: str = "ode", prediction: str = "eps"
 ) -> Plan:
@@ -90,7 +89,7 @@ def rvv(
     return _verlet("rvv", schedule, times, denoise, prediction, last=last)
 
 
-@solver("cvv", order=1, calls_per_step=2, extra_calls=-1, final_calls=1, spacing="quadratic", space="phase")
+@phase_solver("cvv", calls=2)
 def cvv(
     schedule: PSLD,
     times: Sequence[float],
