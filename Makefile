@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # the pins reach isolated builds too
 export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-SOURCES = setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
+SOURCES = setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 
 .PHONY: demo test lint bench gpu clean
 
@@ -19,7 +19,7 @@ lint: $(VENV)/.lint  ## ruff, mypy --strict, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict pndm_fast
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h tests/*.cpp tests/*.h
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*/*.cpp csrc/*/*.h tests/*.cpp tests/*.h
 
 bench: $(VENV)/.bench  ## the CPU benchmarks, written to benchmarks/results/cpu/
 	$(BIN)/python benchmarks/run.py

@@ -27,7 +27,7 @@ class NinjaBuild(build_ext):
         target, work = Path(self.get_ext_fullpath(ext.name)).resolve(), Path(self.build_temp).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         work.mkdir(parents=True, exist_ok=True)
-        includes = [f"-I{path}" for path in ext.include_dirs + self.compiler.include_dirs]
+        includes = [f"-I{Path(path).resolve()}" for path in ["csrc", *ext.include_dirs, *self.compiler.include_dirs]]
         compile_ = escape(shlex.join([*self.compiler.compiler_so_cxx, *includes, *ext.extra_compile_args]))
         link = escape(shlex.join(self.compiler.linker_so_cxx))
         libraries = escape(shlex.join(ext.extra_link_args))
@@ -42,7 +42,7 @@ class NinjaBuild(build_ext):
         subprocess.run([Path(ninja.BIN_DIR) / "ninja", "-C", work], check=True)
 
 
-SOURCES, HEADERS = (sorted(map(str, Path("csrc").glob(pattern))) for pattern in ("*.cpp", "*.h"))
+SOURCES, HEADERS = (sorted(map(str, Path("csrc").rglob(pattern))) for pattern in ("*.cpp", "*.h"))
 MODULE = Pybind11Extension("pndm_fast._C", SOURCES, depends=HEADERS, cxx_std=17, extra_compile_args=COMPILE)
 
 setup(ext_modules=[MODULE], cmdclass={"build_ext": NinjaBuild})

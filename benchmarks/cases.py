@@ -11,12 +11,12 @@ from compare import Side
 from torch import Tensor
 
 import pndm_fast as pf
-from pndm_fast import reference
-from pndm_fast.backends import choose_backend
-from pndm_fast.plan import Plan
-from pndm_fast.registers import NEVER, Registers
-from pndm_fast.table import SLOT, Y, build
-from pndm_fast.workspace import BufferForm, Workspace
+from pndm_fast.loop.workspace import BufferForm, Workspace
+from pndm_fast.plan.plan import Plan
+from pndm_fast.row import reference
+from pndm_fast.row.backends import choose_backend
+from pndm_fast.row.registers import NEVER, Registers
+from pndm_fast.row.table import SLOT, Y, build
 
 ROWS = 16_384
 FIRST = 10  # of a plan used as it is: four outputs are kept by then, whatever the solver's start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pndm_fast.demo.train import load_mnist, read_idx
+sys.path.append(str(Path(__file__).parents[1] / "examples/mnist"))
+from train import load_mnist, read_idx  # noqa: E402
 
 FEATURES = 16
 _BATCH, _EPOCHS, _SEED = 128, 3, 0

@@ -26,8 +26,8 @@ from torch import Tensor
 
 import pndm_fast as pf
 from pndm_fast import demo
-from pndm_fast.files import atomic_path
 from pndm_fast.phase_space import position
+from pndm_fast.plan.atomic import atomic_path
 from pndm_fast.solvers import FACTS
 
 OUT = Path(__file__).parent / "results" / "phase"

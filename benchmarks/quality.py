@@ -21,7 +21,7 @@ from machine import describe
 from quality_cases import BUDGETS, GRIDS, LINES, REFERENCES, Artist, apart, interval
 from quality_report import plot, text
 
-from pndm_fast.files import atomic_path
+from pndm_fast.plan.atomic import atomic_path
 
 OUT = Path(__file__).parent / "results" / "quality"
 HOPELESS = 0.3  # of the pixels' range of 2, an image unlike the fine one: the next budget is then not tried

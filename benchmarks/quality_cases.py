@@ -11,8 +11,8 @@ from torch import Tensor
 
 import pndm_fast as pf
 from pndm_fast import demo
-from pndm_fast.grids import make_grid
-from pndm_fast.noise import normals, seed_tensor
+from pndm_fast.plan.grids import make_grid
+from pndm_fast.row.noise import normals, seed_tensor
 
 BUDGETS = (5, 8, 10, 15, 20, 30, 50)
 # name: spacing and the time of the last call, where the spacing has one

@@ -8,7 +8,7 @@ from typing import Any
 
 from quality_cases import BUDGETS, GRIDS, LINES, REFERENCES
 
-from pndm_fast.files import atomic_path
+from pndm_fast.plan.atomic import atomic_path
 from pndm_fast.solvers import FACTS
 
 One = dict[str, Any]

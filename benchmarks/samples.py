@@ -13,13 +13,13 @@ from compare import Side
 from torch import Tensor, nn
 
 import pndm_fast as pf
-from pndm_fast.backends import choose_backend
-from pndm_fast.network import result_tensor
-from pndm_fast.noise import INITIAL
-from pndm_fast.plan import Plan
-from pndm_fast.registers import NEVER
-from pndm_fast.table import build
-from pndm_fast.workspace import BufferForm, Workspace
+from pndm_fast.loop.network import result_tensor
+from pndm_fast.loop.workspace import BufferForm, Workspace
+from pndm_fast.plan.plan import Plan
+from pndm_fast.row.backends import choose_backend
+from pndm_fast.row.noise import INITIAL
+from pndm_fast.row.registers import NEVER
+from pndm_fast.row.table import build
 
 SCALE = 7.5  # of guidance, where a network takes a text
 

@@ -6,7 +6,7 @@ import torch
 from compare import Side, Target, contest
 from samples import Alone, Diffusers, Job, Unrolled, apart, synchronize
 
-from pndm_fast.noise import normals, seed_tensor
+from pndm_fast.row.noise import normals, seed_tensor
 
 pytestmark = pytest.mark.gpu
 

@@ -9,8 +9,8 @@ from loops import overhead
 
 import pndm_fast as pf
 from pndm_fast.phase_space import PSLD
-from pndm_fast.plan import WIDTH_FORM
-from pndm_fast.table import NOISE, X, Y
+from pndm_fast.plan.plan import WIDTH_FORM
+from pndm_fast.row.table import NOISE, X, Y
 
 pytestmark = pytest.mark.gpu
 

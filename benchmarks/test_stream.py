@@ -8,7 +8,7 @@ import torch
 from cases import Steps, copied
 from compare import Side, Target, contest, skip_unless_full
 
-from pndm_fast import reference
+from pndm_fast.row import reference
 
 FORMS = {
     "direct": (torch.float32, True, 1.15),

@@ -4,9 +4,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "apply_row.h"
-#include "graph_bindings.h"
-#include "tile.h"
+#include "cuda/graph_bindings.h"
+#include "row/apply_row.h"
+#include "row/tile.h"
 
 namespace py = pybind11;
 

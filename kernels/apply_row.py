@@ -1,4 +1,4 @@
-"""`apply_row` as one Triton kernel; `pndm_fast.reference` says what it computes, bit for bit.
+"""`apply_row` as one Triton kernel; `pndm_fast.row.reference` says what it computes, bit for bit.
 
 A program has a block of a sample, at two parts the same block of position and of momentum: it reads and writes each
 element once. What stands for an operand is a tuple of its parts.
@@ -11,9 +11,9 @@ from pndm_fast.kernels.blocks import add, added, both, coefficient, entries, sca
 from pndm_fast.kernels.philox import normals_block
 from torch import Tensor
 
-from pndm_fast import table as columns
-from pndm_fast.plan import MAX_SLOTS, WIDTH_FORM
-from pndm_fast.registers import Registers
+from pndm_fast.plan.plan import MAX_SLOTS, WIDTH_FORM
+from pndm_fast.row import table as columns
+from pndm_fast.row.registers import Registers
 
 # Elements of all parts. With 4 warps the smallest block whose 16-bit operands are read 128 bits at a time, and of two
 # parts the fp32 ones: a larger one would not fit in registers.

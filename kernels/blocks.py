@@ -7,7 +7,7 @@ beside its operands.
 import triton
 import triton.language as tl
 
-from pndm_fast import table as columns
+from pndm_fast.row import table as columns
 
 column = triton.constexpr_function(columns.column)
 

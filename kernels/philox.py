@@ -1,4 +1,4 @@
-"""Standard normals on the device: `pndm_fast.noise` operation by operation, so the same bits.
+"""Standard normals on the device: `pndm_fast.row.noise` operation by operation, so the same bits.
 
 Compile callers with enable_fp_fusion=False: a fused multiply-add changes the last bit.
 """
@@ -6,7 +6,7 @@ Compile callers with enable_fp_fusion=False: a fused multiply-add changes the la
 import triton
 import triton.language as tl
 
-from pndm_fast import noise
+from pndm_fast.row import noise
 
 TAG = tl.constexpr(noise.TAG)
 STREAM = tl.constexpr(noise.SAMPLING_STREAM)

@@ -1,18 +1,19 @@
 """A sampling engine for diffusion models: a sampler is a plan, one fused operation runs any row of any plan."""
 
-from pndm_fast import ops, phase_space, solvers
-from pndm_fast.events import BadSample, Cancel, Cancelled, NonFiniteError, Report, Step
-from pndm_fast.levels import Level, Levels
-from pndm_fast.make_plan import make_plan
-from pndm_fast.memory import clear
-from pndm_fast.oneshot import sample
-from pndm_fast.oracle import probability_flow
-from pndm_fast.plan import Plan, Prologue, Row, Store
-from pndm_fast.ranges import nvtx_ranges
-from pndm_fast.sampler import Sampler
-from pndm_fast.schedule import Schedule
+from pndm_fast import phase_space, solvers
+from pndm_fast.loop.nvtx import nvtx_ranges
+from pndm_fast.loop.oracle import probability_flow
+from pndm_fast.loop.results import BadSample, Cancel, Cancelled, NonFiniteError, Report, Step
+from pndm_fast.loop.wrappers import Guided, Thresholded
+from pndm_fast.plan.levels import Level, Levels
+from pndm_fast.plan.plan import Plan, Prologue, Row, Store
+from pndm_fast.plan.schedule import Schedule
+from pndm_fast.row import op as ops
+from pndm_fast.runtime.cache import clear
+from pndm_fast.runtime.sample import sample
+from pndm_fast.runtime.sampler import Sampler
 from pndm_fast.solvers import SOLVERS
-from pndm_fast.wrappers import Guided, Thresholded
+from pndm_fast.solvers.make import make_plan
 
 __version__ = "0.1.0"
 

@@ -17,7 +17,7 @@ def stand_in(monkeypatch):
     from cuda_stand_in import StandIn
     from fake_cuda import FakeDriver
 
-    from pndm_fast import places
+    from pndm_fast.runtime import executor as places
 
     device = StandIn(FakeDriver())
     monkeypatch.setattr(places, "cuda_of", lambda _: device)

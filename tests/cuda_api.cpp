@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "../csrc/driver.cpp"  // its own pointer to cuGetProcAddress too
+#include "../csrc/cuda/driver.cpp"  // its own pointer to cuGetProcAddress too
 
 namespace pndm::cuda {
 namespace {

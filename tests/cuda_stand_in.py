@@ -42,7 +42,7 @@ class Event:
 
 
 class StandIn:
-    """`pndm_fast.cuda.Cuda` on the CPU.
+    """`pndm_fast.runtime.cuda.Cuda` on the CPU.
 
     Attributes:
         fake: the driver.

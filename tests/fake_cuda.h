@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "../csrc/driver.h"
+#include "../csrc/cuda/driver.h"
 
 namespace fake {
 

@@ -43,6 +43,7 @@ def _library() -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     # no unique symbols: every copy of the library has a state of its own
     flags = ["-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique"]
+    flags.append(f"-I{HERE.parent / 'csrc'}")
     extra = os.environ.get("FAKE_CUDA_FLAGS", "").split()  # sanitizers, say
     compiler = os.environ.get("CXX", "g++")
     sources = sorted(map(str, HERE.glob("fake_cuda*.cpp")))

@@ -12,7 +12,7 @@ from scipy.linalg import cholesky, expm
 from torch import Tensor
 
 from pndm_fast.phase_space import PSLD
-from pndm_fast.plan import Plan
+from pndm_fast.plan.plan import Plan
 
 DATA = np.load(Path(__file__).parent / "golden" / "psld.npz")
 START = torch.from_numpy(DATA["z_init"])  # [16, 2, 4]

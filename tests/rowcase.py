@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pndm_fast import table as columns
-from pndm_fast.plan import MAX_SLOTS, WIDTH_FORM
-from pndm_fast.registers import NEVER, Registers, allocate
+from pndm_fast.plan.plan import MAX_SLOTS, WIDTH_FORM
+from pndm_fast.row import table as columns
+from pndm_fast.row.registers import NEVER, Registers, allocate
 
 ApplyRow = Callable[[Registers, Tensor, Tensor, Tensor | None, Tensor | None], None]
 Call = tuple[Tensor, Tensor | None, Tensor | None]  # out, uncond, z; each [B, n]

@@ -9,9 +9,9 @@ import torch
 from typer.testing import CliRunner
 
 import pndm_fast as pf
-from pndm_fast import cli
-from pndm_fast.auto import recommend
+from pndm_fast.cli import app as cli
 from pndm_fast.phase_space import PSLD
+from pndm_fast.solvers.auto import recommend
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "quality" / "mnist.json"

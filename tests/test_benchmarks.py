@@ -19,7 +19,7 @@ import samples  # noqa: E402
 import shows  # noqa: E402
 import sweep  # noqa: E402
 
-from pndm_fast.noise import normals, seed_tensor  # noqa: E402
+from pndm_fast.row.noise import normals, seed_tensor  # noqa: E402
 
 
 @pytest.mark.parametrize("name", networks.NETWORKS)

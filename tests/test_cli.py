@@ -12,7 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 import pndm_fast as pf
-from pndm_fast import cli, images, jobs
+from pndm_fast.cli import app as cli
+from pndm_fast.cli import images, jobs
 from pndm_fast.solvers import FACTS
 
 pytest.importorskip("PIL")

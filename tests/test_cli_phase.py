@@ -8,9 +8,11 @@ import torch
 from typer.testing import CliRunner
 
 import pndm_fast as pf
-from pndm_fast import cli, demo, images
-from pndm_fast.auto import settle
+from pndm_fast import demo
+from pndm_fast.cli import app as cli
+from pndm_fast.cli import images
 from pndm_fast.phase_space import PSLD, position
+from pndm_fast.solvers.auto import settle
 
 pytest.importorskip("PIL")
 

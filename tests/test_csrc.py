@@ -8,10 +8,11 @@ import pytest
 import torch
 from rowcase import assert_equal_bits, assert_same, clone, random_case, shapes
 
-from pndm_fast import _C, noise, reference, table
-from pndm_fast.plan import WIDTH_FORM
-from pndm_fast.registers import NEVER
-from pndm_fast.threads import share_threads
+from pndm_fast import _C
+from pndm_fast.plan.plan import WIDTH_FORM
+from pndm_fast.row import noise, reference, table
+from pndm_fast.row.registers import NEVER
+from pndm_fast.row.threads import share_threads
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 SETS = _C.instruction_sets()

@@ -1,4 +1,4 @@
-"""csrc/cuda_api.h and the versions that csrc/driver.h asks for agree with every cuda.h found here."""
+"""csrc/cuda/cuda_api.h and the versions that csrc/cuda/driver.h asks for agree with every cuda.h found here."""
 
 import os
 import re
@@ -27,7 +27,14 @@ def version(header):
 def test_declarations_are_those_of_cuda_h(header):
     if header is None or version(header) < WHILE_NODES:
         pytest.skip("no cuda.h of CUDA 12.4 or newer: neither a toolkit nor NVIDIA's packages are here")
-    compiler = [os.environ.get("CXX", "g++"), "-std=c++17", "-Wall", "-Wextra", "-fsyntax-only"]
+    compiler = [
+        os.environ.get("CXX", "g++"),
+        "-std=c++17",
+        "-Wall",
+        "-Wextra",
+        "-fsyntax-only",
+        f"-I{HERE.parent / 'csrc'}",
+    ]
     command = [*compiler, "-isystem", header.parent, HERE / "cuda_api.cpp"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert not done.returncode and not done.stderr, done.stderr[-4000:]
@@ -41,5 +48,5 @@ def test_the_fake_driver_s_statuses_are_those_of_cuda_h():
 
 
 def test_the_fake_driver_has_every_function_that_is_asked_for():
-    asked = re.findall(r"\bF\((\w+), (\d+), \(", (HERE.parent / "csrc/driver.h").read_text())
+    asked = re.findall(r"\bF\((\w+), (\d+), \(", (HERE.parent / "csrc/cuda/driver.h").read_text())
     assert {"cu" + name: int(interface) for name, interface in asked} == FakeDriver().names

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import train as training
 import typer
+from processes import PROCESSES
 from safetensors import safe_open
 
 from pndm_fast import demo
-from pndm_fast.demo import train as training
-from pndm_fast.demo.processes import PROCESSES
-from pndm_fast.make_plan import make_plan
-from pndm_fast.schedule import Schedule
+from pndm_fast.plan.schedule import Schedule
+from pndm_fast.solvers.make import make_plan
 
 GOLDEN = Path(__file__).parent / "golden" / "pndm.npz"
 WEIGHTS = Path(demo.__file__).parent / "mnist.safetensors"

@@ -9,10 +9,11 @@ import torch
 from golden_data import FROM_NOISE
 
 import pndm_fast as pf
-from pndm_fast import memory, registers
-from pndm_fast.levels import Level, Levels
-from pndm_fast.noise import normals, seed_tensor
-from pndm_fast.plan import ANCHOR, NOISE, SLOT, STATE, Store
+from pndm_fast.plan.levels import Level, Levels
+from pndm_fast.plan.plan import ANCHOR, NOISE, SLOT, STATE, Store
+from pndm_fast.row import registers
+from pndm_fast.row.noise import normals, seed_tensor
+from pndm_fast.runtime import cache as memory
 
 pytestmark = pytest.mark.filterwarnings("ignore:the grid starts")
 AT = Level(0.05, 1.0)

@@ -5,8 +5,8 @@ import torch
 from golden_data import FROM_NOISE, PHASE
 
 import pndm_fast as pf
-from pndm_fast.noise import normals, seed_tensor
 from pndm_fast.phase_space import PSLD
+from pndm_fast.row.noise import normals, seed_tensor
 
 pytestmark = pytest.mark.gpu
 

@@ -10,7 +10,7 @@ import torch
 from test_sampler import Conv, Pointwise
 
 import pndm_fast as pf
-from pndm_fast import graphs
+from pndm_fast.runtime import graphs
 
 SHAPE = (2, 3, 8, 8)
 MODES = ("while", "replay")

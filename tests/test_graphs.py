@@ -11,7 +11,8 @@ from golden_data import FROM_NOISE
 from test_sampler import Conv, Pointwise
 
 import pndm_fast as pf
-from pndm_fast import _C, graphs
+from pndm_fast import _C
+from pndm_fast.runtime import graphs
 
 SHAPE = (2, 3, 8, 8)
 MODES = ("while", "replay")
@@ -276,7 +277,7 @@ def test_graphs_go_with_the_network_of_sample(stand_in):
 
 
 def test_graphs_on_the_cpu_are_refused(monkeypatch):
-    from pndm_fast import places
+    from pndm_fast.runtime import executor as places
 
     monkeypatch.setattr(places, "cuda_of", lambda _: None)
     sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=2), shape=SHAPE)

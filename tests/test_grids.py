@@ -8,7 +8,7 @@ import pytest
 from golden_data import SCALAR
 
 import pndm_fast as pf
-from pndm_fast.grids import SPACINGS, make_grid
+from pndm_fast.plan.grids import SPACINGS, make_grid
 from pndm_fast.solvers import FACTS
 
 SCHEDULES = {

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pndm_fast import images
-from pndm_fast.files import atomic_path
+from pndm_fast.cli import images
+from pndm_fast.plan.atomic import atomic_path
 
 
 def test_to_uint8_rounds_and_clips():

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pndm_fast as pf
-from pndm_fast import table
-from pndm_fast.plan import MAX_SLOTS
+from pndm_fast.plan.plan import MAX_SLOTS
+from pndm_fast.row import table
 from pndm_fast.solvers import FACTS
 
 # Rows of the exponential family transport (alpha x_0 + sigma eps, eps) exactly. Not so: fon and fon-rk4 are classical

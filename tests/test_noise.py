@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pndm_fast import noise
+from pndm_fast.row import noise
 
 # sha256 of 3 x 100,003 normals, from a transcription to numpy, whose operations are all correctly rounded
 DIGEST = "612083031c304199ec370fe0635ddf169a96b46457a084096d8904d5ae95c980"

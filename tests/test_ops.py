@@ -5,7 +5,7 @@ import torch
 from rowcase import assert_same, clone, random_case
 
 import pndm_fast as pf
-from pndm_fast import reference
+from pndm_fast.row import reference
 
 
 def arguments(case):

@@ -23,7 +23,7 @@ from peers import trajectory
 
 import pndm_fast as pf
 from pndm_fast import solvers
-from pndm_fast.compat import COMPAT, schedulers
+from pndm_fast.solvers.compat import COMPAT, schedulers
 
 LINEAR = pf.Schedule.linear()
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

@@ -8,9 +8,9 @@ import torch
 from golden_data import PHASE
 
 import pndm_fast as pf
-from pndm_fast.blocks import matrix
 from pndm_fast.demo import gaussian_mixture
 from pndm_fast.phase_space import PSLD, MomentumOnly, Preconditioning, momentum, position
+from pndm_fast.plan.matrix2 import matrix
 
 SHAPE = (3, 2, 5)  # halves that are no multiple of Philox's four
 pytestmark = pytest.mark.filterwarnings("ignore:.* diverges in")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pndm_fast as pf
-from pndm_fast.grids import BETA, beta_quantiles
+from pndm_fast.plan.grids import BETA, beta_quantiles
 from pndm_fast.solvers import FACTS
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import pndm_fast as pf
-from pndm_fast.compat import COMPAT
 from pndm_fast.phase_space import PSLD
 from pndm_fast.solvers import FACTS
+from pndm_fast.solvers.compat import COMPAT
 
 FOLDER = Path(__file__).parent / "golden" / "plans"
 VARIANTS = {

@@ -8,11 +8,11 @@ import torch
 from rowcase import clone, random_case
 
 import pndm_fast as pf
-from pndm_fast import reference, table
-from pndm_fast import registers as memory
-from pndm_fast.noise import normals
-from pndm_fast.plan import WIDTH_FORM
-from pndm_fast.registers import NEVER
+from pndm_fast.plan.plan import WIDTH_FORM
+from pndm_fast.row import reference, table
+from pndm_fast.row import registers as memory
+from pndm_fast.row.noise import normals
+from pndm_fast.row.registers import NEVER
 
 EPS = torch.finfo(torch.float32).eps
 

@@ -10,7 +10,7 @@ from golden_data import FROM_NOISE, START, mixture
 from torch import nn
 
 import pndm_fast as pf
-from pndm_fast.noise import normals, seed_tensor
+from pndm_fast.row.noise import normals, seed_tensor
 
 SHAPE = (3, 8, 8)
 pytestmark = pytest.mark.filterwarnings("ignore:the grid starts")
@@ -601,7 +601,7 @@ def test_sample_remembers_a_network_while_it_lives():
     import gc
     import weakref
 
-    from pndm_fast import memory
+    from pndm_fast.runtime import cache as memory
 
     calls = []
 

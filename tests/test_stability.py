@@ -12,7 +12,7 @@ from phase_case import PROCESSES, Mixture
 import pndm_fast as pf
 from pndm_fast.demo import gaussian_mixture
 from pndm_fast.phase_space import PSLD
-from pndm_fast.stability import gaussian_spread
+from pndm_fast.plan.stability import gaussian_spread
 
 LINEAR, VP, EDM, FLOW = pf.Schedule.linear(), pf.Schedule.vp(), pf.Schedule.edm(), pf.Schedule.flow(3.0)
 CASES = [

@@ -15,10 +15,10 @@ from pndm_fast.kernels.apply_row import BLOCK, _place
 from rowcase import Case, assert_same, clone, random_case
 from triton.runtime.interpreter import InterpreterBuilder
 
-from pndm_fast import reference, table
-from pndm_fast.noise import normals
-from pndm_fast.plan import WIDTH_FORM
-from pndm_fast.registers import NEVER
+from pndm_fast.plan.plan import WIDTH_FORM
+from pndm_fast.row import reference, table
+from pndm_fast.row.noise import normals
+from pndm_fast.row.registers import NEVER
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pndm_fast.watch import Watch, modules_in, obstacle
+from pndm_fast.runtime.guards import Watch, modules_in, obstacle
 
 
 def network():

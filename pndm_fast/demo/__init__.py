@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from ..phase_space import PSLD
-from .mixture import GaussianMixture, gaussian_mixture
-from .unet import UNet, UNetConfig
+from pndm_fast.demo.mixture import GaussianMixture, gaussian_mixture
+from pndm_fast.demo.unet import UNet, UNetConfig
+from pndm_fast.phase_space import PSLD
 
 __all__ = [
     "GaussianMixture",

@@ -1,9 +1,6 @@
 """Solvers: functions from a schedule and decreasing times to a `Plan`, by name in `SOLVERS`, with their `FACTS`."""
 
 from pndm_fast.solvers.adams import deis, ipndm_v, lms
-from pndm_fast.solvers.classical import fon, fon_rk4
-from pndm_fast.solvers.conjugate import conjugate, lambda_ddim
-from pndm_fast.solvers.ddim import ddim, ddim_inverse, ddpm, euler, euler_ancestral, lcm
 from pndm_fast.solvers.dpm import (
     dpm_solver_1,
     dpm_solver_2,
@@ -15,11 +12,14 @@ from pndm_fast.solvers.dpm import (
     dpmpp_3m_sde,
     dpmpp_sde,
 )
-from pndm_fast.solvers.langevin import coba, em, noba, nobab, obab, roba, sscs
+from pndm_fast.solvers.fon import fon, fon_rk4
+from pndm_fast.solvers.heun import edm, heun
+from pndm_fast.solvers.one_step import ddim, ddim_inverse, ddpm, euler, euler_ancestral, lcm
+from pndm_fast.solvers.phase.conjugate import conjugate, lambda_ddim
+from pndm_fast.solvers.phase.langevin import coba, em, noba, nobab, obab, roba, sscs
+from pndm_fast.solvers.phase.splitting import cse, cvv, nse, nvv, rse, rvv
 from pndm_fast.solvers.pndm import f_pndm, ipndm, plms, s_pndm
 from pndm_fast.solvers.registry import FACTS, SOLVERS, Facts, Solver, source
-from pndm_fast.solvers.sigma import edm, heun
-from pndm_fast.solvers.splitting import cse, cvv, nse, nvv, rse, rvv
 from pndm_fast.solvers.unipc import unipc
 
 __all__ = [

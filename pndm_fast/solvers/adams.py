@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from pndm_fast.coefficients import combine
-from pndm_fast.curves import Array
-from pndm_fast.levels import Level
-from pndm_fast.plan import SLOT, STATE, Plan
-from pndm_fast.quadrature import against, exponential, integral
-from pndm_fast.schedule import Schedule
+from pndm_fast.plan.coefficients import combine
+from pndm_fast.plan.curves import Array
+from pndm_fast.plan.levels import Level
+from pndm_fast.plan.plan import SLOT, STATE, Plan
+from pndm_fast.plan.quadrature import against, exponential, integral
+from pndm_fast.plan.schedule import Schedule
+from pndm_fast.solvers.builder import Rows
 from pndm_fast.solvers.registry import solver
-from pndm_fast.solvers.rows import Rows
 
 VARIABLES = ("t", "rho", "log_rho")
 Weights = Callable[[int, int], list[float]]  # of step i, for its k newest slopes

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from pndm_fast.coefficients import Transfer, ancestral
-from pndm_fast.plan import ANCHOR, NOISE, SLOT, STATE, Form, Plan
-from pndm_fast.quadrature import moment
-from pndm_fast.schedule import Schedule
+from pndm_fast.plan.coefficients import Transfer, ancestral
+from pndm_fast.plan.plan import ANCHOR, NOISE, SLOT, STATE, Form, Plan
+from pndm_fast.plan.quadrature import moment
+from pndm_fast.plan.schedule import Schedule
+from pndm_fast.solvers.builder import Rows
 from pndm_fast.solvers.registry import solver
-from pndm_fast.solvers.rows import Rows
 
 TYPES = ("midpoint", "heun")
 

@@ -9,11 +9,11 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from pndm_fast.coefficients import ADAMS_BASHFORTH, combine
-from pndm_fast.plan import ANCHOR, SLOT, STATE, Plan
-from pndm_fast.schedule import Schedule
+from pndm_fast.plan.coefficients import ADAMS_BASHFORTH, combine
+from pndm_fast.plan.plan import ANCHOR, SLOT, STATE, Plan
+from pndm_fast.plan.schedule import Schedule
+from pndm_fast.solvers.builder import Rows
 from pndm_fast.solvers.registry import solver
-from pndm_fast.solvers.rows import Rows
 
 
 def adams_bashforth(rows: Rows, order: int, first: int = 0) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pndm_fast.plan import Plan
+from pndm_fast.plan.plan import Plan
 
 Solver = Callable[..., Plan]
 SOLVERS: dict[str, Solver] = {}

@@ -8,12 +8,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from pndm_fast.coefficients import Transfer
-from pndm_fast.plan import ANCHOR, SLOT, STATE, Form, Plan
-from pndm_fast.quadrature import moment
-from pndm_fast.schedule import Schedule
+from pndm_fast.plan.coefficients import Transfer
+from pndm_fast.plan.plan import ANCHOR, SLOT, STATE, Form, Plan
+from pndm_fast.plan.quadrature import moment
+from pndm_fast.plan.schedule import Schedule
+from pndm_fast.solvers.builder import Rows
 from pndm_fast.solvers.registry import solver
-from pndm_fast.solvers.rows import Rows
 
 VARIANTS = ("bh1", "bh2")
 PREDICTS = ("x0", "eps")

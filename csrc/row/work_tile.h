@@ -1,0 +1,124 @@
+// A sample's row on one tile: the same elements of each part.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "row/work.h"
+
+namespace pndm {
+
+template <int kParts>
+struct WorkTile {
+  const Work<kParts>& w;
+  const int64_t at, count;  // in each part
+
+  // Whether the network's output was not finite.
+  bool run() const {
+    bool bad;
+    if (kParts == 1 && w.kept) {
+      bad = store_and_update();
+    } else if (w.kept) {
+      update();
+      bad = store();
+    } else {
+      bad = store();
+      update();
+    }
+    feed();
+    return bad;
+  }
+
+ private:
+  using Buffer = float[kParts][kTile];
+
+  // The tile's first element of a part.
+  int64_t place(int part) const { return part * w.apart + at; }
+
+  bool store() const {
+    alignas(64) Buffer e;
+    bool bad = false;
+    for (int k = 0; k < kParts; ++k) {
+      bad |= w.copied ? w.loops.copy[w.out_type][w.slot_type](w.out, w.slot, place(k), count)
+                      : w.loops.load[w.out_type][w.uncond != nullptr](
+                            w.out, w.uncond, w.line[kGuidance], place(k), count, e[k]);
+    }
+    if (w.copied) return bad;
+    if constexpr (kParts == 1) {
+      w.loops.map[*w.store.p != 0.0f][*w.store.p2 != 0.0f](w.store, w.y + at, count, e[0]);
+    } else {
+      w.loops.map_two(w.store, w.y + at, w.apart, count, e[0]);
+    }
+    for (int k = 0; k < kParts; ++k) {
+      w.loops.scale[w.slot_type](e[k], 1.0f, place(k), count, w.slot);
+    }
+    return bad;
+  }
+
+  void update() const {
+    alignas(64) Buffer drawn, kept;
+    const float* z[kParts];
+    for (int k = 0; k < kParts; ++k) z[k] = w.noisy[k] ? noise(k, drawn[k]) : nullptr;
+    float *x = w.x + at, *y = w.y + at;
+    // Y reads the old x: the new one waits in the first-level cache.
+    if (w.writes_x && !w.same) {
+      w.writes_y ? combine(w.to_x, z, kept[0], kTile) : combine(w.to_x, z, x, w.apart);
+    }
+    if (w.writes_y) combine(w.to_y, z, y, w.apart);
+    for (int k = 0; w.writes_x && w.writes_y && k < kParts; ++k) {
+      const float* from = w.same ? y + k * w.apart : kept[k];
+      std::memcpy(x + k * w.apart, from, static_cast<size_t>(count) * sizeof(float));
+    }
+  }
+
+  // A part of the row's z: the caller's, or drawn into the buffer given.
+  const float* noise(int part, float* drawn) const {
+    if (w.in.z) return w.in.z + w.b * w.r.n + place(part);
+    const auto index = static_cast<uint32_t>(w.line[kNoise]);
+    w.loops.normals(w.r.seeds[w.b], index, place(part), count, w.r.n, w.r.channels, drawn);
+    return drawn;
+  }
+
+  void combine(const Form& form, const float* const* z, float* to, int64_t apart) const {
+    if constexpr (kParts == 1) {
+      w.loops.combine[w.slot_type][form.fronts][form.slots](form, at, count, to);
+    } else {
+      const auto loop = w.loops.combine_two[w.slot_type][form.fronts][form.slots];
+      loop(form, w.apart, at, count, to, to + apart);
+    }
+    for (int k = 0; form.z_scale && k < kParts * kParts; ++k) {
+      const float scale = form.z_scale[k];
+      if (scale != 0.0f) w.loops.add(z[k % kParts], scale, count, to + k / kParts * apart);
+    }
+  }
+
+  // The steady row of a multistep solver: store and update in one loop.
+  bool store_and_update() const {
+    const float* out = reinterpret_cast<const float*>(w.out);
+    float *slot = reinterpret_cast<float*>(w.slot), *y = w.y + at;
+    const bool bad = w.loops.combine_kept[w.to_y.slots](w.to_y, out, slot, at, count, y);
+    if (!w.noisy[0]) return bad;
+    alignas(64) float drawn[kTile];
+    w.loops.add(noise(0, drawn), *w.to_y.z_scale, count, y);
+    return bad;
+  }
+
+  void feed() const {
+    for (int k = 0; w.net && k < kParts; ++k) {
+      alignas(64) float mixed[kTile];
+      const float* from = w.y + place(k);
+      float own = w.in_scale[k * kParts + k];
+      if (kParts > 1 && w.in_scale[k * kParts + 1 - k] != 0.0f) {
+        w.loops.scale[static_cast<int>(Dtype::kFloat32)](from, own, 0, count, mixed);
+        w.loops.add(w.y + place(1 - k), w.in_scale[k * kParts + 1 - k], count, mixed);
+        from = mixed;
+        own = 1.0f;
+      }
+      for (int64_t half = 0; half < w.r.halves; ++half) {
+        w.loops.scale[w.net_type](from, own, place(k), count, w.net + half * w.net_bytes);
+      }
+    }
+  }
+};
+
+}  // namespace pndm

@@ -1,0 +1,100 @@
+"""What the words of the command line mean."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from pndm_fast.cli.outputs import UsageError
+
+FLAGS = ("solver", "schedule", "steps", "nfe", "spacing", "prediction", "compat")  # not to be given as --option
+MOST_CLASSES = 1_000_000
+WORDS = {"true": True, "false": False, "none": None}
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """key=value, ... with values as numbers, true, false, none, [lists] or text.
+
+    Raises:
+        UsageError: no such pair, a key given twice, or one that is no option.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"--option must be key=value, got {pair!r}")
+        if key in options:
+            raise UsageError(f"--option must give each key once, got {key!r} twice")
+        options[key] = _value(text.strip())
+    for name, value in options.items():
+        if name in FLAGS:
+            raise UsageError(f"--option {name} must be given as --{name}, got {value!r}")
+        if name in ("times", "integer_times"):
+            raise UsageError(f"--option must be one of the solver's own, got {name!r}")
+    return options
+
+
+def _value(text: str) -> Any:
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    readers: tuple[Callable[[str], Any], ...] = (json.loads,) if text.startswith("[") else (int, float)
+    for read in readers:
+        with contextlib.suppress(ValueError, RecursionError):
+            return read(text)
+    return text
+
+
+def parse_classes(words: Sequence[str] | None) -> tuple[int, ...] | None:
+    """3, 1,4 or 0-9, joined; none is an empty tuple; None where nothing was given.
+
+    Raises:
+        UsageError: another form.
+    """
+    if not words:
+        return None
+    if list(words) == ["none"]:
+        return ()
+    labels: list[int] = []
+    for part in ",".join(words).split(","):
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip(), re.ASCII)
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not low <= high < low + MOST_CLASSES:
+            raise UsageError(f"--class must be labels such as 3, 1,4 or 0-9, or none alone, got {part!r}")
+        labels.extend(range(low, high + 1))
+    return tuple(labels)
+
+
+def find_device(text: str) -> torch.device:
+    """The device of that name; auto is the first GPU, or the CPU where there is none.
+
+    Raises:
+        UsageError: another word, or a GPU that is not there.
+    """
+    if text == "auto":
+        text = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text):
+        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, got {text!r}")
+    device = torch.device(text)
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= count:
+        raise UsageError(f"--device must be one that PyTorch finds, got {text!r} where it finds {count} CUDA devices")
+    return device
+
+
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    """C,H,W.
+
+    Raises:
+        UsageError: not positive integers.
+    """
+    if text is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5}){2}", text, re.ASCII):
+        raise UsageError(f"--shape must be C,H,W, got {text!r}")
+    return tuple(map(int, text.split(",")))

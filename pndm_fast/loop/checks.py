@@ -1,0 +1,240 @@
+"""The rules that a call's arguments must keep, each with its sentence."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pndm_fast.loop import conditioning
+from pndm_fast.loop.network import knows_momentum_only
+from pndm_fast.plan.matrix2 import matrix
+from pndm_fast.plan.plan import Plan, distinct
+from pndm_fast.row.noise import is_integer, seed_tensor
+
+ON_NAN = ("raise", "mark", "ignore")
+FEW_ALPHA, MUCH_ALPHA = 0.1, 0.5  # alpha (of alpha^2 + sigma^2 = 1) where pure noise is a doubtful, a wrong start
+
+
+def check_shape(shape: Any) -> tuple[int, ...]:
+    """(B, *sample shape) as integers.
+
+    Raises:
+        TypeError, ValueError: not a sequence of positive integers with at least two entries.
+    """
+    shape = shape.tolist() if isinstance(shape, np.ndarray) else shape
+    if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence):
+        raise TypeError(f"shape must be a sequence such as (16, 3, 32, 32), got {shape!r}")
+    if any(isinstance(s, bool) or not hasattr(s, "__index__") for s in shape):
+        raise TypeError(f"shape must hold integers, got {tuple(shape)!r}")
+    sizes = tuple(int(s) for s in shape)
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ValueError(f"shape must be (batch, ...) with positive sizes, got {sizes}")
+    return sizes
+
+
+def check_sizes(name: str, sizes: Any) -> list[int]:
+    """Positive integers, at least one.
+
+    Raises:
+        TypeError, ValueError: anything else.
+    """
+    if isinstance(sizes, (str, bytes)) or not hasattr(sizes, "__iter__"):
+        raise TypeError(f"{name} must be a sequence of positive integers, got {sizes!r}")
+    found = list(sizes)
+    for size in found:
+        if not is_integer(size):
+            raise TypeError(f"{name} must be positive integers, got {size!r}")
+        if size < 1:
+            raise ValueError(f"{name} must be positive, got {size}")
+    if not found:
+        raise ValueError(f"{name} must have at least one entry, got none")
+    return [int(size) for size in found]
+
+
+def check_seeds(seeds: Any, batch: int | None) -> Tensor:
+    """s -> s, s + 1, ... for `batch` samples; a sequence gives one for each, and the batch where that is None.
+
+    Raises:
+        TypeError, ValueError: not integers in [0, 2^64), or not `batch` of them.
+    """
+    if is_integer(seeds):
+        return seed_tensor(range(int(seeds), int(seeds) + (1 if batch is None else batch)))
+    if isinstance(seeds, (str, bytes, bool)) or not hasattr(seeds, "__iter__"):
+        raise TypeError(f"seeds must be an integer or a sequence of integers, got {seeds!r}")
+    tensor = seed_tensor(seeds.tolist() if hasattr(seeds, "tolist") else seeds)
+    if len(tensor) == 0 or (batch is not None and len(tensor) != batch):
+        wanted = "at least one entry" if batch is None else f"one entry for each of the {batch} samples"
+        raise ValueError(f"seeds must have {wanted}, got {len(tensor)}")
+    return tensor
+
+
+def check_tensor(name: str, value: Any, shape: tuple[int, ...], device: torch.device) -> Tensor | None:
+    """A finite tensor [B, *shape] as float32, or float64 where it is float64.
+
+    Raises:
+        TypeError, ValueError: naming what was got.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {got}")
+    if tuple(value.shape[1:]) != shape:
+        raise ValueError(f"{name} must have shape (batch, {', '.join(map(str, shape))}), got {tuple(value.shape)}")
+    if value.device != device:
+        raise ValueError(f"{name} must be on {device}, got {value.device}")
+    bad = (~value.isfinite()).flatten(1).any(1).nonzero()[:, 0]
+    if len(bad):
+        raise ValueError(f"{name} must be finite, got NaN or infinity in sample {int(bad[0])}")
+    return value.detach() if value.dtype is torch.float64 else value.detach().float()
+
+
+def check_batches(tensors: Mapping[str, Tensor], batch: int) -> None:
+    """All for the same number of samples.
+
+    Raises:
+        ValueError: naming the one that is not.
+    """
+    for name, tensor in tensors.items():
+        if len(tensor) != batch:
+            raise ValueError(f"{name} must have batch {batch}, as seeds and other tensors, got {len(tensor)}")
+
+
+def check_plans(plan: Any, default: Plan, batch: int) -> tuple[Plan, ...]:
+    """One plan for each sample.
+
+    Raises:
+        TypeError, ValueError: not plans, or not one for each sample.
+    """
+    if plan is None or isinstance(plan, Plan):
+        return (default if plan is None else plan,) * batch
+    plans = tuple(plan) if hasattr(plan, "__iter__") else (plan,)
+    for p in plans:
+        if not isinstance(p, Plan):
+            raise TypeError(f"plan must be a Plan or one for each sample, got {type(p).__name__}")
+    if len(plans) != batch:
+        raise ValueError(f"plan must be one Plan or one for each of the {batch} samples, got {len(plans)}")
+    return plans
+
+
+def check_guidance(guidance: Any) -> float | tuple[float, ...]:
+    """A finite scale, or one for each row.
+
+    Raises:
+        TypeError, ValueError: not numbers, or not finite.
+    """
+    if hasattr(guidance, "tolist"):
+        guidance = guidance.tolist()
+    several = isinstance(guidance, Sequence) and not isinstance(guidance, str)
+    for g in guidance if several else (guidance,):
+        if isinstance(g, (bool, str)) or not hasattr(g, "__float__"):
+            raise TypeError(f"guidance must be a number or one for each row, got {g!r}")
+        if not math.isfinite(g):
+            raise ValueError(f"guidance must be finite, got {g}")
+    return tuple(map(float, guidance)) if several else float(guidance)
+
+
+def check_time_dtype(plan: Plan, dtype: torch.dtype | None) -> None:
+    """Refuse fractional times for a network that takes integers.
+
+    Raises:
+        ValueError: naming the first such time.
+    """
+    if dtype is torch.int64:
+        for t in plan.times:
+            if t != int(t):
+                hint = "" if plan.parts > 1 else ": use integer_times=True"
+                raise ValueError(f"times must be integers for time_dtype int64, got {t:g}{hint}")
+
+
+def check_start(plan: Plan, given: bool) -> None:
+    """Warn, or refuse, where a plan starts pure noise at a level that still holds much of the data.
+
+    Raises:
+        ValueError: alpha above one half at the first call.
+    """
+    start = plan.start.position
+    alpha = start.alpha / math.hypot(*start)
+    if given or alpha <= FEW_ALPHA:
+        return
+    hint = "spacing='trailing' starts at the noisiest time"
+    if plan.parts > 1:
+        hint = "begin at t = 1; where it does, beta must be larger"
+    text = f"the grid starts pure noise at t = {plan.times[0]:g}, where alpha is {alpha:.3g}: {hint}"
+    if alpha > MUCH_ALPHA:
+        raise ValueError(f"{text}; or give state=")
+    warnings.warn(text, stacklevel=5)
+
+
+def check_parts(plan: Plan, shape: tuple[int, ...]) -> None:
+    """Refuse samples that are not positions and momenta for a plan in phase space.
+
+    Raises:
+        ValueError: the first dimension of a sample does not divide into halves.
+    """
+    if plan.parts > 1 and (len(shape) < 2 or shape[1] % plan.parts):
+        rule = "(batch, positions and momenta, ...) with an even second entry"
+        raise ValueError(f"shape must be {rule} for {plan.solver} in phase space, got {shape}")
+
+
+def check_models(plans: tuple[Plan, ...], networks: Sequence[Any], negative: Any) -> None:
+    """Refuse plans that call a network that there is not, or that store more of its output than it knows.
+
+    Raises:
+        ValueError: naming the index, or the plan's solver.
+    """
+    for plan in distinct(plans):
+        highest = max(model for model, _ in plan.kinds)
+        if highest >= len(networks):
+            count = len(networks)
+            raise ValueError(f"the plan calls network {highest}, but model has {count}: give a sequence of networks")
+        for row in plan:
+            called = (networks[row.model], *([negative] if row.guidance != 1 else []))
+            if any(map(knows_momentum_only, called)) and np.any(matrix(row.store.q)[:, 0]):
+                raise ValueError(
+                    f"schedule must be PSLD(gamma=0, ...).momentum_only() for a network of the momentum alone, but "
+                    f"{plan.solver}'s plan stores what it predicts of the position"
+                )
+
+
+def check_conditioning(
+    cond: Mapping[str, Any] | None,
+    uncond: Mapping[str, Any] | None,
+    plans: tuple[Plan, ...],
+    device: torch.device,
+    negative: bool,
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Both trees; uncond is None where no row needs a second evaluation. A negative network may take cond's.
+
+    Raises:
+        ValueError: guidance without uncond, or uncond with keys that cond lacks.
+    """
+    batch = len(plans)
+    with_cond = conditioning.check("cond", cond, batch, device)
+    guided = any(row.guidance != 1.0 for plan in distinct(plans) for row in plan.rows)
+    if uncond is None and not negative:
+        if guided:
+            raise ValueError("guidance other than 1 must have uncond, the network's arguments without condition")
+        return with_cond, None
+    without = conditioning.complete(conditioning.check("uncond", uncond or {}, batch, device), with_cond)
+    return with_cond, without if guided else None
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """One of the choices, or ValueError."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    return str(value)
+
+
+def check_callable(name: str, value: Any) -> Any:
+    """None or something callable, or TypeError."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be callable, got {value!r}")
+    return value

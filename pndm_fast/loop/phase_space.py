@@ -1,0 +1,43 @@
+"""The halves of a phase-space sample, and a network that knows only one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pndm_fast.loop.network import check_model, in_training, prediction
+
+
+def position(samples: Tensor) -> Tensor:
+    """The first half, which is the data at t = 0: [B, C, ...] of [B, 2 C, ...], a view."""
+    return samples.chunk(2, dim=1)[0]
+
+
+def momentum(samples: Tensor) -> Tensor:
+    """The second half: [B, C, ...] of [B, 2 C, ...], a view."""
+    return samples.chunk(2, dim=1)[1]
+
+
+class MomentumOnly(nn.Module):
+    """A network that predicts eps of the momentum alone, [B, C, ...] from [B, 2 C, ...], with 0 for the position's.
+
+    That is all that there is to know at gamma = 0 (Dockhorn et al. 2022, arXiv:2112.07068). Its plans are made on
+    `PSLD(gamma=0, ...).momentum_only()`, which puts in the position's; others, which store the zeros, are refused. A
+    traced one, or one inside a wrapper of your own, is not recognized: `momentum_only = True` on the wrapper says it.
+    """
+
+    momentum_only = True
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        super().__init__()
+        check_model(model)
+        self.model, self.config = model, getattr(model, "config", None)
+        self.train(in_training(model))
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """[0, eps], [B, 2 C, ...]."""
+        out = prediction(self.model(x, t, **cond), x)
+        return torch.cat([torch.zeros_like(out), out], dim=1)

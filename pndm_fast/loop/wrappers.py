@@ -1,0 +1,144 @@
+"""What is not linear in a network's outputs goes around it: guidance with rescaling, dynamic thresholding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pndm_fast.loop.conditioning import CannotBatch, batched, complete, mapped
+from pndm_fast.loop.network import check_model, in_training, knows_momentum_only, prediction
+from pndm_fast.plan.levels import Level
+from pndm_fast.plan.plan import Plan
+
+
+class Guided(nn.Module):
+    """A network with classifier-free guidance inside, and its rescaling.
+
+    e = u + scale (c - u);  result = rescale e std(c) / std(e) + (1 - rescale) e, with std over a sample's elements.
+    Lin et al. 2023, arXiv:2305.08891, equations 14 to 16. Without rescaling, `guidance=` of the sampler does the same
+    in the row, without another pass.
+
+    Args:
+        model: called once as model([x, x], [t, t], **[uncond; cond]), or twice where those cannot be one batch.
+        uncond: the arguments without condition, tensors with batch 1, which stand for any, or with the call's; keys
+            that it lacks come from those of the call.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], uncond: Mapping[str, Any], scale: float, rescale: float = 0.7
+    ) -> None:
+        super().__init__()
+        check_model(model)
+        if not isinstance(uncond, Mapping):
+            raise TypeError(f"uncond must be a dict of the network's keyword arguments, got {type(uncond).__name__}")
+        if not math.isfinite(scale):
+            raise ValueError(f"scale must be finite, got {scale}")
+        if not 0 <= rescale <= 1:
+            raise ValueError(f"rescale must be in [0, 1], got {rescale}")
+        self.model, self.uncond, self.scale, self.rescale = model, dict(uncond), float(scale), float(rescale)
+        self.config, self.momentum_only = getattr(model, "config", None), knows_momentum_only(model)
+        self.train(in_training(model))
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """The guided prediction, [B, ...]."""
+        uncond = mapped(lambda leaf: _for_all(leaf, len(x)), complete(self.uncond, cond))
+        try:
+            arguments = batched(uncond, cond, len(x))
+        except CannotBatch:
+            without = prediction(self.model(x, t, **uncond), x).clone()
+            out = prediction(self.model(x, t, **cond), x)
+        else:
+            both = torch.cat([x, x])
+            without, out = prediction(self.model(both, torch.cat([t, t]), **arguments), both).chunk(2)
+        guided = (out - without) * self.scale + without
+        if self.rescale == 0:
+            return guided
+        inner = tuple(range(1, out.dim()))
+        factor = out.float().std(inner, keepdim=True) / guided.float().std(inner, keepdim=True)
+        return guided * (factor * self.rescale + (1 - self.rescale)).to(guided.dtype)
+
+
+def _for_all(leaf: Any, batch: int) -> Any:
+    alone = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == 1
+    return leaf.expand(batch, *leaf.shape[1:]) if alone else leaf
+
+
+class Thresholded(nn.Module):
+    """A network whose x_0 estimate is clamped to [-s, s] and divided by s, sample by sample.
+
+    s = the quantile of |x_0| over a sample's elements, at least 1 and at most `limit`. Saharia et al. 2022,
+    arXiv:2205.11487, section 2.3. A fixed range needs no wrapper: `make_plan` has `clip=`.
+
+    Args:
+        plan: what it will be sampled with: it says which levels the times have, and what the network predicts. At a
+            time that the plan does not have, the prediction is NaN.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], plan: Plan, quantile: float = 0.995, limit: float = float("inf")
+    ) -> None:
+        super().__init__()
+        check_model(model)
+        if not isinstance(plan, Plan):
+            raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
+        if not 0 < quantile <= 1 or not limit >= 1:
+            raise ValueError(f"quantile must be in (0, 1] and limit at least 1, got {quantile} and {limit}")
+        if plan.parts > 1:
+            raise ValueError("plan must be of one part: what is thresholded in phase space is not known")
+        if plan.prediction not in ("eps", "v", "x0") or any(row.in_scale != 1 for row in plan.rows):
+            raise ValueError(f"prediction must be eps, v or x0 of the unscaled state, got a plan for {plan.prediction}")
+        self.model, self.prediction, self.quantile, self.limit = model, plan.prediction, quantile, limit
+        self.config = getattr(model, "config", None)
+        levels = _levels(plan)
+        self.times = nn.Buffer(torch.tensor(sorted(levels), dtype=torch.float64), persistent=False)
+        ordered = [levels[t] for t in sorted(levels)]
+        self.levels = nn.Buffer(torch.tensor(ordered, dtype=torch.float64), persistent=False)
+        self.train(in_training(model))
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """The prediction whose x_0 estimate is the clamped one, [B, ...]."""
+        out = prediction(self.model(x, t, **cond), x)
+        exact = torch.float64 if x.dtype is torch.float64 else torch.float32
+        times, levels = (buffer.to(x.device, exact) for buffer in (self.times, self.levels))
+        told = t.to(exact)
+        at = torch.searchsorted(times, told).clamp(max=len(times) - 1)
+        ones = [1] * (x.dim() - 1)
+        alpha, sigma = levels[at].T.reshape(2, -1, *ones)
+        value = self._clamped(x.to(exact), out.to(exact), alpha, sigma)
+        known = (times[at] == told).view(-1, *ones)
+        return torch.where(known, value, torch.nan).to(out.dtype)
+
+    def _clamped(self, y: Tensor, value: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        square = alpha**2 + sigma**2
+        x0 = {"x0": value, "eps": (y - sigma * value) / alpha, "v": (alpha * y - sigma * value) / square}
+        estimate = x0[self.prediction]
+        bound = estimate.abs().flatten(1).quantile(self.quantile, dim=1).clamp(1, self.limit)
+        bound = bound.reshape(-1, *[1] * (y.dim() - 1))
+        estimate = torch.minimum(torch.maximum(estimate, -bound), bound) / bound
+        back = {
+            "x0": estimate,
+            "eps": (y - alpha * estimate) / sigma,
+            "v": (alpha * y - square * estimate) / sigma,
+        }
+        return back[self.prediction]
+
+
+def _levels(plan: Plan) -> dict[float, Level]:
+    """The level of each time that the network is told.
+
+    Raises:
+        ValueError: a time has two, or one at which x_0 and the prediction do not tell of each other.
+    """
+    levels: dict[float, Level] = {}
+    for row in plan.rows:
+        called = row.levels.call.position
+        level = levels.setdefault(row.t, called)
+        if level != called:
+            raise ValueError(f"plan must have one level for each time, got {level} and {called} at {row.t:g}")
+        if plan.prediction != "x0" and (level.sigma == 0 or (level.alpha == 0 and plan.prediction == "eps")):
+            raise ValueError(f"plan must be called at alpha and sigma above 0, got {level} at {row.t:g}")
+    return levels

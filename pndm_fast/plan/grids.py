@@ -1,0 +1,238 @@
+"""Time grids: where along a schedule a solver stops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pndm_fast.phase_space import PSLD
+from pndm_fast.plan.curves import Array
+from pndm_fast.plan.schedule import Schedule
+
+PHASE_SPACINGS = ("uniform", "quadratic")
+SPACINGS = ("leading", "trailing", "linspace", "quadratic", "logsnr", "karras", "exponential", "beta")
+FINALS = ("zero", "min")
+KARRAS_RHO = 7.0
+BETA = 0.6  # both parameters of the Beta distribution
+
+
+def make_grid(
+    schedule: Schedule | PSLD, steps: int, spacing: str, final: str = "zero", t_min: float | None = None
+) -> tuple[float, ...]:
+    """`steps` time points and the end, decreasing: n + 1 times.
+
+    leading: t_i = (i T) // steps for i = steps - 1, ..., 0, then -1: the grid of PNDM (arXiv:2202.09778) and DDIM
+    (arXiv:2010.02502); on a continuous schedule the first 1/(steps + 1) is dropped. trailing: equal steps from the
+    noisiest time to the end. The others put `steps` points from the noisiest time to `t_min`, then step to the end:
+    linspace: equal steps of t (on a continuous schedule: trailing); quadratic: of sqrt(t); logsnr, exponential: of
+    lam = log(alpha / sigma); karras: of (sigma / alpha)^(1/7) (arXiv:2206.00364, eq. 5); beta: quantiles of
+    Beta(0.6, 0.6) in t (arXiv:2407.12173). In phase space (arXiv:2303.01748) `steps` points t_min + (1 - t_min) u,
+    uniform, or with u^2 in place of u, quadratic, for equal steps of u from 1 to 0; then 0.
+
+    Args:
+        final: zero ends at sigma = 0; min ends at `t_min`, and all n + 1 points are spaced.
+        t_min: the smallest time at which linspace to beta call the network, default `schedule.floor`; None elsewhere.
+
+    Raises:
+        ValueError: unknown spacing or final, or steps or t_min that do not fit.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)):
+        raise TypeError(f"steps must be an integer, got {steps!r}")
+    spacings = PHASE_SPACINGS if isinstance(schedule, PSLD) else SPACINGS
+    if spacing not in spacings:
+        raise ValueError(f"spacing must be one of {', '.join(spacings)}, got {spacing!r}")
+    if final not in FINALS:
+        raise ValueError(f"final must be one of {', '.join(FINALS)}, got {final!r}")
+    if isinstance(schedule, PSLD):
+        return _phase(schedule, steps, spacing, final, t_min)
+    count = schedule.last - schedule.first
+    most = int(count) if schedule.discrete and spacing in ("leading", "linspace") else 100_000
+    most -= final == "min" and schedule.discrete and spacing == "leading"
+    if not 1 <= steps <= most:
+        raise ValueError(f"steps must be in [1, {most}] for {spacing} spacing on {schedule.name}, got {steps}")
+    whole = spacing == "trailing" or (spacing == "linspace" and not schedule.discrete)
+    low = _lowest(schedule, spacing, final, t_min, unused=spacing == "leading" or (whole and final == "zero"))
+    if spacing == "leading":
+        return _leading(schedule, int(steps), final)
+    if final == "min":
+        return tuple(_spread(schedule, steps + 1, "linspace" if whole else spacing, low))
+    if whole:
+        even = np.array([schedule.last - count * i / steps for i in range(steps)])
+        return (*_shifted(schedule, even).tolist(), float(schedule.first))
+    return (*_spread(schedule, steps, spacing, low), float(schedule.first))
+
+
+def _phase(process: PSLD, steps: int, spacing: str, final: str, t_min: float | None) -> tuple[float, ...]:
+    low = process.floor if t_min is None else float(t_min)
+    if not 0 < low < 1:
+        raise ValueError(f"t_min must be in (0, 1), got {low:g}")
+    if not 1 <= steps <= 100_000:
+        raise ValueError(f"steps must be in [1, 100000] for {spacing} spacing on {process.name}, got {steps}")
+    u = np.linspace(1.0, 0.0, steps + (final == "min"))
+    times = low + (1 - low) * (u if spacing == "uniform" else u * u)
+    return (*times.tolist(), *([0.0] if final == "zero" else []))
+
+
+def _lowest(schedule: Schedule, spacing: str, final: str, t_min: float | None, *, unused: bool) -> float:
+    """t_min, checked, or its default."""
+    if unused:
+        if t_min is not None:
+            raise ValueError(f"t_min must be None for {spacing} spacing with final={final!r}, got {t_min:g}")
+        return schedule.floor
+    low, first = schedule.floor if t_min is None else float(t_min), schedule.first
+    if not first <= low < schedule.last:
+        raise ValueError(f"t_min must be in [{first:g}, {schedule.last:g}), got {low:g}")
+    if low == first and final == "zero":
+        raise ValueError(f"t_min must be later than {first:g} for {spacing} spacing, got {low:g}")
+    return low
+
+
+def _leading(schedule: Schedule, steps: int, final: str) -> tuple[float, ...]:
+    count = schedule.last - schedule.first
+    if not schedule.discrete:
+        end = schedule.floor if final == "min" else schedule.first
+        even = np.array([schedule.first + count * i / (steps + 1) for i in range(steps, 0, -1)])
+        return (*_shifted(schedule, even).tolist(), float(end))
+    first = int(schedule.first)
+    if final == "min":
+        return tuple(float(first + 1 + i * int(count) // (steps + 1)) for i in range(steps, -1, -1))
+    return (*(float(first + 1 + i * int(count) // steps) for i in range(steps - 1, -1, -1)), float(first))
+
+
+def _shifted(schedule: Schedule, t: Array) -> Array:
+    """Times spread by the schedule's shift; none where shift is 1."""
+    if schedule.shift == 1:
+        return t
+    u = t / schedule.last
+    return schedule.last * schedule.shift * u / (1 + (schedule.shift - 1) * u)
+
+
+def _unshifted(schedule: Schedule, t: float) -> float:
+    """The time that `_shifted` takes to t."""
+    u = t / schedule.last
+    return t if schedule.shift == 1 else schedule.last * u / (schedule.shift - (schedule.shift - 1) * u)
+
+
+def _spread(schedule: Schedule, points: int, spacing: str, low: float) -> list[float]:
+    """`points` times from the noisiest to `low`, both included; one point is the noisiest."""
+    fractions = np.linspace(0.0, 1.0, points)
+    in_time = spacing in ("linspace", "quadratic", "beta")
+    times = (_spread_times if in_time else _spread_noise)(schedule, fractions, spacing, low)
+    times[-1] = low  # rounding aside, they are
+    times[0] = schedule.last
+    return [float(t) for t in times]
+
+
+def _spread_times(schedule: Schedule, fractions: Array, spacing: str, low: float) -> Array:
+    high, first, low = schedule.last, schedule.first, _unshifted(schedule, low)
+    if spacing == "beta":
+        times = low + (high - low) * beta_quantiles(1 - fractions)
+    elif spacing == "quadratic":
+        times = first + (np.sqrt(high - first) * (1 - fractions) + np.sqrt(low - first) * fractions) ** 2
+    else:
+        times = np.linspace(high, low, len(fractions))
+    return _shifted(schedule, times)
+
+
+def _spread_noise(schedule: Schedule, fractions: Array, spacing: str, low: float) -> Array:
+    high, first = schedule.last, schedule.first
+    if schedule.alpha(high) == 0:
+        raise ValueError(f"spacing must be uniform in t where the schedule starts at alpha = 0, got {spacing!r}")
+    start, end = float(schedule.lam(high)), float(schedule.lam(low))
+    if end == np.inf:
+        raise ValueError(f"t_min must be later than {first:g} for {spacing} spacing, got {low:g}")
+    if spacing == "karras":
+        roots = np.exp(-start / KARRAS_RHO) * (1 - fractions) + np.exp(-end / KARRAS_RHO) * fractions
+        lam = -KARRAS_RHO * np.log(roots)
+    else:
+        lam = start + (end - start) * fractions
+    return np.array(schedule.time_at(lam))
+
+
+def beta_quantiles(p: Array) -> Array:
+    """Of Beta(a, a), a = 0.6: below the median Newton's method for u = x^a, in which the distribution is almost linear.
+
+    int_0^x (r (1 - r))^(a - 1) dr = x^a sum_n ((1 - a)_n / n!) x^n / (a + n).
+    """
+    n = np.arange(64)
+    series = np.cumprod(np.concatenate([[1.0], 1 - BETA / n[1:]])) / (BETA + n)
+
+    def mass(u: Array) -> Array:
+        return np.asarray(u * (series * u[..., None] ** (n / BETA)).sum(-1))
+
+    p = np.asarray(p, dtype=np.float64)
+    wanted = np.minimum(p, 1 - p) * 2 * mass(np.array(0.5**BETA))
+    u = BETA * wanted
+    for _ in range(8):
+        u = u - (mass(u) - wanted) * BETA * (1 - u ** (1 / BETA)) ** (1 - BETA)
+    x = u ** (1 / BETA)
+    return np.where(p > 0.5, 1 - x, x)
+
+
+def times_of(schedule: Schedule, sigmas: Sequence[float]) -> tuple[float, ...]:
+    """The times of noise levels sigma / alpha; of sigma itself on flow schedules.
+
+    Raises:
+        ValueError, TypeError: not numbers from 0 to the schedule's noisiest.
+    """
+    if isinstance(sigmas, str) or not hasattr(sigmas, "__iter__"):
+        raise TypeError(f"sigmas must be a decreasing sequence of numbers, got {sigmas!r}")
+    values = np.asarray(_numbers("sigmas", sigmas))
+    with np.errstate(divide="ignore"):
+        most = {"flow": 1.0, "sigma": np.inf}.get(schedule.scale) or float(np.exp(-schedule.lam(schedule.last)))
+        for value in values:
+            if not 0 <= value <= most * (1 + 1e-12):
+                raise ValueError(f"sigmas must be in [0, {most:g}] on {schedule.name}, got {value:g}")
+        if schedule.scale == "flow":
+            return tuple((np.minimum(values, 1.0) * schedule.last).tolist())
+        return tuple(float(t) for t in schedule.time_at(-np.log(values)))
+
+
+def _numbers(what: str, values: Sequence[float]) -> list[float]:
+    """Floats, at least one.
+
+    Raises:
+        TypeError, ValueError: naming the one that is no number, or none at all.
+    """
+    numbers = []
+    for i, value in enumerate(values):
+        if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__float__") and not hasattr(value, "__index__"):
+            raise TypeError(f"{what} must be a decreasing sequence of numbers, got {value!r} at index {i}")
+        try:
+            numbers.append(float(value))
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # of arrays, and of large integers
+            raise TypeError(f"{what} must be a decreasing sequence of numbers, got {value!r} at index {i}") from error
+    if not numbers:
+        raise ValueError(f"{what} must be a decreasing sequence of numbers, got none")
+    return numbers
+
+
+def snap(times: Sequence[float]) -> tuple[float, ...]:
+    """The times rounded to integers, for networks with one embedding per training time.
+
+    Raises:
+        ValueError: two times fall on one integer.
+    """
+    snapped = [float(np.rint(t)) for t in _numbers("times", times)]
+    distinct = len(set(snapped))
+    if distinct < len(snapped):
+        raise ValueError(f"integer_times: {len(snapped) - 1} steps need as many integers, at most {distinct - 1} fit")
+    return tuple(snapped)
+
+
+def check_times(schedule: Schedule | PSLD, times: Sequence[float], fewest: int, solver: str) -> tuple[float, ...]:
+    """The times as floats, decreasing and inside the schedule, with at least `fewest` steps.
+
+    Raises:
+        TypeError, ValueError: naming what is no number, the first pair that does not decrease, the time outside, or
+            the fewest steps.
+    """
+    values = tuple(_numbers("times", times))
+    for i, (t, s) in enumerate(zip(values, values[1:], strict=False)):
+        if not t > s:
+            raise ValueError(f"times must decrease, got {t:g} then {s:g} at index {i + 1}")
+    schedule.inside(values)
+    if len(values) < fewest + 1:
+        raise ValueError(f"steps must be at least {fewest} for {solver}, got {len(values) - 1}")
+    return values

@@ -1,0 +1,37 @@
+"""Coefficients in words, for `print(plan)`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pndm_fast.plan.matrix2 import Block
+
+if TYPE_CHECKING:
+    from pndm_fast.plan.plan import Store
+
+
+def form_text(form: Sequence[Block], names: Sequence[str]) -> str:
+    """The sum of the operands of those names."""
+    return _terms(form, names) or "0"
+
+
+def _terms(coefficients: Sequence[Block], names: Sequence[str]) -> str:
+    return " ".join(f"{_coefficient(c)} {name}" for c, name in zip(coefficients, names, strict=True) if c)
+
+
+def _coefficient(c: Block) -> str:
+    if isinstance(c, tuple):
+        return "+[" + "; ".join(f"{a:.6g} {b:.6g}" for a, b in c) + "]"
+    return f"{c:+.6g}"
+
+
+def store_text(store: Store) -> str:
+    """What goes into the slot."""
+    inner = _terms(store[:2], ("y", "out"))
+    if math.isfinite(store.clamp):
+        inner = f"clamp({inner}, {store.clamp:g})"
+    if (store.p2, store.q2) == (0.0, 1.0):
+        return inner
+    return f"{_coefficient(store.p2)} y {_coefficient(store.q2)} ({inner})"

@@ -1,0 +1,63 @@
+"""Dense memory layouts: contiguous, or channels-last with C channels; and the halves of a phase-space sample."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pndm_fast.plan.matrix2 import Block, parts, stacked
+from pndm_fast.runtime.cuda import upload
+
+
+def channels_of(tensor: Tensor) -> int | None:
+    """1 for a contiguous [B, ...], C for a channels-last [B, C, ...], None for anything else."""
+    if tensor.is_contiguous():
+        return 1
+    if tensor.dim() > 2 and tensor.movedim(1, -1).is_contiguous():
+        return tensor.shape[1]
+    return None
+
+
+def flatten(tensor: Tensor, channels: int) -> Tensor:
+    """[B, ...] -> [B, n] in physical order; a view where the tensor already has that layout."""
+    return (tensor if channels == 1 else tensor.movedim(1, -1)).reshape(tensor.shape[0], -1)
+
+
+def unflatten(flat: Tensor, shape: tuple[int, ...], channels: int) -> Tensor:
+    """View [B, n] in physical order as [B, *shape]; flat must be dense."""
+    if channels == 1:
+        return flat.view(flat.shape[0], *shape)
+    return flat.view(flat.shape[0], *shape[1:], shape[0]).movedim(-1, 1)
+
+
+def describe(tensor: Tensor) -> str:
+    """A layout in words, for messages."""
+    channels = channels_of(tensor)
+    names = {None: f"strides {tuple(tensor.stride())}", 1: "contiguous"}
+    return names.get(channels, "channels_last")
+
+
+def elements(shape: tuple[int, ...]) -> int:
+    """n."""
+    return math.prod(shape)
+
+
+def scaled(values: Tensor, coefficient: Block) -> Tensor:
+    """coefficient values, of [B, n]; a block acts on the halves of the n."""
+    if not isinstance(coefficient, tuple):
+        return values * coefficient
+    position, momentum = values.chunk(2, dim=1)
+    return torch.cat([position * on_position + momentum * on_momentum for on_position, on_momentum in coefficient], 1)
+
+
+def scaled_each(values: Tensor, coefficients: Sequence[Block]) -> Tensor:
+    """The same with a coefficient for each sample."""
+    count = parts(coefficients)
+    blocks = upload(stacked(coefficients, count), values.device, values.dtype)
+    halves = values.chunk(count, dim=1)
+    rows = [[half * blocks[:, i, j, None] for j, half in enumerate(halves)] for i in range(count)]
+    return torch.cat([functools.reduce(torch.add, terms) for terms in rows], dim=1)

@@ -1,0 +1,129 @@
+"""`apply_row` in plain torch, any float dtype: the oracle that the C++ and Triton versions must equal.
+
+Every operation is one IEEE operation in the order written here and none is fused, so float32 results are the
+same bits in all three.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pndm_fast.plan.plan import MAX_SLOTS
+from pndm_fast.row import table as columns
+from pndm_fast.row.noise import normals
+from pndm_fast.row.registers import Registers
+
+
+def apply_row(
+    registers: Registers, table: Tensor, out: Tensor, uncond: Tensor | None = None, z: Tensor | None = None
+) -> None:
+    """Execute each sample's row of the table in place; `pndm_fast.plan.plan.Row` says what a row is.
+
+    Samples at a halt row are left alone. The others store their slot, update x and y, advance `row`, and get the next
+    network input in_scale y and time; `active` falls by one for each sample whose next row halts.
+
+    Args:
+        registers: the trajectory's memory, changed in place.
+        table: [rows, WIDTHS[parts]] in the state's dtype; at 2 parts a sample's n elements are position, then momentum.
+        out: the network's (conditional) output [B, n], in the physical order of the registers.
+        uncond: its unconditional output, for guidance.
+        z: standard normals [B, n] in place of Philox.
+    """
+    rows = registers.row.clone()  # a sample that advances must not be taken up again
+    for index in sorted(set(rows.tolist())):
+        line = table[index].tolist()
+        if line[columns.HALT]:
+            continue
+        members = (rows == index).nonzero()[:, 0]
+        _apply(registers, _Line(line, columns.parts_of(table)), members, out, uncond, z)
+        _advance(registers, table, index, members)
+
+
+class _Line:
+    """A row's coefficients: at(first)[i][j] is what part i of the result takes of part j of an operand."""
+
+    def __init__(self, numbers: list[float], parts: int) -> None:
+        self.numbers, self.parts = numbers, parts
+
+    def __getitem__(self, column: int) -> float:
+        return self.numbers[column]
+
+    def at(self, first: int) -> list[list[float]]:
+        begin, k = columns.column(first, self.parts), self.parts
+        return [self.numbers[begin + i * k : begin + (i + 1) * k] for i in range(k)]
+
+
+def _apply(r: Registers, line: _Line, b: Tensor, out: Tensor, uncond: Tensor | None, z: Tensor | None) -> None:
+    dtype, n = r.x.dtype, r.n
+    e = out[b].to(dtype)
+    if uncond is not None and line[columns.GUIDANCE] != 1:  # at scale 1 a sample owes nothing to the other half
+        u = uncond[b].to(dtype)
+        e = (e - u) * line[columns.GUIDANCE] + u
+    bad = b[~e.isfinite().all(dim=1)]
+    r.first_bad[bad] = r.first_bad[bad].minimum(r.row[bad])
+
+    x, y = r.x[b, :n], r.y[b, :n]
+    r.slots[int(line[columns.SLOT]), b, :n] = _store(line, y, e).to(r.slots.dtype)
+    operands = [x, y, *(r.slots[k, b, :n] if k < len(r.slots) else x for k in range(MAX_SLOTS))]
+    if line[columns.NOISE]:
+        noise = normals(r.seeds[b], int(line[columns.NOISE]), n, r.channels) if z is None else z[b]
+        operands.append(noise.to(dtype))
+    if line[columns.WRITE_X]:
+        r.x[b, :n] = _combine(line, columns.X, operands)
+    if line[columns.WRITE_Y]:
+        r.y[b, :n] = _combine(line, columns.Y, operands)
+
+
+def _store(line: _Line, y: Tensor, e: Tensor) -> Tensor:
+    value = _added(_scaled(e, line.at(columns.Q)), y, line.at(columns.P))
+    value = _scaled(value.clamp(-line[columns.CLAMP], line[columns.CLAMP]), line.at(columns.Q2))
+    return _added(value, y, line.at(columns.P2))
+
+
+def _scaled(values: Tensor, block: list[list[float]]) -> Tensor:
+    """block values: of each part its own first, then what it takes of the other."""
+    halves = values.chunk(len(block), dim=1)
+    result = [half * block[i][i] for i, half in enumerate(halves)]
+    return torch.cat([_with_others(part, i, halves, block) for i, part in enumerate(result)], dim=1)
+
+
+def _added(total: Tensor, values: Tensor, block: list[list[float]]) -> Tensor:
+    """total + block values, in the same order."""
+    halves, result = values.chunk(len(block), dim=1), []
+    for i, part in enumerate(total.chunk(len(block), dim=1)):
+        own = halves[i] * block[i][i] + part if block[i][i] else part
+        result.append(_with_others(own, i, halves, block))
+    return torch.cat(result, dim=1)
+
+
+def _with_others(part: Tensor, i: int, halves: tuple[Tensor, ...], block: list[list[float]]) -> Tensor:
+    for j, half in enumerate(halves):
+        if j != i and block[i][j]:
+            part = half * block[i][j] + part
+    return part
+
+
+def _combine(line: _Line, first: int, operands: list[Tensor]) -> Tensor:
+    forms = [line.at(first + k) for k in range(len(operands))]
+    split = [operand.chunk(line.parts, dim=1) for operand in operands]
+    totals = []
+    for i in range(line.parts):
+        total = torch.zeros_like(split[0][0])
+        for form, halves in zip(forms, split, strict=True):
+            for c, half in zip(form[i], halves, strict=True):
+                if c:  # an operand that is not used may hold anything
+                    total = total + half.to(total.dtype) * c
+        totals.append(total)
+    return torch.cat(totals, dim=1)
+
+
+def _advance(r: Registers, table: Tensor, index: int, b: Tensor) -> None:
+    following = _Line(table[index + 1].tolist(), columns.parts_of(table))
+    r.row[b] = index + 1
+    r.active.sub_(len(b) * int(following[columns.HALT]))
+    copies = torch.cat([b + half * r.batch for half in range(r.halves)])
+    r.t[copies] = torch.tensor(following[columns.T], dtype=torch.float64, device=b.device).to(r.t.dtype)
+    if r.net_in is not None:
+        scaled = _scaled(r.y[b, : r.n], following.at(columns.IN_SCALE))
+        r.net_in[copies] = scaled.repeat(r.halves, 1).to(r.net_in.dtype)

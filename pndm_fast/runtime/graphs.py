@@ -1,0 +1,370 @@
+"""Captured iterations: the network and the row after it as one CUDA graph, which C++ launches.
+
+arXiv:2406.03791 (Galvez et al. 2024) runs decoding loops in WHILE nodes; here the body is a sampler's row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pndm_fast.loop import conditioning
+from pndm_fast.loop import nvtx as ranges
+from pndm_fast.loop.results import Cancel
+from pndm_fast.loop.trajectory import Trajectory, Trees
+from pndm_fast.loop.workspace import BufferForm, Probe, Workspace
+from pndm_fast.plan.plan import MAX_SLOTS
+from pndm_fast.row.table import Table
+from pndm_fast.runtime.cuda import Captured, Cuda, Event
+from pndm_fast.runtime.guards import Watch
+
+if TYPE_CHECKING:
+    from pndm_fast._C import Iteration
+
+GRAPHS = ("auto", "while", "replay", "eager")
+AUTO = ("while", "replay")  # not measured yet: benchmarks/test_gpu_sample.py compares them
+WARM_UP = 3  # eager calls before a capture: libraries make handles, choose algorithms and load kernels at first use
+CHECKED = 2  # rows that a new graph runs beside eager ones
+ROUNDING = 1e-3  # of the state: how far two equal calls of a network may differ, at most
+LEAST_ROWS = 1024  # of the table, so that another plan finds room in it
+KEPT = 16  # graphs of different forms; each holds a network's activations
+MOST_STALE = 3  # captures in a row that were in vain
+
+
+class _Capturing:
+    """Who captures at present."""
+
+    lock = threading.Lock()
+    owner: int | None = None
+
+
+_CAPTURING = _Capturing()
+
+
+class CannotCapture(Exception):
+    """Why a network or a request runs eagerly; `passing` reasons may be gone at the next request."""
+
+    def __init__(self, reason: str, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
+
+
+def graph_key(trajectory: Trajectory, probe: Probe) -> Hashable:
+    """What a graph holds fast; steps, solver, seeds, guidance scale and conditioning values are not in it.
+
+    Raises:
+        CannotCapture: the request needs Python between network calls, or an argument cannot be held.
+    """
+    if trajectory.request.noises is not None:
+        raise CannotCapture("noises is called between rows")
+    if not trajectory.backend.capturable:
+        raise CannotCapture(f"the {trajectory.backend.name} backend reads tensors on the host")
+    try:
+        arguments = conditioning.signature(trajectory.trees)
+    except TypeError as error:
+        raise CannotCapture(str(error)) from error
+    networks = trajectory.stretch.model, trajectory.stretch.guided and trajectory.negative is not trajectory.model
+    return networks, graph_form(trajectory, probe), _table_shape(trajectory.table), arguments, _modes()
+
+
+def graph_form(trajectory: Trajectory, probe: Probe) -> BufferForm:
+    """The request's buffers, with room for any solver's slots."""
+    return dataclasses.replace(trajectory.form(probe), slots=MAX_SLOTS)
+
+
+def _table_shape(table: Table) -> tuple[int, int]:
+    rows, width = table.data.shape
+    return max(LEAST_ROWS, 1 << (rows - 1).bit_length()), width
+
+
+def _modes() -> Hashable:
+    """Switches of torch that decide which kernels a network launches."""
+    backends: Any = torch.backends
+    cuda, cudnn = backends.cuda, backends.cudnn
+    try:
+        legacy = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by the newer interface
+        legacy = ""
+    matmul = cuda.matmul
+    return (
+        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+        torch.get_default_dtype(),
+        (legacy, matmul.fp32_precision, cudnn.conv.fp32_precision),
+        (matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction),
+        (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled()),
+        (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()),
+    )
+
+
+class Graph:
+    """One captured iteration with its buffers: one trajectory at a time.
+
+    Args:
+        trajectory: whose network, form and first rows it is captured with.
+        modes: of `while` and `replay`, the ones to try, best first.
+
+    Attributes:
+        mode: the one that was possible; `reason`: why not those before it.
+        workspace: registers and the network's inputs.
+        bytes: what capturing took of the device's memory; `nodes`: of the iteration, by type.
+
+    Raises:
+        CannotCapture: with the reason.
+    """
+
+    def __init__(self, cuda: Cuda, trajectory: Trajectory, probe: Probe, modes: tuple[str, ...]) -> None:
+        self.cuda = cuda
+        try:
+            self._make(trajectory, graph_form(trajectory, probe), modes)
+        except torch.OutOfMemoryError as error:
+            raise CannotCapture(f"out of memory: {_first_line(error)}", passing=True) from error
+
+    def _make(self, trajectory: Trajectory, form: BufferForm, modes: tuple[str, ...]) -> None:
+        self.workspace = Workspace(form)
+        self._table = torch.zeros(_table_shape(trajectory.table), dtype=torch.float32, device=form.device)
+        self._trees = conditioning.copied(trajectory.trees)
+        self._budget = torch.zeros(1, dtype=torch.int32, device=form.device)
+        self._cancel = self.cuda.flag()
+        self._end: Event = self.cuda.event()
+        with _capturing(), ranges.marked("capture"), self.cuda.aside(), _no_autocast_cache(form.device):
+            once = _iteration(trajectory, self.workspace, self._trees, self._table)
+            self._warm_up(trajectory, once)
+            captured = self._capture(once)
+            # first to last: the executable graph, what torch captured with its pool, the buffers that both name
+            buffers = self.workspace, self._table, self._trees, self._budget, self._cancel
+            self._held: list[Any] = [None, captured, buffers]
+            self._finalizer = weakref.finalize(self, _release, self._end, self._held)
+            self._choose(captured.raw_cuda_graph(), trajectory, once, modes)
+            self._end.record()
+        self._watch = Watch(trajectory.model, trajectory.negative)
+
+    def _warm_up(self, trajectory: Trajectory, once: Callable[[], None]) -> None:
+        self._fill(trajectory)
+        states = [self.cuda.random_state()]
+        for _ in range(WARM_UP):
+            once()
+            states.append(self.cuda.random_state())
+        if not any(torch.equal(a, b) for a, b in pairwise(states)):  # now and then, it was another thread
+            raise CannotCapture("the network draws from torch's generator, which a graph would repeat")
+
+    def _capture(self, once: Callable[[], None]) -> Captured:
+        try:
+            captured, self.bytes = self.cuda.capture(once)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            raise CannotCapture(f"the network cannot be captured: {_first_line(error)}") from error
+        return captured
+
+    def _choose(self, raw: int, trajectory: Trajectory, once: Callable[[], None], modes: tuple[str, ...]) -> None:
+        """The first mode that can be made and does what the network does."""
+        refused: dict[str, str] = {}
+        for self.mode in modes:
+            try:
+                self._held[0] = self._instantiate(raw)
+                self._check(trajectory, once)
+            except (RuntimeError, CannotCapture) as error:
+                if self._held[0] is not None:
+                    self._held[0].close()
+                refused[self.mode] = _first_line(error)
+            else:
+                self.reason, self.nodes = _listed(refused), self._held[0].nodes
+                return
+        raise CannotCapture(_listed(refused) if len(set(refused.values())) > 1 else refused[self.mode])
+
+    def _instantiate(self, raw: int) -> Iteration:
+        from pndm_fast._C import Iteration
+
+        words = {"active": self.workspace.registers.active, "budget": self._budget, "cancel": self._cancel}
+        control = {name: word.data_ptr() for name, word in words.items()} if self.mode == "while" else {}
+        return Iteration(self.cuda.driver, raw, **control)
+
+    def _check(self, trajectory: Trajectory, once: Callable[[], None]) -> None:
+        """A graph must do what eager calls do: host branches, counters and stale tensors show as a difference.
+
+        Raises:
+            CannotCapture: it does not.
+        """
+        count = min(CHECKED, trajectory.stretch.stop - trajectory.stretch.start)
+
+        def run(rows: Callable[[], None]) -> Tensor:
+            self._fill(trajectory)
+            rows()
+            return self.workspace.state()
+
+        def eager() -> None:
+            for _ in range(count):
+                once()
+
+        first, second = run(eager), run(eager)
+        graph = run(lambda: self.launch(count))
+        if torch.equal(_bits(graph), _bits(first)):
+            return
+        spread = (first - second).abs().max()  # some networks do not repeat themselves to the bit
+        if not bool(spread <= ROUNDING * first.abs().max()):
+            raise CannotCapture("the network gives other values at each call")
+        if not bool((graph - first).abs().max() <= 4 * spread):
+            raise CannotCapture("the captured graph gives other values than the network does")
+
+    def _fill(self, trajectory: Trajectory) -> None:
+        self._table[: len(trajectory.table.data)].copy_(trajectory.table.data)
+        conditioning.refill(self._trees, trajectory.trees)
+        trajectory.begin(self.workspace)
+
+    def stale(self) -> bool:
+        """Whether the network's tensors are no longer those that the graph reads."""
+        return self._watch.changed()
+
+    def begin(self, trajectory: Trajectory) -> None:
+        """Take up a request, after the work of the one before."""
+        self._end.wait()
+        self._fill(trajectory)
+
+    def launch(self, count: int) -> None:
+        """Launch so many rows on the current stream."""
+        self._held[0].launch(count, self.cuda.stream())
+
+    @property
+    def cancelable(self) -> Callable[[Cancel], AbstractContextManager[None]] | None:
+        """For a loop on the device: what lets a `Cancel` end it. The call before must be over: the flag is one."""
+
+        def link(cancel: Cancel) -> AbstractContextManager[None]:
+            self._end.synchronize()
+            return cancel.linked(self._cancel)
+
+        return link if self.mode == "while" else None
+
+    def end(self) -> None:
+        """Mark the end of a request's work on the current stream."""
+        self._end.record()
+
+
+def _iteration(trajectory: Trajectory, workspace: Workspace, trees: Trees, table: Tensor) -> Callable[[], None]:
+    step = workspace.bind(table, trajectory.backend)
+
+    def once() -> None:
+        out, uncond = trajectory.evaluate(workspace, trees)
+        if not trajectory.fits(workspace, (out, uncond)):
+            raise CannotCapture("the network's output changed its form")
+        step(out, uncond, None)
+
+    return once
+
+
+def _release(end: Event, held: list[Any]) -> None:
+    """Destroy in order, when nothing runs any more."""
+    iteration, captured, buffers = held
+    held.clear()
+    try:
+        end.synchronize()
+        if iteration is not None:
+            iteration.close()
+    finally:
+        del iteration
+        captured.reset()
+        del buffers
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.view(torch.int32)
+
+
+def _listed(refused: dict[str, str]) -> str:
+    return "; ".join(f"{mode}: {reason}" for mode, reason in refused.items())
+
+
+def _first_line(error: BaseException) -> str:
+    """Of the error that was first: a capture that it broke fails once more in its end."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).strip().split("\n")[0]
+
+
+@contextlib.contextmanager
+def _capturing() -> Iterator[None]:
+    """A process captures one graph at a time.
+
+    Raises:
+        CannotCapture: this thread is capturing already: a network that samples.
+    """
+    if _CAPTURING.owner == threading.get_ident():
+        raise CannotCapture("a network that samples cannot be captured")
+    with _CAPTURING.lock:
+        _CAPTURING.owner = threading.get_ident()
+        try:
+            yield
+        finally:
+            _CAPTURING.owner = None
+
+
+@contextlib.contextmanager
+def _no_autocast_cache(device: torch.device) -> Iterator[None]:
+    """Weights cast by autocast belong into the graph: cached ones are freed when autocast ends."""
+    before = torch.is_autocast_cache_enabled()
+    if not (before and torch.is_autocast_enabled(device.type)):
+        yield
+        return
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+class Pool:
+    """Graphs of one key, at most `limit`, each used by one call at a time."""
+
+    def __init__(self, limit: int) -> None:
+        self._permits = threading.BoundedSemaphore(limit)
+        self._limit = limit
+        self._idle: deque[Graph] = deque()
+        self._holders: Counter[int] = Counter()
+        self._stale_in_a_row = 0
+
+    @contextlib.contextmanager
+    def take(self, make: Callable[[bool], Graph]) -> Iterator[Graph]:
+        """One that nobody uses, or a new one: make(whether the one before was stale).
+
+        Raises:
+            CannotCapture: this thread holds all there may be, or the network changes from call to call.
+        """
+        me = threading.get_ident()
+        if self._holders[me] == self._limit:
+            raise CannotCapture("a call inside the call that uses the graph", passing=True)
+        with self._permits:
+            self._holders[me] += 1
+            try:
+                found = self._idle.pop() if self._idle else None  # a permit is held: nobody takes it meanwhile
+                stale = found is not None and found.stale()
+                self._stale_in_a_row = self._stale_in_a_row + 1 if stale else 0
+                if self._stale_in_a_row > MOST_STALE:
+                    raise CannotCapture("the network's tensors or attributes change from call to call")
+                graph = make(stale) if found is None or stale else found
+                del found
+                try:
+                    yield graph
+                finally:
+                    self._idle.append(graph)
+            finally:
+                self._holders[me] -= 1
+
+    def drop_stale(self) -> None:
+        """Free idle graphs that read tensors which the network has no more."""
+        kept = [graph for graph in self._take_all() if not graph.stale()]
+        self._idle.extend(kept)
+
+    def _take_all(self) -> Iterator[Graph]:
+        with contextlib.suppress(IndexError):
+            while True:
+                yield self._idle.popleft()

@@ -1,0 +1,103 @@
+"""`solver="auto"`: which solver, options and grid, from a measured table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pndm_fast.phase_space import PSLD
+from pndm_fast.plan.grids import make_grid
+from pndm_fast.plan.schedule import Schedule
+from pndm_fast.row.noise import is_integer
+
+AUTO = "auto"
+DEFAULT_STEPS = 50
+# what stands where it is given, and what goes on as it is
+_GRID = ("spacing", "times", "sigmas")
+_KNOWN = (*_GRID, "steps", "nfe", "final", "t_min", "start", "strength", "clip", "integer_times", "prediction")
+LAST = 0.0469  # sigma / alpha at t = 10 of the linear schedule: where the table's "to 10" grids make their last call
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What auto takes.
+
+    Attributes:
+        most: network calls up to which it is taken.
+        last: the noise level sigma / alpha of the last call; None is the grid's own end.
+    """
+
+    most: float
+    solver: str
+    spacing: str | None
+    options: dict[str, Any] = field(default_factory=dict)
+    last: float | None = None
+
+
+# The best at 5, 8 and 10, 15, 20, 30 and 50 calls in benchmarks/results/quality/mnist.json, taken up to the (geometric)
+# middle between one budget and the next; tests/test_auto.py compares.
+MEASURED = (
+    Choice(6, "deis", "leading", {"order": 2}),
+    Choice(12, "deis", "leading"),
+    Choice(17, "unipc", "logsnr", {"order": 3}, LAST),
+    Choice(24, "dpmpp-3m", "karras", last=LAST),
+    Choice(38, "unipc", "beta"),
+    Choice(math.inf, "deis", "beta"),
+)
+# alpha above which pure noise is no start: leading grids begin late, which pays where alpha is small there
+START = 0.05
+LATE = Choice(math.inf, "unipc", "trailing")  # the best measured of few calls that begins at the noisiest time
+# the best at 10 and 25 calls in benchmarks/results/phase/mnist.json; at 50 and 100 as good as its reference can tell
+IN_PHASE_SPACE = Choice(math.inf, "conjugate", None, {"order": 3})
+ELSEWHERE = Choice(math.inf, "unipc", None)  # not measured; on the schedule's own grid
+
+
+def recommend(schedule: Schedule | PSLD, calls: int) -> Choice:
+    """The choice for a number of network calls.
+
+    The table is of a network on the linear schedule, and taken for every variance-preserving one; a leading grid only
+    where it begins at alpha <= 0.05, else UniPC of order 2 on a trailing one. Elsewhere (EDM's sigmas, flow, and zero
+    terminal SNR): UniPC of order 2 on the schedule's own grid, or trailing. In phase space: gDDIM's frame at order 3.
+    """
+    if isinstance(schedule, PSLD):
+        return IN_PHASE_SPACE
+    if schedule.scale != "vp" or schedule.alpha(schedule.last) == 0:
+        return ELSEWHERE
+    choice = next(choice for choice in MEASURED if calls <= choice.most)
+    if choice.spacing != "leading":
+        return choice
+    few = calls < 1 or (schedule.discrete and calls > schedule.last - schedule.first)
+    return LATE if few or schedule.alpha(make_grid(schedule, calls, "leading")[0]) > START else choice
+
+
+def default_solver(schedule: Schedule | PSLD | None) -> str:
+    """Where none is named."""
+    return AUTO if isinstance(schedule, PSLD) else "f-pndm"
+
+
+def settle(schedule: Schedule | PSLD, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A solver's name and `make_plan`'s arguments for auto's.
+
+    The number of calls decides: nfe, or as many as there are steps, before `start` or `strength` takes some away. What
+    is given of the grid stands, and the solver is the same.
+
+    Raises:
+        ValueError: a solver's option, or compat.
+    """
+    given = {name: value for name, value in arguments.items() if value is not None}
+    for name in given:
+        if name not in _KNOWN:
+            raise ValueError(f"{name!r} cannot go with solver 'auto', which chooses the options: name a solver")
+    points: Any = given.get("times", given.get("sigmas", ()))
+    count = len(points) - 1 if hasattr(points, "__len__") and len(points) > 1 else DEFAULT_STEPS
+    calls: Any = given.get("nfe", given.get("steps", count))
+    choice = recommend(schedule, int(calls) if is_integer(calls) else DEFAULT_STEPS)  # another type is refused later
+    own: dict[str, Any] = {}
+    if choice.spacing is not None and not any(name in given for name in _GRID):
+        own["spacing"] = choice.spacing
+        last = None if given.get("final") == "min" else choice.last  # min goes to the schedule's own end
+        if last is not None and isinstance(schedule, Schedule):
+            own["t_min"] = round(max(float(schedule.time_at(-math.log(last))), schedule.floor), 6)
+    return choice.solver, {**own, **given, **choice.options}

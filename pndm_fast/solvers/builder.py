@@ -1,0 +1,105 @@
+"""What the solvers build their plans with: rows over a grid, with levels, stores and previews filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pndm_fast.plan.coefficients import Transfer, level, log_snr, network_input, preview, to_store
+from pndm_fast.plan.grids import check_times
+from pndm_fast.plan.levels import Level, Levels
+from pndm_fast.plan.plan import ANCHOR, Form, Plan, Prologue, Row, Store
+from pndm_fast.plan.schedule import Schedule
+from pndm_fast.solvers.registry import FACTS
+
+
+class Rows:
+    """Rows of one plan. The slots hold `kind`: eps, x0 or flow.
+
+    The default kind is the slope along which a noiseless path is straight: eps against sigma / alpha, for x / alpha; on
+    flow schedules flow = eps - x_0 against t, for x itself.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schedule: Schedule,
+        times: Sequence[float],
+        prediction: str,
+        kind: str | None = None,
+    ) -> None:
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule must be a Schedule for {name}, got {type(schedule).__name__}")
+        self.name, self.schedule, self.prediction = name, schedule, prediction
+        self.kind = kind or ("flow" if schedule.scale == "flow" else "eps")
+        self.times = check_times(schedule, times, FACTS[name].fewest, name)
+        self.rows: list[Row] = []
+        alphas, sigmas = schedule.alpha(self.times), schedule.sigma(self.times)
+        self._levels = {t: Level(float(a), float(s)) for t, a, s in zip(self.times, alphas, sigmas, strict=True)}
+        self.steps = len(self.times) - 1
+        self.start_at(self.times[0])
+
+    def start_at(self, t: float) -> None:
+        """The state before the first call is at t; noise is scaled to it where x_t is not of unit variance."""
+        self._anchor = self.level(t)
+        self.prologue = Prologue(p0=1.0 if self.schedule.scale == "vp" else self._anchor.sigma)
+
+    def level(self, t: float) -> Level:
+        if t not in self._levels:
+            self._levels[t] = level(self.schedule, t)
+        return self._levels[t]
+
+    def lam(self, t: float) -> float:
+        """log(alpha / sigma)."""
+        return log_snr(self.level(t))
+
+    def between(self, t: float, s: float, fraction: float = 0.5) -> float:
+        """The time whose lam divides lam_t .. lam_s in that proportion."""
+        return float(self.schedule.time_at(self.lam(t) + fraction * (self.lam(s) - self.lam(t))))
+
+    def transfer(self, t: float, s: float) -> Callable[[Form, Form], Form]:
+        return Transfer(self.level(t), self.level(s), self.kind)
+
+    def store(self, t: float, kind: str | None = None) -> Store:
+        return to_store(kind or self.kind, self.prediction, self.level(t), self.schedule.sigma_data)
+
+    def preview(self, t: float, kind: str | None = None) -> tuple[float, float]:
+        """x_0 from the y and the slot of a call at t."""
+        return preview(kind or self.kind, self.level(t))
+
+    def call(
+        self,
+        t: float,
+        slot: int,
+        y: Form,
+        to: float,
+        *,
+        x: Form = ANCHOR,
+        kind: str | None = None,
+        store: Store | None = None,
+        ends: bool = True,
+        told: float | None = None,
+    ) -> None:
+        """One row: the network is called at t, then y is at `to`. An x other than ANCHOR keeps the state at t.
+
+        `kind` is what this row's slot holds, where that is not the others'; `told` the network's time, where that is
+        not t.
+        """
+        if x is not ANCHOR:
+            self._anchor = self.level(t)
+        time, in_scale = network_input(self.prediction, t, self.level(t), self.schedule.sigma_data)
+        self.rows.append(
+            Row(
+                t=time if told is None else told,
+                slot=slot,
+                x=tuple(x),
+                y=tuple(y),
+                levels=Levels(self.level(t), self._anchor, self.level(to)),
+                store=self.store(t, kind) if store is None else store,
+                preview=self.preview(t, kind),
+                in_scale=in_scale,
+                ends_step=ends,
+            )
+        )
+
+    def plan(self) -> Plan:
+        return Plan(tuple(self.rows), self.name, self.steps, self.prediction, self.prologue)

@@ -1,0 +1,107 @@
+"""Heun's method and EDM's stochastic sampler, in the variable in which noiseless paths are straight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pndm_fast.plan.plan import ANCHOR, NOISE, SLOT, STATE, Form, Plan, Prologue
+from pndm_fast.plan.schedule import Schedule
+from pndm_fast.solvers.builder import Rows
+from pndm_fast.solvers.registry import solver
+
+MOST_CHURN = math.sqrt(2) - 1
+
+
+@dataclass(frozen=True)
+class Churn:
+    """Noise added before a call: rho -> (1 + gamma) rho, rho = sigma/alpha."""
+
+    churn: float = 0.0
+    low: float = 0.0
+    high: float = math.inf
+    noise: float = 1.0
+
+    def time(self, rows: Rows, t: float) -> float:
+        """The time that a step from t starts at after its noise."""
+        at = rows.level(t)
+        if self.churn == 0 or at.sigma == 0 or at.alpha == 0 or not self.low <= at.sigma / at.alpha <= self.high:
+            return t
+        gamma = min(self.churn / rows.steps, MOST_CHURN)
+        return max(t, float(rows.schedule.time_at(rows.lam(t) - math.log1p(gamma))))
+
+    def move(self, rows: Rows, t: float, hat: float) -> tuple[float, float]:
+        """(scale, noise): the state at t, as the state at hat."""
+        source, target = rows.level(t), rows.level(hat)
+        if t == hat:
+            return 1.0, 0.0
+        scale = target.alpha / source.alpha
+        return scale, self.noise * math.sqrt(max(0.0, target.sigma**2 - (scale * source.sigma) ** 2))
+
+
+@solver("heun", order=2, calls_per_step=2, extra_calls=-1, final_calls=1, spacing="karras")
+def heun(schedule: Schedule, times: Sequence[float], *, prediction: str = "eps") -> Plan:
+    """Heun's method for d(x/alpha)/d(sigma/alpha) = eps. Karras et al. 2022, arXiv:2206.00364, algorithm 1.
+
+    An Euler step, then again with the mean of both slopes; the step to sigma = 0 is Euler's. 2 n - 1 network calls. On
+    flow schedules dx/dt = flow takes the place: the flow-matching Heun method.
+
+    Raises:
+        ValueError: times not decreasing.
+    """
+    return _heun("heun", schedule, times, Churn(), prediction)
+
+
+@solver("edm", order=2, calls_per_step=2, extra_calls=-1, final_calls=1, spacing="karras", stochastic=True)
+def edm(
+    schedule: Schedule,
+    times: Sequence[float],
+    *,
+    churn: float = 40.0,
+    churn_min: float = 0.0,
+    churn_max: float = math.inf,
+    churn_noise: float = 1.0,
+    prediction: str = "eps",
+) -> Plan:
+    """EDM's stochastic sampler. Karras et al. 2022, arXiv:2206.00364, algorithm 2.
+
+    Before a step rho becomes rho_hat = (1 + gamma) rho by fresh noise, gamma = min(churn / n, sqrt(2) - 1) where
+    churn_min <= rho <= churn_max; then Heun's step from there. On a schedule that ends, no further than its end.
+
+    Args:
+        churn, churn_min, churn_max, churn_noise: the paper's S_churn, S_tmin, S_tmax and S_noise.
+
+    Raises:
+        ValueError: times not decreasing, a negative option, churn_min above churn_max.
+    """
+    for name, value in (("churn", churn), ("churn_min", churn_min), ("churn_max", churn_max)):
+        if not value >= 0:
+            raise ValueError(f"{name} must be 0 or positive, got {value}")
+    if churn_min > churn_max:
+        raise ValueError(f"churn_min must be at most churn_max, got {churn_min} and {churn_max}")
+    if not 0 < churn_noise < math.inf:
+        raise ValueError(f"churn_noise must be positive, got {churn_noise}")
+    return _heun("edm", schedule, times, Churn(churn, churn_min, churn_max, churn_noise), prediction)
+
+
+def _heun(name: str, schedule: Schedule, times: Sequence[float], churn: Churn, prediction: str) -> Plan:
+    rows = Rows(name, schedule, times, prediction)
+    hats = [churn.time(rows, t) for t in rows.times]
+    first = Prologue(rows.prologue.p0, *churn.move(rows, rows.times[0], hats[0]))
+    rows.start_at(hats[0])
+    rows.prologue = first
+    for i, (t, s) in enumerate(zip(hats, rows.times[1:], strict=False)):
+        to = s if i == rows.steps - 1 else hats[i + 1]
+        scale, noise = churn.move(rows, s, to)
+
+        def end(form: Form, scale: float = scale, noise: float = noise) -> Form:
+            return scale * form + noise * NOISE
+
+        phi = rows.transfer(t, s)
+        if rows.level(s).sigma == 0:
+            rows.call(t, 0, end(phi(STATE, SLOT[0])), to)
+            continue
+        rows.call(t, 0, phi(STATE, SLOT[0]), s, x=STATE, ends=False)
+        rows.call(s, 1, end(phi(ANCHOR, (SLOT[0] + SLOT[1]) / 2)), to)
+    return rows.plan()

@@ -1,0 +1,171 @@
+"""One-step solvers: DDIM, DDPM and their relatives, each a single transfer a call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from pndm_fast.phase_space import PSLD
+from pndm_fast.plan.coefficients import Transfer, ancestral
+from pndm_fast.plan.plan import NOISE, SLOT, STATE, Plan
+from pndm_fast.plan.schedule import Schedule
+from pndm_fast.solvers.builder import Rows
+from pndm_fast.solvers.phase.langevin import euler as phase_euler
+from pndm_fast.solvers.registry import solver
+
+TRAINING_TIMES = 1000  # that lcm's time_scale is meant for
+
+
+@solver("ddpm", order=1, stochastic=True)
+def ddpm(
+    schedule: Schedule,
+    times: Sequence[float],
+    *,
+    variance: str = "small",
+    prediction: str = "eps",
+) -> Plan:
+    """DDPM ancestral sampling on any grid. Ho et al. 2020, arXiv:2006.11239, eq. 6, 7 and section 3.2.
+
+    mean as DDIM's at eta = 1; variance small: (sigma_s^2/sigma_t^2) (1 - alpha_t^2/alpha_s^2), the posterior's;
+    large: 1 - alpha_t^2/alpha_s^2. The step to sigma = 0 adds no noise.
+
+    Raises:
+        ValueError: unknown variance, times not decreasing.
+    """
+    if variance not in ("small", "large"):
+        raise ValueError(f"variance must be 'small' or 'large', got {variance!r}")
+    plan = _one_step("ddpm", schedule, times, 1.0, prediction)
+    if variance == "small":
+        return plan
+    rows = []
+    for row in plan.rows:
+        (alpha, sigma), _, (alpha_s, sigma_s) = (level.position for level in row.levels)
+        large = math.sqrt(max(0.0, sigma**2 - (alpha / alpha_s * sigma_s) ** 2)) if sigma_s > 0 else 0.0
+        rows.append(replace(row, y=(*row.y[:-1], large)))
+    return replace(plan, rows=tuple(rows))
+
+
+@solver("ddim", order=1)
+def ddim(
+    schedule: Schedule,
+    times: Sequence[float],
+    *,
+    eta: float = 0.0,
+    prediction: str = "eps",
+) -> Plan:
+    """DDIM. Song et al. 2021, arXiv:2010.02502, eq. 12 and 16; phi with gradient part e.
+
+    x_s = alpha_s/alpha_t (x_t - sigma_t e) + sqrt(sigma_s^2 - tau^2) e + tau z,
+    tau = eta (sigma_s/sigma_t) sqrt(1 - alpha_t^2/alpha_s^2).
+
+    Args:
+        times: decreasing, length n + 1, in the units of `schedule`; n network calls.
+        eta: 0 is deterministic, 1 is DDPM.
+
+    Raises:
+        ValueError: times not decreasing, eta outside [0, 1].
+    """
+    return _one_step("ddim", schedule, times, eta, prediction)
+
+
+@solver("euler", order=1, spacing="karras", space="both")
+def euler(schedule: Schedule | PSLD, times: Sequence[float], *, prediction: str = "eps") -> Plan:
+    """Euler's method for d(x/alpha)/d(sigma/alpha) = eps. Karras et al. 2022, arXiv:2206.00364, eq. 1 with Euler.
+
+    The same step as DDIM's, for both are exact on straight paths; on flow schedules it is x + (s - t) flow, the
+    flow-matching Euler step (Liu et al. 2022, arXiv:2209.03003). Only the usual grid differs. In phase space it is
+    Euler's method for z itself: z + h (-F z + G G^T s / 2).
+
+    Raises:
+        ValueError: times not decreasing.
+    """
+    if isinstance(schedule, PSLD):
+        return phase_euler(schedule, times, prediction=prediction)
+    return _one_step("euler", schedule, times, 0.0, prediction)
+
+
+@solver("euler-ancestral", order=1, spacing="karras", stochastic=True)
+def euler_ancestral(
+    schedule: Schedule,
+    times: Sequence[float],
+    *,
+    eta: float = 1.0,
+    prediction: str = "eps",
+) -> Plan:
+    """Ancestral steps of Euler's method: to rho_down, then noise rho_up, rho = sigma/alpha.
+
+    rho_up = eta rho_s sqrt(1 - rho_s^2/rho_t^2), rho_down^2 = rho_s^2 - rho_up^2. For rho these are the posterior's
+    numbers, so the step is DDIM's with that eta (Song et al. 2021, arXiv:2010.02502, eq. 16), at eta = 1 DDPM's.
+
+    Raises:
+        ValueError: times not decreasing, eta outside [0, 1].
+    """
+    return _one_step("euler-ancestral", schedule, times, eta, prediction)
+
+
+def _one_step(name: str, schedule: Schedule, times: Sequence[float], eta: float, prediction: str) -> Plan:
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be in [0, 1], got {eta}")
+    rows = Rows(name, schedule, times, prediction)
+    for t, s in pairwise(rows.times):
+        source = rows.level(t)
+        # the deterministic part stops at the level that tau z completes to sigma_s
+        reduced, tau = ancestral(source, rows.level(s), eta)
+        blind = source.alpha == 0 and rows.kind == "eps"  # eps is y itself there and says nothing of x_0
+        kind = "x0" if blind else rows.kind
+        rows.call(t, 0, Transfer(source, reduced, kind)(STATE, SLOT[0]) + tau * NOISE, s, kind=kind)
+    return rows.plan()
+
+
+@solver("lcm", order=0, spacing="trailing", stores="x0", stochastic=True)
+def lcm(
+    schedule: Schedule,
+    times: Sequence[float],
+    *,
+    time_scale: float = 10.0,
+    sigma_data: float = 0.5,
+    prediction: str = "eps",
+) -> Plan:
+    """Multistep consistency sampling of latent consistency models. Luo et al. 2023, arXiv:2310.04378.
+
+    f = c_skip x + c_out x_0, c_skip = d^2/(u^2 + d^2), c_out = u/sqrt(u^2 + d^2), u = time_scale t, d = sigma_data;
+    x_s = alpha_s f + sigma_s z. Only for networks distilled to it; the last step is f itself. t counts training times:
+    those of a discrete schedule, and 1000 over the whole of a continuous one.
+
+    Raises:
+        ValueError: times not decreasing, time_scale or sigma_data not positive, a schedule without training times.
+    """
+    for name, value in (("time_scale", time_scale), ("sigma_data", sigma_data)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if schedule.scale == "sigma":
+        raise ValueError(f"schedule must have training times for lcm, got {schedule.name}")
+    per_time = time_scale if schedule.discrete else time_scale * TRAINING_TIMES / schedule.last
+    rows = Rows("lcm", schedule, times, prediction, kind="x0")
+    for t, s in pairwise(rows.times):
+        u = per_time * (t - max(schedule.first, 0.0))
+        skip, out = sigma_data**2 / (u * u + sigma_data**2), u / math.hypot(u, sigma_data)
+        target = rows.level(s)
+        rows.call(t, 0, target.alpha * (skip * STATE + out * SLOT[0]) + target.sigma * NOISE, s)
+    return rows.plan()
+
+
+@solver("ddim-inverse", order=1, spacing="leading", inverts=True)
+def ddim_inverse(schedule: Schedule, times: Sequence[float], *, prediction: str = "eps") -> Plan:
+    """DDIM run backwards, from data to the noise that gives it. Song et al. 2021, arXiv:2010.02502, section 4.3.
+
+    x_t = phi(x_s, e; s -> t), e = network(x_s, t): told the time of the step's noisy end, so that each step undoes
+    DDIM's to first order. `times` decrease as everywhere; the plan runs them from the last to the first.
+
+    Raises:
+        ValueError: times not decreasing.
+    """
+    if prediction == "edm":  # it has no c_noise for sigma = 0
+        raise ValueError("prediction must be eps, v, x0 or flow for ddim-inverse, got 'edm'")
+    rows = Rows("ddim-inverse", schedule, times, prediction)
+    rows.start_at(rows.times[-1])
+    for s, t in pairwise(rows.times[::-1]):
+        rows.call(s, 0, rows.transfer(s, t)(STATE, SLOT[0]), t, told=t)
+    return rows.plan()
