@@ -41,7 +41,7 @@ class Steps:
         row: int | None = None,
         solver: str = "plms",
         direct: bool | None = None,
-        halves: int = 1,
+        cfg_copies: int = 1,
         device: str = "cpu",
         backend: str = "auto",
     ) -> None:
@@ -52,13 +52,13 @@ class Steps:
         repeated = torch.cat([again.repeat(ROWS // len(again), 1), rows.data[-1:]])
         self.table = rows.data if plan and row is None else repeated
         self.batch, slot = shape[0], network if plan is None or plan.raw else torch.float32
-        same = network is torch.float32 and halves == 1 if direct is None else direct
+        same = network is torch.float32 and cfg_copies == 1 if direct is None else direct
         self.workspace = Workspace(
             BufferForm(
                 batch=self.batch,
                 shape=tuple(shape[1:]),
                 slots=rows.slots,
-                halves=halves,
+                cfg_copies=cfg_copies,
                 direct=same,
                 channels=1,
                 state=torch.float32,
@@ -69,10 +69,10 @@ class Steps:
                 device=place,
             )
         )
-        self._fill(network, halves, shape)
+        self._fill(network, cfg_copies, shape)
         self.step = self.workspace.bind(self.table, choose_backend(backend, place, torch.float32))
 
-    def _fill(self, network: torch.dtype, halves: int, shape: Sequence[int]) -> None:
+    def _fill(self, network: torch.dtype, cfg_copies: int, shape: Sequence[int]) -> None:
         r = self.registers
         generator = torch.Generator(r.y.device).manual_seed(0)
         for tensor in (r.y, r.slots, r.seeds):
@@ -80,7 +80,7 @@ class Steps:
                 torch.randn(tensor.shape, generator=generator, device=r.y.device) * (1 if tensor is r.y else 3)
             )
         self.start = r.y.clone()
-        full = (halves * shape[0], *shape[1:])
+        full = (cfg_copies * shape[0], *shape[1:])
         self.out = torch.randn(full, generator=generator, device=r.y.device).to(network)
         self.reset()
 
@@ -142,9 +142,9 @@ class Steps:
         """Bytes of a row: reads y, out and old slots; writes slot, y and the network's input where it is separate."""
         r = self.registers
         state, slot = r.y.element_size(), r.slots.element_size()
-        each = 2 * state + self.out.element_size() * r.halves + (reads + 1) * slot + x * state
+        each = 2 * state + self.out.element_size() * r.cfg_copies + (reads + 1) * slot + x * state
         if r.net_in is not None:
-            each += r.net_in.element_size() * r.halves
+            each += r.net_in.element_size() * r.cfg_copies
         return each * self.batch * r.n
 
 
@@ -214,7 +214,7 @@ def against_diffusers(
     plan = pf.make_plan("plms", pf.Schedule.linear(), steps=1000, compat="diffusers")
     if guidance is not None:
         plan = plan.with_guidance(guidance)
-    ours = Steps(shape, network, plan=plan, halves=1 if guidance is None else 2, device=device)
+    ours = Steps(shape, network, plan=plan, cfg_copies=1 if guidance is None else 2, device=device)
     theirs = Diffusers(ours, guidance)
     ours.reset(0)
     theirs.rewind()

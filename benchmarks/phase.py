@@ -28,7 +28,7 @@ import pndm_fast as pf
 from pndm_fast import demo
 from pndm_fast.phase_space import position
 from pndm_fast.plan.atomic import atomic_path
-from pndm_fast.solvers import FACTS
+from pndm_fast.solvers import SOLVER_INFO
 
 OUT = Path(__file__).parent / "results" / "phase"
 BUDGETS = (10, 25, 50, 100)
@@ -115,7 +115,7 @@ class Artist:
         network, images = self.networks[line.space], len(self.labels)
         shape = images, network.config.in_channels, network.config.sample_size, network.config.sample_size
         samples = pf.sample(network, solver=plan, shape=shape, cond={"class_labels": self.labels}, on_nan="ignore")
-        return position(samples) if plan.parts > 1 else samples
+        return position(samples) if plan.components > 1 else samples
 
     def score(self, samples: Tensor) -> dict[str, float]:
         """What the judge says of the samples, and their two moments."""
@@ -161,7 +161,7 @@ def _measure(name: str, budget: int, fine: np.ndarray) -> dict[str, Any] | None:
         return None
     samples = _artist.draw(line, plan)
     values: dict[str, Any] = {"line": name, "budget": budget, "nfe": plan.nfe, **_artist.score(samples)}
-    if not FACTS[plan.solver].stochastic:
+    if not SOLVER_INFO[plan.solver].stochastic:
         distances = apart(samples, torch.from_numpy(fine))
         finite = bool(distances.isfinite().all())
         values["rms"] = round(float(distances.square().mean().sqrt()), 4) if finite else None

@@ -32,7 +32,7 @@ EVERY = 2.0  # seconds between writes
 Key = tuple[str, str, int]
 
 
-class Store:
+class OutputMap:
     """The results in their file, which is replaced as a whole."""
 
     def __init__(self, path: Path, setting: dict[str, Any]) -> None:
@@ -128,7 +128,7 @@ def _draw(key: Key) -> Any:
     return None if samples is None else samples.numpy()
 
 
-def survey(store: Store, studio: Studio) -> Iterator[Key]:
+def survey(store: OutputMap, studio: Studio) -> Iterator[Key]:
     """Everything, budget by budget."""
     found = store.found["results"]
     for nfe in BUDGETS:
@@ -142,7 +142,7 @@ def survey(store: Store, studio: Studio) -> Iterator[Key]:
             store.add("results", key, {"rms": None, "median": None, "note": "hopeless"})
 
 
-def finals(store: Store, studio: Studio) -> Iterator[Key]:
+def finals(store: OutputMap, studio: Studio) -> Iterator[Key]:
     """The best of each budget again, from other noise: the survey's own winner was partly lucky."""
     keys: list[Key] = []
     for nfe in BUDGETS:
@@ -155,7 +155,7 @@ def finals(store: Store, studio: Studio) -> Iterator[Key]:
         yield key
 
 
-def run(store: Store, part: str, images: int, first_seed: int) -> None:
+def run(store: OutputMap, part: str, images: int, first_seed: int) -> None:
     """One part, with its progress on stderr."""
     studio = Studio(images, first_seed, list(REFERENCES)[: 2 if part == "results" else 1])
     store.tree["floor"] = studio.floor or store.tree["floor"]
@@ -185,7 +185,7 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     sizes = {"images": arguments.images, "finals": arguments.finals}
     rules = {"hopeless": HOPELESS, "finalists": FINALISTS, "final_seed": FINAL_SEED}
-    store = Store(arguments.out / "mnist.json", {**sizes, **rules, "references": REFERENCES})
+    store = OutputMap(arguments.out / "mnist.json", {**sizes, **rules, "references": REFERENCES})
     if not arguments.report:
         try:
             run(store, "results", arguments.images, 0)

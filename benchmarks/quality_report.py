@@ -9,7 +9,7 @@ from typing import Any
 from quality_cases import BUDGETS, GRIDS, LINES, REFERENCES
 
 from pndm_fast.plan.atomic import atomic_path
-from pndm_fast.solvers import FACTS
+from pndm_fast.solvers import SOLVER_INFO
 
 One = dict[str, Any]
 EARNS = 0.9  # of the best plan's distance, at most, at two budgets: then A-FloPS would be worth a second kernel
@@ -44,7 +44,7 @@ def _head(tree: One) -> str:
     setting, floor, machine = tree["setting"], tree["floor"], tree["machine"]
     fine = ", ".join(f"{name} ({how['steps']} steps, {how['spacing']})" for name, how in REFERENCES.items())
     remark = f"\n- {tree['remark']}" if tree["remark"] else ""
-    noisy = ", ".join(name for name, facts in sorted(FACTS.items()) if facts.stochastic)
+    noisy = ", ".join(name for name, facts in sorted(SOLVER_INFO.items()) if facts.stochastic)
     return f"""# Quality for a number of network calls
 
 `python benchmarks/quality.py` makes this page, on the packaged MNIST network (class-conditional, the digits in turn, no

@@ -174,7 +174,7 @@ class Unrolled:
                 batch=job.batch,
                 shape=job.network.shape,
                 slots=self.table.slots,
-                halves=1 + guided,
+                cfg_copies=1 + guided,
                 direct=job.network.dtype is torch.float32 and not guided,
                 channels=1,
                 state=torch.float32,
@@ -211,7 +211,7 @@ class Unrolled:
         r.x[:, : r.n] = y
         r.t.fill_(self.job.plan.times[0])
         if r.net_in is not None:
-            r.net_in.copy_(y.repeat(r.halves, 1))
+            r.net_in.copy_(y.repeat(r.cfg_copies, 1))
 
     def rows(self) -> None:
         for _ in range(self.job.plan.nfe):

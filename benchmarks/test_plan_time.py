@@ -4,7 +4,7 @@ import pytest
 from compare import Target, record
 
 import pndm_fast as pf
-from pndm_fast.solvers import FACTS
+from pndm_fast.solvers import SOLVER_INFO
 
 STEPS = 50
 MILLISECONDS = Target(20.0, at_most=True)
@@ -13,7 +13,7 @@ MILLISECONDS = Target(20.0, at_most=True)
 @pytest.mark.parametrize("solver", pf.SOLVERS)
 def test_make_plan(benchmark, rounds, solver):
     plan = pf.make_plan(solver, steps=STEPS)
-    assert plan.nfe == FACTS[solver].calls(STEPS)
+    assert plan.nfe == SOLVER_INFO[solver].calls(STEPS)
     assert pf.Plan.from_json(plan.to_json()) == plan
     benchmark.pedantic(pf.make_plan, args=(solver,), kwargs={"steps": STEPS}, rounds=rounds, warmup_rounds=1)
     if not benchmark.disabled:

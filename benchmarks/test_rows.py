@@ -10,11 +10,11 @@ from test_stream import library  # noqa: F401
 
 import pndm_fast as pf
 from pndm_fast.plan.plan import MAX_SLOTS, SAME_X, SAME_Y
-from pndm_fast.solvers import FACTS
+from pndm_fast.solvers import SOLVER_INFO
 
 ELEMENTS = 196_608
 BOUND = Target(1.25, at_most=True)
-SOLVERS = [name for name in pf.SOLVERS if not (FACTS[name].stochastic or FACTS[name].inverts)]
+SOLVERS = [name for name in pf.SOLVERS if not (SOLVER_INFO[name].stochastic or SOLVER_INFO[name].inverts)]
 
 
 def operands(row):

@@ -18,7 +18,7 @@ constexpr int64_t kReleaseGil =
 constexpr int64_t kMostElements = int64_t{1} << 34;  // per sample: four to each 32-bit counter
 
 [[noreturn]] void refuse(const std::string& name, const std::string& rule, const std::string& got) {
-  throw py::value_error("Run: " + name + " must be " + rule + ", got " + got);
+  throw py::value_error("RowOp: " + name + " must be " + rule + ", got " + got);
 }
 
 // A number of the constructor, checked: `at_least` and what that is called.
@@ -40,9 +40,9 @@ Dtype dtype_of(const char* name, const std::string& text) {
   refuse(name, "float32, float16 or bfloat16", text);
 }
 
-int parts_of(int64_t table_width) {
-  for (int parts = 1; parts <= kMaxParts; ++parts) {
-    if (table_width == width(parts)) return parts;
+int components_of(int64_t table_width) {
+  for (int components = 1; components <= kMaxComponents; ++components) {
+    if (table_width == width(components)) return components;
   }
   refuse("table_width", "32 or 128", std::to_string(table_width));
 }
@@ -62,18 +62,19 @@ Range range(const void* start, int64_t bytes) {
 }
 
 // A row on fixed memory. Python keeps the tensors alive.
-class Run {
+class RowOp {
  public:
-  explicit Run(const Registers& registers) : r_(registers) {
+  explicit RowOp(const Registers& registers) : r_(registers) {
     if (r_.stride < r_.n) refuse("stride", "at least n", std::to_string(r_.stride));
     if (r_.n % r_.channels) refuse("channels", "a divisor of n", std::to_string(r_.channels));
     if (r_.n > kMostElements) refuse("n", "at most 2^34", std::to_string(r_.n));
-    if (r_.parts > 1 && r_.n % r_.parts) refuse("n", "even in phase space", std::to_string(r_.n));
-    if (r_.parts > 1 && r_.channels > 1) {
+    if (r_.components > 1 && r_.n % r_.components)
+      refuse("n", "even in phase space", std::to_string(r_.n));
+    if (r_.components > 1 && r_.channels > 1) {
       refuse("channels", "1 in phase space", std::to_string(r_.channels));
     }
     if (r_.n_slots > kMaxSlots) refuse("n_slots", "at most 6", std::to_string(r_.n_slots));
-    const int64_t state = r_.batch * r_.stride, inputs = r_.halves * r_.batch;
+    const int64_t state = r_.batch * r_.stride, inputs = r_.cfg_copies * r_.batch;
     ours_ = {range(r_.x, state * 4),
              range(r_.y, state * 4),
              range(r_.slots, slot_offset(r_.n_slots, 0, r_.batch, r_.stride) * size_of(r_.slot)),
@@ -83,7 +84,7 @@ class Run {
              range(r_.seeds, r_.batch * 8),
              range(r_.first_bad, r_.batch * 4),
              range(r_.active, 4),
-             range(r_.table, r_.table_rows * width(r_.parts) * 4)};
+             range(r_.table, r_.table_rows * width(r_.components) * 4)};
   }
 
   // False, with nothing done, where an output overlaps our memory.
@@ -116,12 +117,12 @@ class Run {
   std::array<Range, 10> ours_;
 };
 
-Run make_run(uintptr_t x, uintptr_t y, uintptr_t slots, uintptr_t row, uintptr_t t,
-             uintptr_t net_in, uintptr_t seeds, uintptr_t first_bad, uintptr_t active,
-             uintptr_t table, int64_t batch, int64_t n, int64_t stride, int64_t n_slots,
-             int64_t table_rows, int64_t table_width, int64_t channels, int64_t halves,
-             const std::string& out_dtype, const std::string& slot_dtype,
-             const std::string& net_dtype, const std::string& time_dtype, int64_t threads) {
+RowOp make_row_op(uintptr_t x, uintptr_t y, uintptr_t slots, uintptr_t row, uintptr_t t,
+                  uintptr_t net_in, uintptr_t seeds, uintptr_t first_bad, uintptr_t active,
+                  uintptr_t table, int64_t batch, int64_t n, int64_t stride, int64_t n_slots,
+                  int64_t table_rows, int64_t table_width, int64_t channels, int64_t cfg_copies,
+                  const std::string& out_dtype, const std::string& slot_dtype,
+                  const std::string& net_dtype, const std::string& time_dtype, int64_t threads) {
   Registers r;
   r.x = pointer<float>("x", x);
   r.y = pointer<float>("y", y);
@@ -138,15 +139,15 @@ Run make_run(uintptr_t x, uintptr_t y, uintptr_t slots, uintptr_t row, uintptr_t
   r.stride = number("stride", stride, 1, "positive");
   r.n_slots = number("n_slots", n_slots, 1, "positive");
   r.table_rows = number("table_rows", table_rows, 1, "positive");
-  r.parts = parts_of(table_width);
+  r.components = components_of(table_width);
   r.channels = number("channels", channels, 1, "positive");
-  r.halves = number("halves", halves, 1, "positive");
+  r.cfg_copies = number("cfg_copies", cfg_copies, 1, "positive");
   r.out = dtype_of("out_dtype", out_dtype);
   r.slot = dtype_of("slot_dtype", slot_dtype);
   r.net = net_in ? dtype_of("net_dtype", net_dtype) : Dtype::kFloat32;
   r.integer_time = integer_time(time_dtype);
   r.threads = number("threads", threads, 1, "positive");
-  return Run(r);
+  return RowOp(r);
 }
 
 void fill_normals(uintptr_t out, uintptr_t seeds, int64_t batch, int64_t index, int64_t n,
@@ -172,7 +173,7 @@ py::dict columns() {
                                                {"NOISE", kNoise},
                                                {"WRITE_X", kWriteX},
                                                {"WRITE_Y", kWriteY},
-                                               {"BLOCKS", kBlocks},
+                                               {"COEFFICIENTS", kCoefficients},
                                                {"IN_SCALE", kInScale},
                                                {"P", kP},
                                                {"Q", kQ},
@@ -212,25 +213,27 @@ PYBIND11_MODULE(_C, m) {
   using py::literals::operator""_a;
   m.doc() = "The row operation and its noise on the CPU, and CUDA graphs, on raw pointers.";
   m.attr("columns") = columns();
-  m.def("column", &column, "first"_a, "parts"_a,
-        "Where a coefficient begins, given its column in a line of one part.");
-  m.def("width", &width, "parts"_a, "How many numbers a line of the table has.");
+  m.def("column", &column, "first"_a, "components"_a,
+        "Where a coefficient begins, given its column in a line of one component.");
+  m.def("width", &width, "components"_a, "How many numbers a line of the table has.");
   m.def("normals", &fill_normals, "out"_a, "seeds"_a, "batch"_a, "index"_a, "n"_a, "stride"_a,
         "channels"_a,
-        "Fill float32 [batch, n], rows `stride` apart, with a noise index's normals.");
-  m.def("use_pool", &use_pool, "parallel"_a, "index"_a, "size"_a,
-        "Run large rows on the threads of an OpenMP runtime: GOMP_parallel, omp_get_thread_num and "
-        "omp_get_num_threads.");
+        "Fill float32 [batch, n], rows `stride` component_stride, with a noise index's normals.");
+  m.def(
+      "use_pool", &use_pool, "parallel"_a, "index"_a, "size"_a,
+      "RowOp large rows on the threads of an OpenMP runtime: GOMP_parallel, omp_get_thread_num and "
+      "omp_get_num_threads.");
   m.def("slot_offset", &slot_offset, "slot"_a, "sample"_a, "batch"_a, "stride"_a,
         "Where a sample's slot begins, in elements.");
   m.def("instruction_sets", &choose_instruction_set, "use"_a = "",
         "This machine's instruction sets, best first; a name chooses one. For tests.");
   bind_graph(m);
-  py::class_<Run>(m, "Run", "One row of the table for every sample, on memory that Python owns.")
-      .def(py::init(&make_run), py::kw_only(), "x"_a, "y"_a, "slots"_a, "row"_a, "t"_a, "net_in"_a,
-           "seeds"_a, "first_bad"_a, "active"_a, "table"_a, "batch"_a, "n"_a, "stride"_a,
-           "n_slots"_a, "table_rows"_a, "table_width"_a, "channels"_a, "halves"_a, "out_dtype"_a,
-           "slot_dtype"_a, "net_dtype"_a, "time_dtype"_a, "threads"_a = 1)
-      .def("__call__", &Run::operator(), "out"_a, "uncond"_a = 0, "z"_a = 0, py::pos_only(),
+  py::class_<RowOp>(m, "RowOp",
+                    "One row of the table for every sample, on memory that Python owns.")
+      .def(py::init(&make_row_op), py::kw_only(), "x"_a, "y"_a, "slots"_a, "row"_a, "t"_a,
+           "net_in"_a, "seeds"_a, "first_bad"_a, "active"_a, "table"_a, "batch"_a, "n"_a,
+           "stride"_a, "n_slots"_a, "table_rows"_a, "table_width"_a, "channels"_a, "cfg_copies"_a,
+           "out_dtype"_a, "slot_dtype"_a, "net_dtype"_a, "time_dtype"_a, "threads"_a = 1)
+      .def("__call__", &RowOp::operator(), "out"_a, "uncond"_a = 0, "z"_a = 0, py::pos_only(),
            "Execute each sample's row; False, with nothing done, where an output is our memory.");
 }

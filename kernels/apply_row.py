@@ -1,7 +1,7 @@
 """`apply_row` as one Triton kernel; `pndm_fast.row.reference` says what it computes, bit for bit.
 
-A program has a block of a sample, at two parts the same block of position and of momentum: it reads and writes each
-element once. What stands for an operand is a tuple of its parts.
+A program has a block of a sample, at two components the same block of position and of momentum: it reads and writes
+each element once. What stands for an operand is a tuple of its components.
 """
 
 import torch
@@ -15,8 +15,8 @@ from pndm_fast.plan.plan import MAX_SLOTS, WIDTH_FORM
 from pndm_fast.row import table as columns
 from pndm_fast.row.registers import Registers
 
-# Elements of all parts. With 4 warps the smallest block whose 16-bit operands are read 128 bits at a time, and of two
-# parts the fp32 ones: a larger one would not fit in registers.
+# Elements of all components. With 4 warps the smallest block whose 16-bit operands are read 128 bits at a time, and of
+# two components the fp32 ones: a larger one would not fit in registers.
 BLOCK = 1024
 OPTIONS = {
     "num_warps": 4,
@@ -42,12 +42,12 @@ def _place(pid, length, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _read_all(ptr, apart, lane, left, PARTS: tl.constexpr):
-    """Of each part the first `left` elements, then zeros."""
-    parts = ()
-    for j in tl.static_range(PARTS):
-        parts += (tl.load(ptr + j * apart + lane, mask=lane < left, other=0.0).to(tl.float32),)
-    return parts
+def _read_all(ptr, component_stride, lane, left, COMPONENTS: tl.constexpr):
+    """Of each component the first `left` elements, then zeros."""
+    components = ()
+    for j in tl.static_range(COMPONENTS):
+        components += (tl.load(ptr + j * component_stride + lane, mask=lane < left, other=0.0).to(tl.float32),)
+    return components
 
 
 @triton.jit
@@ -59,12 +59,12 @@ def _read(ptr, lane, left, needed):
 
 
 @triton.jit
-def _operand(ptr, apart, lane, left, held, when, PARTS: tl.constexpr):
-    """The parts of which its coefficients take anything."""
-    parts = ()
-    for j in tl.static_range(PARTS):
-        parts += (_read(ptr + j * apart, lane, left, when & takes(held, j, PARTS)),)
-    return parts
+def _operand(ptr, component_stride, lane, left, held, when, COMPONENTS: tl.constexpr):
+    """The components of which its coefficients take anything."""
+    components = ()
+    for j in tl.static_range(COMPONENTS):
+        components += (_read(ptr + j * component_stride, lane, left, when & takes(held, j, COMPONENTS)),)
+    return components
 
 
 @triton.jit
@@ -80,68 +80,70 @@ def _round(value, dtype: tl.constexpr):
 
 
 @triton.jit
-def _guided(e, u, guidance, PARTS: tl.constexpr):
-    parts = ()
-    for j in tl.static_range(PARTS):  # at scale 1 a sample owes nothing to the unconditional output
-        parts += (tl.where(guidance == 1, e[j], (e[j] - u[j]) * guidance + u[j]),)
-    return parts
+def _guided(e, u, guidance, COMPONENTS: tl.constexpr):
+    components = ()
+    for j in tl.static_range(COMPONENTS):  # at scale 1 a sample owes nothing to the unconditional output
+        components += (tl.where(guidance == 1, e[j], (e[j] - u[j]) * guidance + u[j]),)
+    return components
 
 
 @triton.jit
-def _any_bad(e, PARTS: tl.constexpr):
+def _any_bad(e, COMPONENTS: tl.constexpr):
     """Not zero where an element is not finite."""
     bad = (e[0].to(tl.int32, bitcast=True) & EXPONENT) == EXPONENT
-    for j in tl.static_range(1, PARTS):
+    for j in tl.static_range(1, COMPONENTS):
         bad = bad | ((e[j].to(tl.int32, bitcast=True) & EXPONENT) == EXPONENT)
     return tl.max(bad.to(tl.int32), 0)
 
 
 @triton.jit
-def _converted(e, y, p, q, p2, q2, clamp, PARTS: tl.constexpr):
+def _converted(e, y, p, q, p2, q2, clamp, COMPONENTS: tl.constexpr):
     """From what the network predicts to what the solver combines."""
     clamped = ()
-    for i in tl.static_range(PARTS):
-        value = added(scaled(e, q, i, PARTS), y, p, i, PARTS)
+    for i in tl.static_range(COMPONENTS):
+        value = added(scaled(e, q, i, COMPONENTS), y, p, i, COMPONENTS)
         value = tl.where(value > clamp, clamp, value)  # minimum and maximum would lose a NaN
         clamped += (tl.where(value < -clamp, -clamp, value),)
-    parts = ()
-    for i in tl.static_range(PARTS):
-        parts += (added(scaled(clamped, q2, i, PARTS), y, p2, i, PARTS),)
-    return parts
+    components = ()
+    for i in tl.static_range(COMPONENTS):
+        components += (added(scaled(clamped, q2, i, COMPONENTS), y, p2, i, COMPONENTS),)
+    return components
 
 
 @triton.jit
-def _write(ptr, apart, lane, left, values, PARTS: tl.constexpr):
-    """Write the parts in the buffer's dtype, and return them as they now are."""
-    parts = ()
-    for i in tl.static_range(PARTS):
+def _write(ptr, component_stride, lane, left, values, COMPONENTS: tl.constexpr):
+    """Write the components in the buffer's dtype, and return them as they now are."""
+    components = ()
+    for i in tl.static_range(COMPONENTS):
         rounded = _round(values[i], ptr.dtype.element_ty)
-        tl.store(ptr + i * apart + lane, rounded, mask=lane < left)
-        parts += (rounded.to(tl.float32),)
-    return parts
+        tl.store(ptr + i * component_stride + lane, rounded, mask=lane < left)
+        components += (rounded.to(tl.float32),)
+    return components
 
 
 @triton.jit
-def _combine(ptr, apart, lane, left, operands, forms, RESULT: tl.constexpr, PARTS: tl.constexpr):
+def _combine(ptr, component_stride, lane, left, operands, forms, RESULT: tl.constexpr, COMPONENTS: tl.constexpr):
     """Write the operands' sum in the table's order, from zero, each step rounded."""
-    parts = ()
-    for i in tl.static_range(PARTS):
+    components = ()
+    for i in tl.static_range(COMPONENTS):
         total = tl.zeros_like(operands[0][0])
         for k in tl.static_range(OPERANDS):
-            row = entries(forms[k][RESULT], i, PARTS)
-            for j in tl.static_range(PARTS):
+            row = entries(forms[k][RESULT], i, COMPONENTS)
+            for j in tl.static_range(COMPONENTS):
                 total = add(total, operands[k][j], row[j])
-        tl.store(ptr + i * apart + lane, total, mask=lane < left)  # at once: its registers are free for the other's
-        parts += (total,)
-    return parts
+        tl.store(
+            ptr + i * component_stride + lane, total, mask=lane < left
+        )  # at once: its registers are free for the other's
+        components += (total,)
+    return components
 
 
 @triton.jit
-def _input(y, in_scale, PARTS: tl.constexpr):
-    parts = ()
-    for i in tl.static_range(PARTS):
-        parts += (scaled(y, in_scale, i, PARTS),)
-    return parts
+def _input(y, in_scale, COMPONENTS: tl.constexpr):
+    components = ()
+    for i in tl.static_range(COMPONENTS):
+        components += (scaled(y, in_scale, i, COMPONENTS),)
+    return components
 
 
 @triton.jit(do_not_specialize=["batch", "channels"])
@@ -150,90 +152,100 @@ def _apply_row_kernel(
     y_ptr,  # state, the same
     slots_ptr,  # past converted outputs [slots, batch, stride]
     row_ptr,  # int32 [batch]
-    t_ptr,  # the network's time input [HALVES * batch]
-    net_in_ptr,  # the network's input [HALVES * batch, PARTS * n], or None
+    t_ptr,  # the network's time input [CFG_COPIES * batch]
+    net_in_ptr,  # the network's input [CFG_COPIES * batch, COMPONENTS * n], or None
     seeds_ptr,  # int64 [batch]
     first_bad_ptr,  # int32 [batch]
     active_ptr,  # int32 [1]
     done_ptr,  # tickets, int32 [batch]
-    table_ptr,  # fp32 [rows, WIDTHS[PARTS]]
-    out_ptr,  # the network's output [batch, PARTS * n]
+    table_ptr,  # fp32 [rows, WIDTHS[COMPONENTS]]
+    out_ptr,  # the network's output [batch, COMPONENTS * n]
     uncond_ptr,  # its unconditional output, or None
-    z_ptr,  # standard normals [batch, PARTS * n] in place of Philox, or None
-    n,  # elements of a part
+    z_ptr,  # standard normals [batch, COMPONENTS * n] in place of Philox, or None
+    n,  # elements of a component
     stride,
     batch,
     channels,
-    PARTS: tl.constexpr,
-    HALVES: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    CFG_COPIES: tl.constexpr,
     SCATTERED: tl.constexpr,  # of `normals_block`
-    BLOCK: tl.constexpr,  # elements of a part
+    BLOCK: tl.constexpr,  # elements of a component
 ):
-    if PARTS > 1 and not SCATTERED:
-        n = n // 4 * 4  # the same, but known to be a multiple: the second part is as aligned as the first
-    length = stride if PARTS == 1 else n  # a single part's padding is written too: its accesses are whole vectors
+    if COMPONENTS > 1 and not SCATTERED:
+        n = n // 4 * 4  # the same, but known to be a multiple: the second component is as aligned as the first
+    length = (
+        stride if COMPONENTS == 1 else n
+    )  # a single component's padding is written too: its accesses are whole vectors
     b, start, blocks = _place(tl.program_id(0), length, BLOCK)
     batch = batch.to(tl.int64)
     row = tl.load(row_ptr + b)
     lane = tl.arange(0, BLOCK)
-    apart = tl.cast(n, tl.int64)
+    component_stride = tl.cast(n, tl.int64)
     own = b * stride + start  # in our buffers
-    outer = b * PARTS * n + start  # in the network's
+    outer = b * COMPONENTS * n + start  # in the network's
     left = length - start
     inside = n - start
-    e = _read_all(out_ptr + outer, apart, lane, inside, PARTS)
+    e = _read_all(out_ptr + outer, component_stride, lane, inside, COMPONENTS)
     if uncond_ptr is not None:
-        u = _read_all(uncond_ptr + outer, apart, lane, inside, PARTS)
+        u = _read_all(uncond_ptr + outer, component_stride, lane, inside, COMPONENTS)
 
-    line = table_ptr + row.to(tl.int64) * width(PARTS)
+    line = table_ptr + row.to(tl.int64) * width(COMPONENTS)
     if tl.load(line + HALT) != 0:
         return
     slot = tl.load(line + SLOT).to(tl.int32)
-    p = coefficient(line, P, PARTS)
-    q = coefficient(line, Q, PARTS)
-    p2 = coefficient(line, P2, PARTS)
-    q2 = coefficient(line, Q2, PARTS)
-    store_y = both(p, p2, True, True, PARTS)
+    p = coefficient(line, P, COMPONENTS)
+    q = coefficient(line, Q, COMPONENTS)
+    p2 = coefficient(line, P2, COMPONENTS)
+    q2 = coefficient(line, Q2, COMPONENTS)
+    store_y = both(p, p2, True, True, COMPONENTS)
     clamp = tl.load(line + CLAMP)
     guidance = tl.load(line + GUIDANCE)
-    next_line = line + width(PARTS)
+    next_line = line + width(COMPONENTS)
     next_halt = tl.load(next_line + HALT)
     next_t = tl.load(next_line + T)
-    next_scale = coefficient(next_line, IN_SCALE, PARTS)
+    next_scale = coefficient(next_line, IN_SCALE, COMPONENTS)
     write_x = tl.load(line + WRITE_X) != 0
     write_y = tl.load(line + WRITE_Y) != 0
     noise = tl.load(line + NOISE).to(tl.int32)
     forms = ()
     for k in tl.static_range(OPERANDS):
-        forms += (both(coefficient(line, X + k, PARTS), coefficient(line, Y + k, PARTS), write_x, write_y, PARTS),)
+        forms += (
+            both(
+                coefficient(line, X + k, COMPONENTS), coefficient(line, Y + k, COMPONENTS), write_x, write_y, COMPONENTS
+            ),
+        )
 
     # Before the loads, whose results would have to be kept in registers beside Philox's.
     z = ()
-    for j in tl.static_range(PARTS):
+    for j in tl.static_range(COMPONENTS):
         normals = tl.zeros([BLOCK], tl.float32)
-        noisy = (noise != 0) & takes(forms[LAST], j, PARTS)
+        noisy = (noise != 0) & takes(forms[LAST], j, COMPONENTS)
         if z_ptr is not None:
-            normals = _read(z_ptr + outer + j * apart, lane, inside, noisy)
+            normals = _read(z_ptr + outer + j * component_stride, lane, inside, noisy)
         elif noisy:
-            normals = normals_block(tl.load(seeds_ptr + b), noise, start + j * apart, n, channels, SCATTERED, BLOCK)
+            normals = normals_block(
+                tl.load(seeds_ptr + b), noise, start + j * component_stride, n, channels, SCATTERED, BLOCK
+            )
         z += (normals,)
 
     # Every load is issued before the first result is needed; one that the row does not need is masked off.
     needs_y = ()
-    for j in tl.static_range(PARTS):
-        needed = takes(forms[1], j, PARTS, takes(store_y, j, PARTS))
+    for j in tl.static_range(COMPONENTS):
+        needed = takes(forms[1], j, COMPONENTS, takes(store_y, j, COMPONENTS))
         if net_in_ptr is not None:
             needed = needed | (write_y == 0)
         needs_y += (needed,)
-    x = _operand(x_ptr + own, apart, lane, left, forms[0], True, PARTS)
+    x = _operand(x_ptr + own, component_stride, lane, left, forms[0], True, COMPONENTS)
     y = ()
-    for j in tl.static_range(PARTS):
-        y += (_read(y_ptr + own + j * apart, lane, left, needs_y[j]),)
+    for j in tl.static_range(COMPONENTS):
+        y += (_read(y_ptr + own + j * component_stride, lane, left, needs_y[j]),)
     slots_ptr += own
     plane = batch * stride
     slots = ()
     for k in tl.static_range(SLOTS):  # the row's own is taken from the value being stored
-        slots += (_operand(slots_ptr + plane * k, apart, lane, left, forms[FIRST_SLOT + k], k != slot, PARTS),)
+        slots += (
+            _operand(slots_ptr + plane * k, component_stride, lane, left, forms[FIRST_SLOT + k], k != slot, COMPONENTS),
+        )
 
     # The last ticket of a sample says that all its programs have read `row`. Taken here, its latency passes while
     # the loads are under way; the barrier keeps it behind this program's own reads.
@@ -241,35 +253,37 @@ def _apply_row_kernel(
     ticket = tl.atomic_add(done_ptr + b, 1)
 
     if uncond_ptr is not None:
-        e = _guided(e, u, guidance, PARTS)
-    if _any_bad(e, PARTS) != 0:
+        e = _guided(e, u, guidance, COMPONENTS)
+    if _any_bad(e, COMPONENTS) != 0:
         tl.atomic_min(first_bad_ptr + b, row, sem="relaxed")
 
-    new = _converted(e, y, p, q, p2, q2, clamp, PARTS)
-    new = _write(slots_ptr + slot * plane, apart, lane, left, new, PARTS)
+    new = _converted(e, y, p, q, p2, q2, clamp, COMPONENTS)
+    new = _write(slots_ptr + slot * plane, component_stride, lane, left, new, COMPONENTS)
     operands = (x, y)
     for k in tl.static_range(SLOTS):
-        parts = ()
-        for j in tl.static_range(PARTS):
-            parts += (tl.where(slot == k, new[j], slots[k][j]),)
-        operands += (parts,)
+        components = ()
+        for j in tl.static_range(COMPONENTS):
+            components += (tl.where(slot == k, new[j], slots[k][j]),)
+        operands += (components,)
     operands += (z,)
 
     following = y
     if write_x:
-        _combine(x_ptr + own, apart, lane, left, operands, forms, 0, PARTS)
+        _combine(x_ptr + own, component_stride, lane, left, operands, forms, 0, COMPONENTS)
     if write_y:
-        following = _combine(y_ptr + own, apart, lane, left, operands, forms, 1, PARTS)
+        following = _combine(y_ptr + own, component_stride, lane, left, operands, forms, 1, COMPONENTS)
     if net_in_ptr is not None:
-        values = _input(following, next_scale, PARTS)
-        for half in tl.static_range(HALVES):
-            _write(net_in_ptr + half * batch * PARTS * n + outer, apart, lane, inside, values, PARTS)
+        values = _input(following, next_scale, COMPONENTS)
+        for half in tl.static_range(CFG_COPIES):
+            _write(
+                net_in_ptr + half * batch * COMPONENTS * n + outer, component_stride, lane, inside, values, COMPONENTS
+            )
 
     if ticket == blocks - 1:
         tl.store(done_ptr + b, 0)
         tl.store(row_ptr + b, row + 1)
         t = next_t.to(t_ptr.dtype.element_ty)
-        for half in tl.static_range(HALVES):
+        for half in tl.static_range(CFG_COPIES):
             tl.store(t_ptr + half * batch + b, t)
         if next_halt != 0:
             tl.atomic_add(active_ptr, -1, sem="relaxed")
@@ -291,8 +305,8 @@ def _check_device(name: str, tensor: Tensor) -> None:
         )
 
 
-def _check_parts(parts: int, r: Registers) -> None:
-    if parts > 1 and (r.n % parts or r.channels > 1):
+def _check_components(components: int, r: Registers) -> None:
+    if components > 1 and (r.n % components or r.channels > 1):
         raise ValueError(f"a table of blocks must have an even n and channels 1, got {r.n} and {r.channels}")
 
 
@@ -325,10 +339,10 @@ def apply_row(
     _check_operand("out", out, r)
     _check_operand("uncond", uncond, r)
     _check_operand("z", z, r)
-    batch, stride, parts = r.row.shape[0], r.x.shape[1], columns.parts_of(table)
-    _check_parts(parts, r)
-    n, block = r.n // parts, BLOCK // parts
-    length = stride if parts == 1 else n
+    batch, stride, components = r.row.shape[0], r.x.shape[1], columns.components_of(table)
+    _check_components(components, r)
+    n, block = r.n // components, BLOCK // components
+    length = stride if components == 1 else n
     _apply_row_kernel[(triton.cdiv(length, block) * batch,)](
         r.x,
         r.y,
@@ -348,9 +362,9 @@ def apply_row(
         stride,
         batch,
         r.channels,
-        PARTS=parts,
-        HALVES=r.t.shape[0] // batch,
-        SCATTERED=r.channels > 1 or (parts > 1 and n % 4 != 0),
+        COMPONENTS=components,
+        CFG_COPIES=r.t.shape[0] // batch,
+        SCATTERED=r.channels > 1 or (components > 1 and n % 4 != 0),
         BLOCK=block,
         **OPTIONS,
     )

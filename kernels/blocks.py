@@ -1,4 +1,4 @@
-"""Coefficients of a row in its kernel: numbers, or 2x2 blocks where samples have two parts.
+"""Coefficients of a row in its kernel: numbers, or 2x2 blocks where samples have two components.
 
 A block is held as its place in the table and read where it is applied: all blocks of a row would not stay in registers
 beside its operands.
@@ -13,9 +13,9 @@ column = triton.constexpr_function(columns.column)
 
 
 @triton.constexpr_function
-def width(parts):
+def width(components):
     """Numbers in a line of the table."""
-    return columns.WIDTHS[parts]
+    return columns.WIDTHS[components]
 
 
 @triton.jit
@@ -26,44 +26,44 @@ def _pair(place):
 
 
 @triton.jit
-def coefficient(line, first: tl.constexpr, PARTS: tl.constexpr):
+def coefficient(line, first: tl.constexpr, COMPONENTS: tl.constexpr):
     """The number at a column, or the place of the block there."""
-    held = line + column(first, PARTS)
-    if PARTS == 1:
+    held = line + column(first, COMPONENTS)
+    if COMPONENTS == 1:
         held = tl.load(held)
     return held
 
 
 @triton.jit
-def entries(held, i: tl.constexpr, PARTS: tl.constexpr):
-    """What part i of the result takes of each part of the operand."""
-    if PARTS == 1:
+def entries(held, i: tl.constexpr, COMPONENTS: tl.constexpr):
+    """What component i of the result takes of each component of the operand."""
+    if COMPONENTS == 1:
         row = (held,)
     else:
-        row = _pair(held + i * PARTS)
+        row = _pair(held + i * COMPONENTS)
     return row
 
 
 @triton.jit
-def both(a, b, use_a, use_b, PARTS: tl.constexpr):
+def both(a, b, use_a, use_b, COMPONENTS: tl.constexpr):
     """An operand's coefficients for two results, of which one that is not used takes nothing.
 
-    With blocks goes of which parts of the operand they take anything.
+    With blocks goes of which components of the operand they take anything.
     """
-    if PARTS == 1:
+    if COMPONENTS == 1:
         held = (tl.where(use_a, a, 0.0), tl.where(use_b, b, 0.0))
     else:
         held = (a, b)
-        a0, a1, b0, b1 = _pair(a), _pair(a + PARTS), _pair(b), _pair(b + PARTS)
-        for j in tl.static_range(PARTS):
+        a0, a1, b0, b1 = _pair(a), _pair(a + COMPONENTS), _pair(b), _pair(b + COMPONENTS)
+        for j in tl.static_range(COMPONENTS):
             held += ((use_a & ((a0[j] != 0) | (a1[j] != 0))) | (use_b & ((b0[j] != 0) | (b1[j] != 0))),)
     return held
 
 
 @triton.jit
-def takes(held, j: tl.constexpr, PARTS: tl.constexpr, others=False):
-    """Whether one of both coefficients takes anything of the operand's part j, or `others` do."""
-    if PARTS == 1:
+def takes(held, j: tl.constexpr, COMPONENTS: tl.constexpr, others=False):
+    """Whether one of both coefficients takes anything of the operand's component j, or `others` do."""
+    if COMPONENTS == 1:
         answer = others | (held[0] != 0) | (held[1] != 0)
     else:
         answer = others | held[2 + j]
@@ -79,22 +79,22 @@ def add(total, values, number):
 
 
 @triton.jit
-def _add_others(total, operand, row, i: tl.constexpr, PARTS: tl.constexpr):
-    for j in tl.static_range(PARTS):
+def _add_others(total, operand, row, i: tl.constexpr, COMPONENTS: tl.constexpr):
+    for j in tl.static_range(COMPONENTS):
         if j != i:
             total = add(total, operand[j], row[j])
     return total
 
 
 @triton.jit
-def scaled(operand, held, i: tl.constexpr, PARTS: tl.constexpr):
-    """Part i of coefficient operand: first what it takes of its own part, which is never left out."""
-    row = entries(held, i, PARTS)
-    return _add_others(operand[i] * row[i], operand, row, i, PARTS)
+def scaled(operand, held, i: tl.constexpr, COMPONENTS: tl.constexpr):
+    """Part i of coefficient operand: first what it takes of its own component, which is never left out."""
+    row = entries(held, i, COMPONENTS)
+    return _add_others(operand[i] * row[i], operand, row, i, COMPONENTS)
 
 
 @triton.jit
-def added(total, operand, held, i: tl.constexpr, PARTS: tl.constexpr):
+def added(total, operand, held, i: tl.constexpr, COMPONENTS: tl.constexpr):
     """Part i, so far total, plus coefficient operand, in the same order."""
-    row = entries(held, i, PARTS)
-    return _add_others(add(total, operand[i], row[i]), operand, row, i, PARTS)
+    row = entries(held, i, COMPONENTS)
+    return _add_others(add(total, operand[i], row[i]), operand, row, i, COMPONENTS)

@@ -2,13 +2,13 @@
 
 columns: dict[str, int]
 
-def column(first: int, parts: int) -> int:
+def column(first: int, components: int) -> int:
     """Where a coefficient begins, given its column in a line of one part."""
 
-def width(parts: int) -> int:
+def width(components: int) -> int:
     """How many numbers a line of the table has."""
 
-class Run:
+class RowOp:
     """One row of the table for every sample, on raw pointers that the caller keeps alive."""
 
     def __init__(
@@ -31,7 +31,7 @@ class Run:
         table_rows: int,
         table_width: int,
         channels: int,
-        halves: int,
+        cfg_copies: int,
         out_dtype: str,
         slot_dtype: str,
         net_dtype: str,
@@ -45,7 +45,7 @@ def normals(out: int, seeds: int, batch: int, index: int, n: int, stride: int, c
     """Fill float32 [batch, n], rows `stride` apart, with a noise index's normals."""
 
 def use_pool(parallel: int, index: int, size: int) -> None:
-    """Run large rows on an OpenMP runtime: addresses of GOMP_parallel, omp_get_thread_num and omp_get_num_threads."""
+    """RowOp large rows on an OpenMP runtime: addresses of GOMP_parallel, omp_get_thread_num and omp_get_num_threads."""
 
 def slot_offset(slot: int, sample: int, batch: int, stride: int) -> int:
     """Where a sample's slot begins, in elements."""

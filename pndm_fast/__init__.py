@@ -1,21 +1,46 @@
-"""A sampling engine for diffusion models: a sampler is a plan, one fused operation runs any row of any plan."""
+"""A sampling engine for diffusion models: a sampler is a plan, one fused operation runs any row of any plan.
 
-from pndm_fast import phase_space, solvers
-from pndm_fast.loop.nvtx import nvtx_ranges
-from pndm_fast.loop.oracle import probability_flow
-from pndm_fast.loop.results import BadSample, Cancel, Cancelled, NonFiniteError, Report, Step
-from pndm_fast.loop.wrappers import Guided, Thresholded
-from pndm_fast.plan.levels import Level, Levels
-from pndm_fast.plan.plan import Plan, Prologue, Row, Store
-from pndm_fast.plan.schedule import Schedule
-from pndm_fast.row import op as ops
-from pndm_fast.runtime.cache import clear
-from pndm_fast.runtime.sample import sample
-from pndm_fast.runtime.sampler import Sampler
+Plans and solvers need no torch: what does is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pndm_fast import solvers
+from pndm_fast.plan import Level, Levels, OutputMap, Plan, Prologue, Row, Schedule
 from pndm_fast.solvers import SOLVERS
 from pndm_fast.solvers.make import make_plan
 
+if TYPE_CHECKING:
+    from pndm_fast import phase_space
+    from pndm_fast.loop.nvtx import nvtx_ranges
+    from pndm_fast.loop.results import BadSample, Cancel, Cancelled, NonFiniteError, Report, Step
+    from pndm_fast.loop.wrappers import Guided, Thresholded
+    from pndm_fast.row import op as ops
+    from pndm_fast.runtime.cache import clear
+    from pndm_fast.runtime.sample import sample
+    from pndm_fast.runtime.sampler import Sampler
+
 __version__ = "0.1.0"
+
+_LATER = {
+    "BadSample": "loop.results",
+    "Cancel": "loop.results",
+    "Cancelled": "loop.results",
+    "Guided": "loop.wrappers",
+    "NonFiniteError": "loop.results",
+    "Report": "loop.results",
+    "Sampler": "runtime.sampler",
+    "Step": "loop.results",
+    "Thresholded": "loop.wrappers",
+    "clear": "runtime.cache",
+    "nvtx_ranges": "loop.nvtx",
+    "ops": "row.op",
+    "phase_space": "phase_space",
+    "sample": "runtime.sample",
+}
 
 __all__ = [
     "SOLVERS",
@@ -26,6 +51,7 @@ __all__ = [
     "Level",
     "Levels",
     "NonFiniteError",
+    "OutputMap",
     "Plan",
     "Prologue",
     "Report",
@@ -33,14 +59,24 @@ __all__ = [
     "Sampler",
     "Schedule",
     "Step",
-    "Store",
     "Thresholded",
     "clear",
     "make_plan",
     "nvtx_ranges",
     "ops",
     "phase_space",
-    "probability_flow",
     "sample",
     "solvers",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_LATER[name]}")
+    value = globals()[name] = getattr(module, name, module)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

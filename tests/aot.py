@@ -30,18 +30,18 @@ VARIANTS = {
     "z-guided": dict(z=True, guided=True, net_in=True),
     "odd": dict(aligned=False),
     "odd-bf16": dict(network="bf16", slots="bf16", net_in=True, aligned=False),
-    "phase": dict(parts=2),
-    "phase-guided": dict(parts=2, guided=True, net_in=True),
-    "phase-mixed": dict(parts=2, network="bf16", net_in=True),
-    "phase-bf16": dict(parts=2, slots="bf16", network="bf16", net_in=True, guided=True, time="i64"),
-    "phase-z": dict(parts=2, z=True),
-    "phase-fours": dict(parts=2, aligned=False),
-    "phase-odd": dict(parts=2, aligned=False, scattered=True),
+    "phase": dict(components=2),
+    "phase-guided": dict(components=2, guided=True, net_in=True),
+    "phase-mixed": dict(components=2, network="bf16", net_in=True),
+    "phase-bf16": dict(components=2, slots="bf16", network="bf16", net_in=True, guided=True, time="i64"),
+    "phase-z": dict(components=2, z=True),
+    "phase-fours": dict(components=2, aligned=False),
+    "phase-odd": dict(components=2, aligned=False, scattered=True),
 }
 
 
 def _source(kernel, slots="fp32", network="fp32", time="fp32", guided=False, net_in=False, z=False,
-            scattered=False, aligned=True, parts=1):  # fmt: skip
+            scattered=False, aligned=True, components=1):  # fmt: skip
     from triton.compiler import ASTSource
 
     signature = {
@@ -50,7 +50,12 @@ def _source(kernel, slots="fp32", network="fp32", time="fp32", guided=False, net
         "done_ptr": "*i32", "table_ptr": "*fp32", "out_ptr": f"*{network}", "uncond_ptr": f"*{network}",
         "z_ptr": "*fp32", "n": "i32", "stride": "i32", "batch": "i32", "channels": "i32",
     }  # fmt: skip
-    constants = {"PARTS": parts, "HALVES": 2 if guided else 1, "SCATTERED": scattered, "BLOCK": BLOCK // parts}
+    constants = {
+        "COMPONENTS": components,
+        "CFG_COPIES": 2 if guided else 1,
+        "SCATTERED": scattered,
+        "BLOCK": BLOCK // components,
+    }
     absent = [name for name, given in (("net_in_ptr", net_in), ("uncond_ptr", guided), ("z_ptr", z)) if not given]
     constants |= dict.fromkeys(absent)
     signature |= dict.fromkeys(constants, "constexpr")

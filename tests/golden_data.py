@@ -7,12 +7,12 @@ import torch
 
 import pndm_fast as pf
 from pndm_fast.demo import gaussian_mixture
-from pndm_fast.solvers import FACTS
+from pndm_fast.solvers import SOLVER_INFO
 
 DATA = np.load(Path(__file__).parent / "golden" / "pndm.npz")
-SCALAR = sorted(name for name in pf.SOLVERS if FACTS[name].space != "phase")
-PHASE = sorted(name for name in pf.SOLVERS if FACTS[name].space != "scalar")
-FROM_NOISE = sorted(name for name in SCALAR if not FACTS[name].inverts)
+SCALAR = sorted(name for name in pf.SOLVERS if SOLVER_INFO[name].space != "phase")
+PHASE = sorted(name for name in pf.SOLVERS if SOLVER_INFO[name].space != "scalar")
+FROM_NOISE = sorted(name for name in SCALAR if not SOLVER_INFO[name].inverts)
 START = torch.from_numpy(DATA["meta_x_T"])
 
 

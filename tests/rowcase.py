@@ -61,7 +61,7 @@ def random_case(
     z: bool = False,
     calls: int = 4,
     bad: bool = False,
-    parts: int = 1,
+    components: int = 1,
 ) -> Case:
     """Plans of random sparsity, clamps, store maps and noise, each sample at a row of its own.
 
@@ -71,12 +71,12 @@ def random_case(
         z: give normals in place of Philox.
         calls: how many rows each sample executes, unless it halts.
         bad: put NaN and infinities into some outputs.
-        parts: 2 for rows of blocks, of which some are multiples of the identity, on samples of two halves.
+        components: 2 for rows of blocks, of which some are multiples of the identity, on samples of two halves.
     """
     rng = np.random.default_rng(seed)
     anchor = bool(rng.integers(2))  # whether x holds numbers before a row writes it
     lengths = [calls, calls + 1, 1, 2]
-    plans = [_random_plan(rng, length, slots, anchor, parts) for length in lengths]
+    plans = [_random_plan(rng, length, slots, anchor, components) for length in lengths]
     first = np.cumsum([0, *(length + 1 for length in lengths)])
     starts = [*first[:2], *((first[1] - 1, *first[2:4]) if halt_some else ())]
     halves = 2 if guidance else 1
@@ -88,7 +88,7 @@ def random_case(
         slot=slot_dtype,
         time=time_dtype,
         network=net_dtype,
-        halves=halves,
+        cfg_copies=halves,
         channels=channels,
     )
     _fill(r, rng, anchor)
@@ -174,18 +174,18 @@ def _fill(r: Registers, rng: np.random.Generator, anchor: bool) -> None:
     r.first_bad.fill_(NEVER)
 
 
-def _random_plan(rng: np.random.Generator, length: int, slots: int, anchor: bool, parts: int) -> np.ndarray:
-    """[length + 1, WIDTHS[parts]]: rows read only what is written before, and the last line halts."""
-    out = np.zeros((length + 1, columns.WIDTHS[parts]))
-    first, count = columns.column(columns.IN_SCALE, parts), columns.Y + WIDTH_FORM - columns.IN_SCALE
-    blocks = out[:, first : first + count * parts * parts].reshape(length + 1, count, parts, parts)
+def _random_plan(rng: np.random.Generator, length: int, slots: int, anchor: bool, components: int) -> np.ndarray:
+    """[length + 1, WIDTHS[components]]: rows read only what is written before, and the last line halts."""
+    out = np.zeros((length + 1, columns.WIDTHS[components]))
+    first, count = columns.column(columns.IN_SCALE, components), columns.Y + WIDTH_FORM - columns.IN_SCALE
+    blocks = out[:, first : first + count * components * components].reshape(length + 1, count, components, components)
     written: set[int] = set()
     for i, (line, block) in enumerate(zip(out, blocks, strict=True)):
 
         def put(column: int, coefficients: object, block: np.ndarray = block) -> None:
             at = column - columns.IN_SCALE
             for k, c in enumerate(np.atleast_1d(coefficients)):
-                block[at + k] = _random_block(rng, float(c), parts)
+                block[at + k] = _random_block(rng, float(c), components)
 
         line[columns.T] = rng.integers(1000)
         put(columns.IN_SCALE, rng.choice([1.0, rng.uniform(0.2, 1.5)]))
@@ -204,21 +204,25 @@ def _random_plan(rng: np.random.Generator, length: int, slots: int, anchor: bool
             put(columns.X, _random_form(rng, readable, noisy))
             anchor = True
         else:
-            block[columns.X - columns.IN_SCALE + _X] = np.eye(parts)
+            block[columns.X - columns.IN_SCALE + _X] = np.eye(components)
         if rng.random() < 0.9:
             line[columns.WRITE_Y] = 1
             put(columns.Y, _random_form(rng, readable, noisy))
         else:
-            block[columns.Y - columns.IN_SCALE + _Y] = np.eye(parts)
+            block[columns.Y - columns.IN_SCALE + _Y] = np.eye(components)
         line[columns.NOISE] = (i + 2) * noisy
     return out
 
 
-def _random_block(rng: np.random.Generator, c: float, parts: int) -> np.ndarray:
+def _random_block(rng: np.random.Generator, c: float, components: int) -> np.ndarray:
     """c times a block that is the identity, diagonal, triangular, or full; often with zeros on the diagonal."""
-    if parts == 1 or rng.random() < 0.2:
-        return c * np.eye(parts)
-    return c * rng.uniform(-1.5, 1.5, (parts, parts)) * (rng.random((parts, parts)) < rng.choice([0.5, 1.0]))
+    if components == 1 or rng.random() < 0.2:
+        return c * np.eye(components)
+    return (
+        c
+        * rng.uniform(-1.5, 1.5, (components, components))
+        * (rng.random((components, components)) < rng.choice([0.5, 1.0]))
+    )
 
 
 def _random_store(rng: np.random.Generator) -> tuple[float, ...]:

@@ -263,7 +263,7 @@ CASES = [
     (row(t=math.nan), ValueError, "coefficients of a row must be finite"),
     (row(slot=6), ValueError, r"slot must be in \[0, 6\), got 6"),
     (row(y=(1.0, 2.0)), ValueError, "y must have 9 coefficients, got 2"),
-    (row(store=pf.Store(clamp=-1.0)), ValueError, "clamp must be positive, got -1.0"),
+    (row(store=pf.OutputMap(clamp=-1.0)), ValueError, "clamp must be positive, got -1.0"),
     (lambda: pf.Plan(()), ValueError, "a plan must have 1 to 65536 rows, got 0"),
     (
         lambda: pf.Plan(pf.make_plan("s-pndm", steps=5).rows[1:]),

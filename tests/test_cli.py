@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import pndm_fast as pf
 from pndm_fast.cli import app as cli
 from pndm_fast.cli import images, jobs
-from pndm_fast.solvers import FACTS
+from pndm_fast.solvers import SOLVER_INFO
 
 pytest.importorskip("PIL")
 
@@ -431,8 +431,12 @@ def test_solvers():
     listed = json.loads(run("solvers", "--json").stdout)
     assert [row["name"] for row in listed] == sorted(pf.SOLVERS)
     for row in listed:
-        n = max(row["fewest_steps"], 5)
-        assert pf.make_plan(row["name"], steps=n).nfe == FACTS[row["name"]].calls(n) and row["about"] and row["arxiv"]
+        n = max(row["min_steps"], 5)
+        assert (
+            pf.make_plan(row["name"], steps=n).nfe == SOLVER_INFO[row["name"]].calls(n)
+            and row["about"]
+            and row["arxiv"]
+        )
         assert all(paper in result.stdout for paper in row["arxiv"].split(", "))
         assert re.search(rf"^{row['name']} .* {row['spacing']} ", result.stdout, re.MULTILINE)
 

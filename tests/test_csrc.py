@@ -45,7 +45,7 @@ def arguments(r, plans, out_dtype, threads=1):
         table_rows=len(plans),
         table_width=plans.shape[1],
         channels=r.channels,
-        halves=r.halves,
+        cfg_copies=r.cfg_copies,
         out_dtype=name(out_dtype),
         slot_dtype=name(r.slots.dtype),
         net_dtype=name(F32 if r.net_in is None else r.net_in.dtype),
@@ -55,7 +55,7 @@ def arguments(r, plans, out_dtype, threads=1):
 
 
 def apply_row(r, plans, out, uncond=None, z=None, threads=1):
-    run = _C.Run(**arguments(r, plans, out.dtype, threads))
+    run = _C.RowOp(**arguments(r, plans, out.dtype, threads))
     assert run(out.data_ptr(), 0 if uncond is None else uncond.data_ptr(), 0 if z is None else z.data_ptr())
 
 
@@ -66,10 +66,10 @@ def assert_matches(case):
 def test_columns_are_those_of_the_table():
     ours = {key: value for key, value in vars(table).items() if key.isupper() and isinstance(value, int)}
     assert _C.columns == {key: value for key, value in ours.items() if key not in ("FIRST_ROW", "WIDTH_FORM")}
-    for parts, width in table.WIDTHS.items():
-        assert _C.width(parts) == width
-        for first in range(table.BLOCKS, table.Y + WIDTH_FORM):
-            assert _C.column(first, parts) == table.column(first, parts)
+    for components, width in table.WIDTHS.items():
+        assert _C.width(components) == width
+        for first in range(table.COEFFICIENTS, table.Y + WIDTH_FORM):
+            assert _C.column(first, components) == table.column(first, components)
 
 
 @pytest.mark.parametrize("net_dtype", [None, F32, F16, BF16], ids=str)
@@ -98,7 +98,7 @@ def test_two_parts_of_every_dtype(instruction_set, out_dtype, slot_dtype, net_dt
     for seed in range(8):
         guidance, z = bool(seed & 1), seed % 3 == 2
         time_dtype = torch.int64 if seed & 1 else F32
-        assert_matches(random_case(seed, 3, 784, parts=2, guidance=guidance, z=z, time_dtype=time_dtype, **dtypes))
+        assert_matches(random_case(seed, 3, 784, components=2, guidance=guidance, z=z, time_dtype=time_dtype, **dtypes))
 
 
 # halves of one element, of an odd number, of more than one tile, and of more tiles than threads
@@ -106,15 +106,15 @@ def test_two_parts_of_every_dtype(instruction_set, out_dtype, slot_dtype, net_dt
 def test_two_parts_of_every_size(instruction_set, batch, n):
     for seed in range(8):
         options = {"guidance": bool(seed & 1), "slots": 1 + seed % 6, "halt_some": seed % 4 > 1, "z": seed % 5 == 4}
-        assert_matches(random_case(seed, batch, n, parts=2, net_dtype=F32, **options))
+        assert_matches(random_case(seed, batch, n, components=2, net_dtype=F32, **options))
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_x_and_y_of_one_value(parts):
+@pytest.mark.parametrize("components", [1, 2])
+def test_x_and_y_of_one_value(components):
     """What a row gives to both registers is computed once."""
     for seed in range(6):
-        case = random_case(seed, 2, 1300, parts=parts, calls=2, z=bool(seed & 1))
-        first, last = (table.column(c, parts) for c in (table.X, table.Y))
+        case = random_case(seed, 2, 1300, components=components, calls=2, z=bool(seed & 1))
+        first, last = (table.column(c, components) for c in (table.X, table.Y))
         case.table[:, first:last] = case.table[:, last : 2 * last - first]
         case.table[:, [table.WRITE_X, table.WRITE_Y]] = 1.0
         assert_matches(case)
@@ -126,9 +126,11 @@ def test_x_and_y_of_one_value(parts):
 def test_two_parts_of_raw_outputs(slots, dtype, net_dtype):
     """The usual row: the slot is the output, and Y takes full blocks of the state and of all slots, and noise."""
     rng = np.random.default_rng(slots)
-    case = random_case(slots, 2, 1300, parts=2, slots=slots, slot_dtype=dtype, out_dtype=dtype, net_dtype=net_dtype)
+    case = random_case(
+        slots, 2, 1300, components=2, slots=slots, slot_dtype=dtype, out_dtype=dtype, net_dtype=net_dtype
+    )
     case.registers.slots.copy_(torch.from_numpy(rng.standard_normal(case.registers.slots.shape)))
-    case.table[:, table.BLOCKS :] = 0.0
+    case.table[:, table.COEFFICIENTS :] = 0.0
     case.table[:, [table.WRITE_X, table.WRITE_Y, table.GUIDANCE, table.CLAMP]] = torch.tensor([0, 1, 1, torch.inf])
     for first, value in ((table.Q, np.eye(2)), (table.Q2, np.eye(2)), (table.IN_SCALE, rng.uniform(-1, 1, (2, 2)))):
         put(case.table, first, value)
@@ -150,12 +152,12 @@ def test_channels_last_numbers_elements_logically(instruction_set, channels, n):
         assert_matches(random_case(seed, 2, n, channels=channels))
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_not_finite_outputs_are_found_and_survive_the_clamp(instruction_set, parts):
+@pytest.mark.parametrize("components", [1, 2])
+def test_not_finite_outputs_are_found_and_survive_the_clamp(instruction_set, components):
     found = 0
     for seed in range(24):
         dtype = (F32, F16, BF16)[seed % 3]
-        options = {"guidance": bool(seed & 1), "bad": True, "parts": parts}
+        options = {"guidance": bool(seed & 1), "bad": True, "components": components}
         case = random_case(seed, 3, 784, out_dtype=dtype, slot_dtype=dtype, **options)
         assert_matches(case)
         found += int((case.run(apply_row).first_bad != NEVER).sum())
@@ -208,10 +210,10 @@ def bits_around(values, step):
     return (values.view(torch.int32) + step).view(F32)
 
 
-@pytest.mark.parametrize("parts, n", [(1, 1_500_001), (2, 1_500_002)])
+@pytest.mark.parametrize("components, n", [(1, 1_500_001), (2, 1_500_002)])
 @pytest.mark.skipif(not share_threads(), reason="torch has no OpenMP runtime here")
-def test_threads_do_not_change_the_bits(parts, n):
-    case = random_case(5, 3, n, guidance=True, net_dtype=F16, calls=2, bad=True, parts=parts)
+def test_threads_do_not_change_the_bits(components, n):
+    case = random_case(5, 3, n, guidance=True, net_dtype=F16, calls=2, bad=True, components=components)
     one = case.run(apply_row)
     for threads in (2, 3, 64):
         assert_same(case.run(lambda *given, count=threads: apply_row(*given, threads=count)), one)
@@ -232,7 +234,7 @@ def test_runs_in_several_python_threads():
 def test_an_output_in_our_own_memory_is_refused_and_nothing_changes():
     case = random_case(1, 2, 784, net_dtype=F32, guidance=True)
     r, before = case.registers, clone(case.registers)
-    run = _C.Run(**arguments(r, case.table, F32))
+    run = _C.RowOp(**arguments(r, case.table, F32))
     elsewhere = torch.zeros(2, 784)
     for own in (r.x, r.y, r.slots, r.t, r.net_in, r.row, r.seeds, r.first_bad, r.active, case.table):
         last = own.data_ptr() + own.nbytes - 1
@@ -246,19 +248,19 @@ def test_an_output_in_our_own_memory_is_refused_and_nothing_changes():
     assert_same(r, before)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("components", [1, 2])
 @pytest.mark.parametrize("row, message", [(-1, "in"), (10**6, "in"), (0, "slots"), (1, "slots"), (2, "the last")])
-def test_a_row_outside_its_range_raises_before_anything_changes(row, message, parts):
-    case = random_case(0, 2, 8, slots=2, parts=parts)
-    lines = torch.zeros(3, table.WIDTHS[parts])
+def test_a_row_outside_its_range_raises_before_anything_changes(row, message, components):
+    case = random_case(0, 2, 8, slots=2, components=components)
+    lines = torch.zeros(3, table.WIDTHS[components])
     lines[0, table.SLOT] = 2
-    lines[1, table.column(table.Y + 2 + 5 + 1, parts) - 1] = 1.0  # the last number of the sixth slot's
+    lines[1, table.column(table.Y + 2 + 5 + 1, components) - 1] = 1.0  # the last number of the sixth slot's
     r = case.registers
     r.row[0], r.row[1] = 0, row
     if row > 1:
         lines[0, table.SLOT] = 0
     before = clone(r)
-    with pytest.raises(IndexError, match=rf"Run: row\[\d\] must be .*{message}"):
+    with pytest.raises(IndexError, match=rf"RowOp: row\[\d\] must be .*{message}"):
         apply_row(r, lines, torch.zeros(2, 8))
     assert_same(r, before)
 
@@ -266,27 +268,27 @@ def test_a_row_outside_its_range_raises_before_anything_changes(row, message, pa
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"n": 0}, "Run: n must be positive, got 0"),
-        ({"batch": -1}, "Run: batch must be positive, got -1"),
-        ({"halves": 0}, "Run: halves must be positive, got 0"),
-        ({"threads": 0}, "Run: threads must be positive, got 0"),
-        ({"table_rows": 0}, "Run: table_rows must be positive, got 0"),
-        ({"table_width": 64}, "Run: table_width must be 32 or 128, got 64"),
-        ({"table_width": 128, "n": 783}, "Run: n must be even in phase space, got 783"),
-        ({"table_width": 128, "channels": 2}, "Run: channels must be 1 in phase space, got 2"),
-        ({"n_slots": 7}, "Run: n_slots must be at most 6, got 7"),
-        ({"stride": 783}, "Run: stride must be at least n, got 783"),
-        ({"channels": 5}, "Run: channels must be a divisor of n, got 5"),
-        ({"n": 2**35, "stride": 2**35}, "Run: n must be at most 2\\^34, got 34359738368"),
-        ({"y": 0}, "Run: y must be an address, got 0"),
-        ({"out_dtype": "float64"}, "Run: out_dtype must be float32, float16 or bfloat16, got float64"),
-        ({"time_dtype": "int32"}, "Run: time_dtype must be float32 or int64, got int32"),
+        ({"n": 0}, "RowOp: n must be positive, got 0"),
+        ({"batch": -1}, "RowOp: batch must be positive, got -1"),
+        ({"cfg_copies": 0}, "RowOp: cfg_copies must be positive, got 0"),
+        ({"threads": 0}, "RowOp: threads must be positive, got 0"),
+        ({"table_rows": 0}, "RowOp: table_rows must be positive, got 0"),
+        ({"table_width": 64}, "RowOp: table_width must be 32 or 128, got 64"),
+        ({"table_width": 128, "n": 783}, "RowOp: n must be even in phase space, got 783"),
+        ({"table_width": 128, "channels": 2}, "RowOp: channels must be 1 in phase space, got 2"),
+        ({"n_slots": 7}, "RowOp: n_slots must be at most 6, got 7"),
+        ({"stride": 783}, "RowOp: stride must be at least n, got 783"),
+        ({"channels": 5}, "RowOp: channels must be a divisor of n, got 5"),
+        ({"n": 2**35, "stride": 2**35}, "RowOp: n must be at most 2\\^34, got 34359738368"),
+        ({"y": 0}, "RowOp: y must be an address, got 0"),
+        ({"out_dtype": "float64"}, "RowOp: out_dtype must be float32, float16 or bfloat16, got float64"),
+        ({"time_dtype": "int32"}, "RowOp: time_dtype must be float32 or int64, got int32"),
     ],
 )
 def test_bad_arguments_are_named(change, message):
     case = random_case(0, 2, 784)
     with pytest.raises(ValueError, match=message):
-        _C.Run(**(arguments(case.registers, case.table, F32) | change))
+        _C.RowOp(**(arguments(case.registers, case.table, F32) | change))
 
 
 def test_normals_check_their_arguments():

@@ -206,7 +206,7 @@ def call_main(folder, out, **options):
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_training_resumed_equals_uninterrupted(idx_folder, tmp_path, process):
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    whole, halves = tmp_path / "whole", tmp_path / "cfg_copies"
     weights, parts = PROCESSES[process].file, PROCESSES[process].parts
     call_main(idx_folder, whole, process=process)
     call_main(idx_folder, halves, process=process, stop_after=1)

@@ -10,7 +10,7 @@ from golden_data import FROM_NOISE
 
 import pndm_fast as pf
 from pndm_fast.plan.levels import Level, Levels
-from pndm_fast.plan.plan import ANCHOR, NOISE, SLOT, STATE, Store
+from pndm_fast.plan.plan import ANCHOR, NOISE, SLOT, STATE, OutputMap
 from pndm_fast.row import registers
 from pndm_fast.row.noise import normals, seed_tensor
 from pndm_fast.runtime import cache as memory
@@ -26,7 +26,9 @@ def row(t, slot, y, *, x=ANCHOR, **more):
 LONG = pf.Plan(
     (
         row(9.0, 0, 0.5 * STATE + 0.2 * SLOT[0], x=STATE, in_scale=0.7, preview=(2.0, -1.0)),
-        row(7.5, 2, 0.3 * ANCHOR + 0.4 * SLOT[2] + 0.1 * NOISE, store=Store(0.5, -1.0, 0.25, 2.0, 0.8), in_scale=1.3),
+        row(
+            7.5, 2, 0.3 * ANCHOR + 0.4 * SLOT[2] + 0.1 * NOISE, store=OutputMap(0.5, -1.0, 0.25, 2.0, 0.8), in_scale=1.3
+        ),
         row(5.0, 1, STATE - 0.5 * SLOT[0] + SLOT[1] + 0.2 * SLOT[2], x=0.5 * ANCHOR + NOISE, in_scale=0.9),
         row(2.0, 0, 0.6 * ANCHOR + 0.1 * SLOT[0], in_scale=1.1, preview=(0.0, 3.0)),
     ),

@@ -9,7 +9,7 @@ from golden_data import SCALAR
 
 import pndm_fast as pf
 from pndm_fast.plan.grids import SPACINGS, make_grid
-from pndm_fast.solvers import FACTS
+from pndm_fast.solvers import SOLVER_INFO
 
 SCHEDULES = {
     "linear": pf.Schedule.linear(),
@@ -59,13 +59,13 @@ def test_shifted_grid_to_t_min_keeps_its_form():
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_every_combination_builds_or_says_why(name, solver):
     for spacing in SPACINGS:
-        for n in sorted({1, 2, 3, FACTS[solver].fewest}):
+        for n in sorted({1, 2, 3, SOLVER_INFO[solver].min_steps}):
             try:
                 plan = pf.make_plan(solver, SCHEDULES[name], steps=n, spacing=spacing)
             except ValueError as error:
                 assert " must " in str(error) and "row " not in str(error), (spacing, n, str(error))
             else:
-                assert plan.nfe == FACTS[solver].calls(n)
+                assert plan.nfe == SOLVER_INFO[solver].calls(n)
 
 
 def test_edm_of_one_step():

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 import pndm_fast as pf
 from pndm_fast.plan.plan import MAX_SLOTS
 from pndm_fast.row import table
-from pndm_fast.solvers import FACTS
+from pndm_fast.solvers import SOLVER_INFO
 
 # Rows of the exponential family transport (alpha x_0 + sigma eps, eps) exactly. Not so: fon and fon-rk4 are classical
 # methods, consistent to their order; lambda-ddim is exact only at lam = 0; lcm replaces the state by its estimate.
 INEXACT = {"fon", "fon-rk4", "lambda-ddim", "lcm"}
-STOCHASTIC = sorted(name for name in SCALAR if FACTS[name].stochastic and name != "lcm")
+STOCHASTIC = sorted(name for name in SCALAR if SOLVER_INFO[name].stochastic and name != "lcm")
 EXACT = sorted(set(SCALAR) - INEXACT - set(STOCHASTIC))
 VARIANTS = [
     *((name, {}) for name in EXACT),
@@ -54,12 +54,12 @@ SCHEDULES = {
 
 
 @st.composite
-def grids(draw, fewest=4, names=tuple(SCHEDULES)):
+def grids(draw, min_steps=4, names=tuple(SCHEDULES)):
     """A schedule with a random decreasing grid of it that may end at sigma = 0."""
     name = draw(st.sampled_from(names))
     schedule = SCHEDULES[name]
     last = {"cosine": 990.0, "flow": 0.99}.get(name, schedule.last)  # alpha-bar of 2e-9 at 999: rounding, not the law
-    fractions = draw(st.lists(st.integers(1, 10**4), min_size=fewest, max_size=12, unique=True))
+    fractions = draw(st.lists(st.integers(1, 10**4), min_size=min_steps, max_size=12, unique=True))
     span = last - schedule.first
     times = sorted((schedule.first + span * f / 10**4 for f in fractions), reverse=True)
     end = draw(st.sampled_from([schedule.first, None]))
@@ -96,7 +96,7 @@ def transported(plan, x0, eps, data=0.5):
 
 def stored(solver, options, schedule):
     """What the slots hold."""
-    kind = options.get("predict") or FACTS[solver].stores
+    kind = options.get("predict") or SOLVER_INFO[solver].stores
     straight = not solver.startswith(("dpm", "unipc"))  # those say eps and mean it
     return "flow" if kind == "eps" and schedule.scale == "flow" and straight else kind
 
@@ -146,7 +146,7 @@ def test_raw_edm_networks(solver):
 
 @pytest.mark.parametrize("solver", STOCHASTIC)
 @settings(max_examples=60, deadline=None)
-@given(grids(fewest=2), st.floats(0, 1), st.booleans())
+@given(grids(min_steps=2), st.floats(0, 1), st.booleans())
 def test_variance(solver, grid, eta, exact):
     """On one point the state stays alpha x_0 + sigma times a unit normal: carried noise and fresh add up to sigma^2."""
     schedule, times = grid
@@ -231,14 +231,14 @@ def test_ddpm_is_ddim_at_eta_one_and_large_variance_is_beta():
 @pytest.mark.parametrize("steps", [1, 2, 3, 61, 1000])
 def test_any_number_of_steps(solver, steps):
     """Fewer steps than the order, non-divisors of T, as many as T: right on one point, or refused."""
-    if steps < FACTS[solver].fewest:
+    if steps < SOLVER_INFO[solver].min_steps:
         with pytest.raises(
-            ValueError, match=f"steps must be at least {FACTS[solver].fewest} for {solver}, got {steps}"
+            ValueError, match=f"steps must be at least {SOLVER_INFO[solver].min_steps} for {solver}, got {steps}"
         ):
             pf.make_plan(solver, steps=steps)
         return
     plan = pf.make_plan(solver, steps=steps)
-    assert plan.nfe == FACTS[solver].calls(steps)
+    assert plan.nfe == SOLVER_INFO[solver].calls(steps)
     if solver in EXACT and solver != "ddim-inverse":
         *_, (row, _, _, y, _) = transported(plan, 0.7, -1.3)
         assert row.levels.y.sigma == 0 and y == pytest.approx(0.7, abs=1e-7)
@@ -249,12 +249,12 @@ def test_any_number_of_steps(solver, steps):
 def test_calls(solver, steps):
     """len(plan) == nfe == what the solver says of itself; nfe= finds the same plan."""
     plan = pf.make_plan(solver, steps=steps)
-    facts = FACTS[solver]
-    assert len(plan) == plan.nfe == facts.calls(steps)
+    info = SOLVER_INFO[solver]
+    assert len(plan) == plan.nfe == info.calls(steps)
     assert pf.make_plan(solver, nfe=plan.nfe) == plan
-    if facts.calls_per_step > 1:
-        near = f"{plan.nfe} or {plan.nfe + facts.calls_per_step}"
-        with pytest.raises(ValueError, match=f"nfe must be {facts.formula()} for {solver}, such as {near}"):
+    if info.calls_per_step > 1:
+        near = f"{plan.nfe} or {plan.nfe + info.calls_per_step}"
+        with pytest.raises(ValueError, match=f"nfe must be {info.formula()} for {solver}, such as {near}"):
             pf.make_plan(solver, nfe=plan.nfe + 1)
 
 

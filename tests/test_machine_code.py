@@ -25,11 +25,11 @@ def opcodes(code):
 
 def expected(name):
     """Loads and stores of operands by their bytes: one access per thread, operand and part where it fits in 16."""
-    v = {"network": "fp32", "slots": "fp32", "parts": 1} | VARIANTS[name]
-    network, slot, parts, copies = v["network"], v["slots"], v["parts"], 1 + v.get("guided", False)
-    each = BLOCK // parts // THREADS
-    split = v.get("scattered", False) and parts > 1  # the second part begins anywhere
-    ragged = split or (parts == 1 and not v.get("aligned", True))
+    v = {"network": "fp32", "slots": "fp32", "components": 1} | VARIANTS[name]
+    network, slot, components, copies = v["network"], v["slots"], v["components"], 1 + v.get("guided", False)
+    each = BLOCK // components // THREADS
+    split = v.get("scattered", False) and components > 1  # the second part begins anywhere
+    ragged = split or (components == 1 and not v.get("aligned", True))
 
     def count(ours, theirs):
         """Our buffers are padded: they stay wide where n is no multiple of the vector width."""
@@ -37,7 +37,7 @@ def expected(name):
         for dtypes, narrow in ((ours, split), (theirs, ragged)):
             for size in map(BYTES.get, dtypes):
                 width = size if narrow else min(16, each * size)
-                total[width] += parts * each * size // width
+                total[width] += components * each * size // width
         return total
 
     loads = count(["fp32"] * 2 + [slot] * 6, [network] * copies + ["fp32"] * v.get("z", False))
@@ -52,7 +52,7 @@ def test_every_element_is_accessed_once_in_wide_vectors(name, architecture, comp
     assert (code["ptx"].count("ld.global.v2.b32"), code["ptx"].count("st.global.v2.b32")) == (loads[8], stores[8])
     scalar_loads = sum(c for op, c in count.items() if op.startswith("LDG")) - loads.total()
     scalar_stores = sum(c for op, c in count.items() if op.startswith("STG")) - stores.total()
-    assert 0 < scalar_loads <= SCALARS[VARIANTS[name].get("parts", 1)]
+    assert 0 < scalar_loads <= SCALARS[VARIANTS[name].get("components", 1)]
     assert 0 < scalar_stores <= 4  # done, row, t of both halves
 
 
@@ -95,7 +95,7 @@ def test_nothing_is_fused(name, architecture, compiled):
 def test_addresses_are_64_bit(name, compiled):
     """Nothing narrower than int64 is added to a pointer but a lane of the block, and nothing 32-bit is multiplied."""
     ir = compiled[name, 90]["ttir"]
-    lanes = set(re.findall(rf"(%\w+) = tt\.make_range \{{end = {BLOCK // VARIANTS[name].get('parts', 1)} ", ir))
+    lanes = set(re.findall(rf"(%\w+) = tt\.make_range \{{end = {BLOCK // VARIANTS[name].get('components', 1)} ", ir))
     offsets = re.findall(r"tt\.addptr (%\w+), (%\w+) : (\S+), (\S+)", ir)
     assert len(offsets) > 40
     for pointer, offset, _, kind in offsets:

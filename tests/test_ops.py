@@ -5,6 +5,7 @@ import torch
 from rowcase import assert_same, clone, random_case
 
 import pndm_fast as pf
+import pndm_fast.row.op  # registers torch.ops.pndm_fast.apply_row
 from pndm_fast.row import reference
 
 

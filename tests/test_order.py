@@ -12,19 +12,20 @@ import numpy as np
 import pytest
 import torch
 from golden_data import SCALAR, START, mixture
+from oracle import probability_flow
 
 import pndm_fast as pf
-from pndm_fast.solvers import FACTS, source
+from pndm_fast.solvers import SOLVER_INFO, source
 
 VP = pf.Schedule.vp(0.1, 20.0)
 STEPS = (96, 192, 384)
 QUIET = {
     "edm": {"churn": 0.0},
-    **{name: {"eta": 0.0} for name in SCALAR if FACTS[name].stochastic and name != "edm"},
+    **{name: {"eta": 0.0} for name in SCALAR if SOLVER_INFO[name].stochastic and name != "edm"},
 }
 # Uniform t from 1 to 0.1. To t = 0 the pseudo methods drop to about 1: sigma grows like sqrt(t) there.
 CASES = [
-    *((name, QUIET.get(name, {}), FACTS[name].order) for name in SCALAR if name not in ("ddpm", "lcm")),
+    *((name, QUIET.get(name, {}), SOLVER_INFO[name].order) for name in SCALAR if name not in ("ddpm", "lcm")),
     *(("deis", {"order": k, "variable": v}, k) for k in (1, 2, 3) for v in ("t", "rho", "log_rho")),
     *(("lms", {"order": k}, k) for k in (1, 2, 3)),
     *(("ipndm-v", {"order": k}, min(k, 2)) for k in (1, 2, 3)),
@@ -51,12 +52,12 @@ CASES = [
 
 @functools.cache
 def exact(end=0.1):
-    return pf.probability_flow(mixture(VP), VP, START, end=end, rtol=1e-12)
+    return probability_flow(mixture(VP), VP, START, end=end, rtol=1e-12)
 
 
 def error(solver, steps, **options):
     plan = pf.make_plan(solver, VP, times=np.linspace(1.0, 0.1, steps + 1), **options)
-    start, end = (exact(), START) if FACTS[solver].inverts else (START, exact())
+    start, end = (exact(), START) if SOLVER_INFO[solver].inverts else (START, exact())
     x = pf.sample(mixture(VP), solver=plan, state=start)
     return float((x - end).square().mean().sqrt())
 
@@ -107,7 +108,7 @@ def test_observed_order_elsewhere(schedule, solver, order):
     order = 4 if schedule.scale == "flow" and solver == "f-pndm" else order
     start, end = (0.9, 0.2) if schedule.scale == "flow" else (10.0, 0.5)
     state = START * float(schedule.sigma(start))
-    reference = pf.probability_flow(mixture(schedule), schedule, state, start=start, end=end, rtol=1e-12)
+    reference = probability_flow(mixture(schedule), schedule, state, start=start, end=end, rtol=1e-12)
     lam = np.linspace(schedule.lam(start), schedule.lam(end), 2)
     errors = []
     for n in (48, 96, 192):
@@ -126,7 +127,7 @@ def test_predictions_agree(solver, prediction):
     """What the network predicts changes the store map alone: the samples are the same to rounding."""
     times = np.linspace(1.0, 0.1, 21)
     plans = [pf.make_plan(solver, VP, times=times, prediction=p) for p in ("eps", prediction)]
-    if FACTS[solver].inverts:  # told another time than the state's: the conversion differs with the network
+    if SOLVER_INFO[solver].inverts:  # told another time than the state's: the conversion differs with the network
         return
     by_eps = pf.sample(mixture(VP), solver=plans[0], state=START, noises=lambda i: START)
     other = pf.sample(mixture(VP, prediction), solver=plans[1], state=START, noises=lambda i: START)
@@ -139,11 +140,11 @@ def table():
         "| name | network calls for n steps | observed order | stores | options | arXiv |",
         "|---|---|---|---|---|---|",
     ]
-    for name, facts in sorted(FACTS.items()):
-        order = f"{facts.order or ''}{' (SDE)' if facts.stochastic else ''}".strip()
+    for name, info in sorted(SOLVER_INFO.items()):
+        order = f"{info.order or ''}{' (SDE)' if info.stochastic else ''}".strip()
         parameters = inspect.signature(pf.SOLVERS[name]).parameters.values()
         own = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("prediction", "integer_times")]
-        cells = (f"`{name}`", facts.formula(), order, facts.stores, ", ".join(own), source(name))
+        cells = (f"`{name}`", info.formula(), order, info.stores, ", ".join(own), source(name))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -14,7 +14,7 @@ from scipy.integrate import quad
 import pndm_fast as pf
 from pndm_fast.demo import gaussian_mixture
 from pndm_fast.phase_space import PSLD
-from pndm_fast.solvers import FACTS
+from pndm_fast.solvers import SOLVER_INFO
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* diverges in")
 PROCESS = PSLD()
@@ -137,22 +137,22 @@ ROWS = [
 def test_calls_and_rows(solver, options, calls, normals, before, factor, steps):
     """As in the table of Pandey et al.; a last step to t = 0 adds one call, and no noise."""
     plan = pf.SOLVERS[solver](PROCESS, spread(2, steps), **options)
-    assert len(plan) == plan.nfe == calls * steps == FACTS[solver].calls(steps, "min")
+    assert len(plan) == plan.nfe == calls * steps == SOLVER_INFO[solver].calls(steps, "min")
     drawn = 0 if normals is None else steps + normals
     assert before + sum(row.noisy for row in plan) == drawn and bool(plan.prologue.c0) == before
     order = options.get("order", 1)
-    assert plan.n_slots == min(order, steps) and plan.parts == 2 and plan.steps == steps
+    assert plan.n_slots == min(order, steps) and plan.components == 2 and plan.steps == steps
     for row in plan:
         if row.noisy:
             (_, corner), (mixed, _) = row.y[-1]
             assert corner == 0 and (mixed == 0) == (factor == "diagonal")
     longer = pf.SOLVERS[solver](PROCESS, (*spread(2, steps), 0.0), **options)
-    assert len(longer) == calls * steps + 1 == FACTS[solver].calls(steps + 1) and longer.rows[:-1] == plan.rows
+    assert len(longer) == calls * steps + 1 == SOLVER_INFO[solver].calls(steps + 1) and longer.rows[:-1] == plan.rows
     assert longer.times[-1] == T_MIN and not longer.rows[-1].noisy
 
 
 def test_every_solver_has_its_rows():
-    phase = {name for name, facts in FACTS.items() if facts.space == "phase"}
+    phase = {name for name, facts in SOLVER_INFO.items() if facts.space == "phase"}
     assert {solver for solver, *_ in ROWS} == phase | {"euler", "conjugate"}
 
 

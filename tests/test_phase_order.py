@@ -14,7 +14,7 @@ from scipy.integrate import solve_ivp
 
 import pndm_fast as pf
 from pndm_fast.phase_space import PSLD
-from pndm_fast.solvers import FACTS
+from pndm_fast.solvers import SOLVER_INFO
 
 PROCESS = PSLD()
 LINEAR_CLD = PSLD(gamma=0.0, nu=4.0, beta=(0.1, 20.0))
@@ -77,7 +77,7 @@ def test_observed_order_elsewhere(solver, options, wanted):
 
 
 def test_declared_orders():
-    assert {FACTS[solver].order for solver, _, _ in ORDERS} == {1}
+    assert {SOLVER_INFO[solver].order for solver, _, _ in ORDERS} == {1}
 
 
 # At 10, 25, 50 and 100 network calls, to the digits given, by a program of its own.
@@ -102,5 +102,5 @@ SIZES = {
 def test_sizes(name):
     solver, options, sizes = SIZES[name]
     for calls, size in zip((10, 25, 50, 100), map(Decimal, sizes.split()), strict=True):
-        seen = error(solver, calls // FACTS[solver].calls_per_step, **options)
+        seen = error(solver, calls // SOLVER_INFO[solver].calls_per_step, **options)
         assert abs(seen - float(size)) < 0.55 * 10.0 ** size.as_tuple().exponent, calls

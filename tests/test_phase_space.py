@@ -10,11 +10,11 @@ from scipy.linalg import expm
 
 import pndm_fast as pf
 from pndm_fast.phase_space import PSLD, MomentumOnly, Preconditioning, momentum, position
-from pndm_fast.solvers import FACTS
+from pndm_fast.solvers import SOLVER_INFO
 
 PROCESS = PSLD()
 CLD = PSLD(gamma=0.0, nu=4.0)
-PHASE = sorted(name for name, facts in FACTS.items() if facts.space != "scalar" and name != "lambda-ddim")
+PHASE = sorted(name for name, facts in SOLVER_INFO.items() if facts.space != "scalar" and name != "lambda-ddim")
 IN_PHASE = [*(name for name in PHASE if name != "conjugate"), "conjugate L", "conjugate R"]
 TIMES = (1.0, 0.7, 0.45, 0.2, 0.05, T_MIN)
 MOMENTS = [(name, t) for name in PROCESSES for t in (0.004, 0.05, 0.3, 1.0)]
@@ -306,7 +306,7 @@ def test_bad_options(name, options, argument):
 
 @pytest.mark.parametrize("name", PHASE)
 def test_schedules_and_spaces_do_not_mix(name):
-    if FACTS[name].space == "phase":
+    if SOLVER_INFO[name].space == "phase":
         with pytest.raises(ValueError, match="solver must be one of .* got"):
             pf.make_plan(name, pf.Schedule.linear(), steps=5)
         with pytest.raises(TypeError, match="schedule must be a PSLD"):

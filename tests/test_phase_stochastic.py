@@ -8,7 +8,7 @@ from scipy.integrate import solve_ivp
 
 import pndm_fast as pf
 from pndm_fast.phase_space import PSLD, position
-from pndm_fast.solvers import FACTS
+from pndm_fast.solvers import SOLVER_INFO
 
 COUNT, PROCESS = 8000, PSLD()
 NETWORK = Mixture(PROCESS)
@@ -49,7 +49,7 @@ def errors(solver, times):
 @pytest.mark.parametrize("solver", LAWS)
 def test_law(solver):
     """As far from the mixture's as is known of each: a better law would be a mistake too."""
-    of_covariance, of_mean = errors(solver, spread(2, 50 // FACTS[solver].calls_per_step))
+    of_covariance, of_mean = errors(solver, spread(2, 50 // SOLVER_INFO[solver].calls_per_step))
     wanted, most = LAWS[solver]
     assert of_covariance == pytest.approx(wanted, abs=SLACK) and of_mean < most
 
@@ -63,7 +63,7 @@ def test_law_at_zero(solver):
 
 
 def test_every_stochastic_solver_is_tried():
-    assert set(LAWS) == {name for name, facts in FACTS.items() if facts.space == "phase" and facts.stochastic}
+    assert set(LAWS) == {name for name, facts in SOLVER_INFO.items() if facts.space == "phase" and facts.stochastic}
 
 
 def squared(block):
@@ -112,7 +112,7 @@ def test_noise_of_the_next_step(solver, options, name):
     plan = pf.SOLVERS[solver](process, TIMES, **options)
     wanted = [friction(process, t, u, **options) for t, u in STEPS]
     np.testing.assert_allclose(squared(plan.prologue.c0), wanted[0], rtol=1e-12)
-    rows = plan.rows[FACTS[solver].calls_per_step - 1 :: FACTS[solver].calls_per_step]
+    rows = plan.rows[SOLVER_INFO[solver].calls_per_step - 1 :: SOLVER_INFO[solver].calls_per_step]
     for row, covariance in zip(rows, wanted[1:], strict=False):
         np.testing.assert_allclose(squared(row.y[-1]), covariance, rtol=1e-12)
     assert sum(row.noisy for row in plan) == len(STEPS) - 1
@@ -125,7 +125,7 @@ def test_noise_of_the_next_step(solver, options, name):
 def test_noise_of_the_same_step(solver, options, name):
     process = PROCESSES[name]
     plan = pf.SOLVERS[solver](process, TIMES, **options)
-    rows = plan.rows[FACTS[solver].calls_per_step - 1 :: FACTS[solver].calls_per_step]
+    rows = plan.rows[SOLVER_INFO[solver].calls_per_step - 1 :: SOLVER_INFO[solver].calls_per_step]
     for row, (t, u) in zip(rows, STEPS, strict=True):
         if solver == "em":
             h = float(process.clock(t) - process.clock(u))

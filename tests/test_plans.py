@@ -7,7 +7,7 @@ import pytest
 
 import pndm_fast as pf
 from pndm_fast.phase_space import PSLD
-from pndm_fast.solvers import FACTS
+from pndm_fast.solvers import SOLVER_INFO
 from pndm_fast.solvers.compat import COMPAT
 
 FOLDER = Path(__file__).parent / "golden" / "plans"
@@ -42,7 +42,7 @@ CASES = {
 
 def made(case):
     solver, options = CASES[case]
-    return pf.make_plan(solver, steps=max(6, FACTS[solver].fewest), **options)
+    return pf.make_plan(solver, steps=max(6, SOLVER_INFO[solver].min_steps), **options)
 
 
 def text(plan):

@@ -10,7 +10,7 @@ from golden_data import SCALAR
 
 import pndm_fast as pf
 from pndm_fast.demo import gaussian_mixture
-from pndm_fast.solvers import FACTS
+from pndm_fast.solvers import SOLVER_INFO
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 if not FOLDER.is_dir():
@@ -34,7 +34,7 @@ def test_plans_make_exactly_the_calls_or_are_none(line):
 def test_every_deterministic_solver_has_a_line():
     named = {line.solver for line in cases.LINES.values()}
     same_step = {"euler", "dpm-solver-1", "conjugate"}
-    facts = {name: FACTS[name] for name in SCALAR}
+    facts = {name: SOLVER_INFO[name] for name in SCALAR}
     rest = {name for name, fact in facts.items() if not fact.stochastic and not fact.inverts}
     assert rest - named == same_step
 
@@ -52,19 +52,19 @@ def test_what_is_hopeless():
 
 def test_the_store_resumes(tmp_path, capsys):
     path, setting = tmp_path / "a.json", {"images": 2}
-    store = quality.Store(path, setting)
+    store = quality.OutputMap(path, setting)
     for line, nfe in (("unipc 2", 8), ("ddim", 8), ("unipc 2", 5)):
         store.add("results", (line, "leading", nfe), {"rms": 0.1, "median": 0.1, "note": ""})
     store.write()
-    again = quality.Store(path, setting)
+    again = quality.OutputMap(path, setting)
     assert again.found["results"] == store.found["results"]
     assert [one["line"] for one in json.loads(path.read_text())["results"]] == ["unipc 2", "ddim", "unipc 2"]
-    assert not quality.Store(path, {"images": 3}).found["results"]
+    assert not quality.OutputMap(path, {"images": 3}).found["results"]
     assert "measured anew" in capsys.readouterr().err
 
 
 def test_the_page_says_what_was_measured(tmp_path):
-    store = quality.Store(
+    store = quality.OutputMap(
         tmp_path / "a.json", {"images": 2, "finals": 2, "hopeless": 0.3, "finalists": {"rms": 1, "median": 1}}
     )
     store.tree["floor"] = {"rms": 0.001, "median": 0.001}

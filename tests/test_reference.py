@@ -20,36 +20,36 @@ EPS = torch.finfo(torch.float32).eps
 def by_hand(case):
     """x, y, slots and row after the first call, in float64 numpy, and the sums of absolute terms behind y.
 
-    Operands are [parts, n / parts] here, coefficients [parts, parts].
+    Operands are [components, n / components] here, coefficients [components, components].
     """
     r, (out, uncond, z) = case.registers, case.calls[0]
-    parts = table.parts_of(case.table)
+    components = table.components_of(case.table)
     x, y, slots = (t[..., : r.n].double().numpy().copy() for t in (r.x, r.y, r.slots))
-    x, y, slots = (array.reshape(*array.shape[:-1], parts, -1) for array in (x, y, slots))
+    x, y, slots = (array.reshape(*array.shape[:-1], components, -1) for array in (x, y, slots))
     scale = np.zeros_like(y)
     row, lines = r.row.numpy().copy(), case.table.double().numpy()
     for b in range(r.batch):
         line = lines[row[b]]
         if line[table.HALT]:
             continue
-        e = out[b].double().numpy().reshape(parts, -1)
+        e = out[b].double().numpy().reshape(components, -1)
         size = np.abs(e)
         if uncond is not None:
-            u = uncond[b].double().numpy().reshape(parts, -1)
+            u = uncond[b].double().numpy().reshape(components, -1)
             size = np.abs(u) + abs(line[table.GUIDANCE]) * (np.abs(e) + np.abs(u))
             e = u + line[table.GUIDANCE] * (e - u)
-        p, q, p2, q2 = blocks_of(line, table.P, 4, parts)
+        p, q, p2, q2 = blocks_of(line, table.P, 4, components)
         clamp = line[table.CLAMP]
         stored = q2 @ np.clip(q @ e + p @ y[b], -clamp, clamp) + p2 @ y[b]
         size = np.abs(q2) @ (np.abs(q) @ size + np.abs(p) @ np.abs(y[b])) + np.abs(p2) @ np.abs(y[b])
         slots[int(line[table.SLOT]), b] = stored
         index = int(line[table.NOISE])
-        noise = np.zeros((parts, r.n // parts))
+        noise = np.zeros((components, r.n // components))
         if index:
             drawn = normals(r.seeds[b : b + 1], index, r.n, r.channels)[0] if z is None else z[b]
-            noise = drawn.double().numpy().reshape(parts, -1)
+            noise = drawn.double().numpy().reshape(components, -1)
         operands = [x[b].copy(), y[b].copy(), *slots[:, b], *[None] * (6 - len(slots)), noise]
-        forms = {start: blocks_of(line, start, WIDTH_FORM, parts) for start in (table.X, table.Y)}
+        forms = {start: blocks_of(line, start, WIDTH_FORM, components) for start in (table.X, table.Y)}
         new_x, new_y = (sum(c @ v for c, v in zip(forms[k], operands, strict=True) if c.any()) for k in forms)
         form = np.abs(forms[table.Y])
         scale[b] = sum(c @ np.abs(v) for c, v in zip(form, operands, strict=True) if c.any())
@@ -61,10 +61,10 @@ def by_hand(case):
     return x, y, slots, row, scale
 
 
-def blocks_of(line, first, count, parts):
-    """[count, parts, parts]: the coefficients of a line from one column on."""
-    at = table.column(first, parts)
-    return line[at : at + count * parts**2].reshape(count, parts, parts)
+def blocks_of(line, first, count, components):
+    """[count, components, components]: the coefficients of a line from one column on."""
+    at = table.column(first, components)
+    return line[at : at + count * components**2].reshape(count, components, components)
 
 
 def wide(case):
@@ -79,11 +79,13 @@ def wide(case):
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize(
-    "guidance, z, channels, parts",
+    "guidance, z, channels, components",
     [(False, False, 1, 1), (True, False, 1, 1), (False, True, 3, 1), (False, False, 1, 2), (True, True, 1, 2)],
 )
-def test_float64_is_the_formula(seed, guidance, z, channels, parts):
-    case = wide(random_case(seed, 4, 12, guidance=guidance, z=z, channels=channels, halt_some=True, parts=parts))
+def test_float64_is_the_formula(seed, guidance, z, channels, components):
+    case = wide(
+        random_case(seed, 4, 12, guidance=guidance, z=z, channels=channels, halt_some=True, components=components)
+    )
     x, y, slots, row, _ = by_hand(case)
     after = clone(case.registers)
     reference.apply_row(after, case.table, *case.calls[0])
@@ -92,16 +94,16 @@ def test_float64_is_the_formula(seed, guidance, z, channels, parts):
     assert after.row.tolist() == row.tolist()
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("components", [1, 2])
 @pytest.mark.parametrize("seed", range(12))
-def test_float32_error_is_bounded(seed, parts):
+def test_float32_error_is_bounded(seed, components):
     """|error| <= (operations in the longest chain) eps_mach sum |terms|: derived, not tuned."""
-    case = random_case(seed, 4, 1000, parts=parts)
+    case = random_case(seed, 4, 1000, components=components)
     _, wanted, _, _, scale = by_hand(case)
     after = clone(case.registers)
     reference.apply_row(after, case.table, *case.calls[0])
     error = np.abs(after.y[:, :1000].double().numpy() - wanted)
-    chain = parts * (6 + WIDTH_FORM)  # guidance and store map, then a product and a sum for each operand
+    chain = components * (6 + WIDTH_FORM)  # guidance and store map, then a product and a sum for each operand
     bound = chain * EPS * (scale + np.abs(wanted)) + 1e-40
     assert (error <= bound).all(), float((error / bound).max())
 

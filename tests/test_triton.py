@@ -46,22 +46,22 @@ def poison(r, data):
         line = data[row]
         if line[table.HALT]:
             continue
-        reads, parts = read_by(line, r), table.parts_of(data)
+        reads, components = read_by(line, r), table.components_of(data)
         for k, values in enumerate((r.x[b], r.y[b], *r.slots[:, b])):
-            for j, part in enumerate(values[: r.n].chunk(parts)):
+            for j, part in enumerate(values[: r.n].chunk(components)):
                 if not reads[k, j]:
                     part.fill_(torch.nan)
 
 
 def read_by(line, r):
     """[operand, part]: whether the row reads it; operands are x, y, the slots and z."""
-    parts = table.parts_of(line[None])
+    components = table.components_of(line[None])
 
     def takes(first, count=1):  # from part j of count operands
-        begin = table.column(first, parts)
-        return (line[begin : begin + count * parts**2].view(count, parts, parts) != 0).any(dim=1)
+        begin = table.column(first, components)
+        return (line[begin : begin + count * components**2].view(count, components, components) != 0).any(dim=1)
 
-    reads = torch.zeros(WIDTH_FORM, parts, dtype=torch.bool)
+    reads = torch.zeros(WIDTH_FORM, components, dtype=torch.bool)
     for first, written in ((table.X, table.WRITE_X), (table.Y, table.WRITE_Y)):
         if line[written]:
             reads |= takes(first, WIDTH_FORM)
@@ -128,14 +128,14 @@ def test_random_rows(seed, triton_device):
 def test_two_parts_equal_the_reference(name, n, batch, triton_device):
     """Position and momentum: of one element, of odd length, of a multiple of 4, and of more than a block."""
     seed = len(name) + n
-    case = random_case(seed, batch, n, parts=2, guidance=bool(seed & 1), calls=2, **DTYPES[name])
+    case = random_case(seed, batch, n, components=2, guidance=bool(seed & 1), calls=2, **DTYPES[name])
     compare(case, triton_device)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_two_parts_of_random_rows(seed, triton_device):
     case = random_case(
-        seed, 1 + seed % 3, (34, 1000, 1024, 1046)[seed % 4], parts=2, z=seed % 3 == 0, guidance=seed % 2 == 0,
+        seed, 1 + seed % 3, (34, 1000, 1024, 1046)[seed % 4], components=2, z=seed % 3 == 0, guidance=seed % 2 == 0,
         time_dtype=(F32, torch.int64)[seed // 2 % 2], slots=1 + seed % 6, halt_some=seed % 4 > 1, bad=seed % 5 == 0,
         calls=3, **DTYPES[list(DTYPES)[seed % len(DTYPES)]],
     )  # fmt: skip
@@ -146,7 +146,7 @@ def test_two_parts_of_random_rows(seed, triton_device):
 @pytest.mark.parametrize("n", [2, 10, 14, 1032, 1046])
 def test_noise_is_numbered_over_both_parts(n, block, triton_device):
     """A momentum's first normal is the middle of a counter where n / 2 is no multiple of 4."""
-    case = random_case(1, 2, n, parts=2, calls=1)
+    case = random_case(1, 2, n, components=2, calls=1)
     line = case.table[case.registers.row[0]]
     line[table.HALT], line[table.NOISE], line[table.WRITE_X], line[table.WRITE_Y] = 0, 7, 0, 1
     case.registers.row[1] = case.registers.row[0]
@@ -160,9 +160,11 @@ def test_noise_is_numbered_over_both_parts(n, block, triton_device):
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("parts", [1, 2])
-def test_what_a_row_does_not_use_may_hold_nan(seed, parts, triton_device):
-    case = random_case(seed, 4 // parts, 100, net_dtype=(None, F16)[seed % 2], z=seed % 3 == 0, calls=6, parts=parts)
+@pytest.mark.parametrize("components", [1, 2])
+def test_what_a_row_does_not_use_may_hold_nan(seed, components, triton_device):
+    case = random_case(
+        seed, 4 // components, 100, net_dtype=(None, F16)[seed % 2], z=seed % 3 == 0, calls=6, components=components
+    )
     compare(case, triton_device, poisoned=True)
 
 
@@ -192,9 +194,11 @@ def times(addresses, tensor):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts what Triton's interpreter accesses")
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("parts, n", [(1, 1500), (2, 1128), (2, 30)])
-def test_a_row_is_one_pass_over_what_it_needs(seed, parts, n, accesses):
-    case = random_case(seed, 2, n, parts=parts, z=True, guidance=True, net_dtype=(None, F32)[seed % 2], calls=3)
+@pytest.mark.parametrize("components, n", [(1, 1500), (2, 1128), (2, 30)])
+def test_a_row_is_one_pass_over_what_it_needs(seed, components, n, accesses):
+    case = random_case(
+        seed, 2, n, components=components, z=True, guidance=True, net_dtype=(None, F32)[seed % 2], calls=3
+    )
     r = clone(case.registers)
     loads, stores = accesses
     for out, uncond, z in case.calls:
@@ -206,7 +210,7 @@ def test_a_row_is_one_pass_over_what_it_needs(seed, parts, n, accesses):
                 continue
             line = case.table[row]
             for read, operand in zip(read_by(line, r), (r.x, r.y, *r.slots, z), strict=True):
-                halves = times(loads, operand)[b, :n].chunk(parts)
+                halves = times(loads, operand)[b, :n].chunk(components)
                 assert [set(half.tolist()) for half in halves] == [{int(needed)} for needed in read]
             assert (times(loads, out)[b] == 1).all() and (times(loads, uncond)[b] == 1).all()
             written = [line[table.WRITE_X], line[table.WRITE_Y], *(k == line[table.SLOT] for k in range(len(r.slots)))]
@@ -225,9 +229,9 @@ def test_samples_run_to_their_halts_and_stay(triton_device):
 
 
 def test_many_programs_per_sample(triton_device):
-    """With 65 programs a sample, or 11 of two parts, one that read `row` late would execute the next row."""
+    """With 65 programs a sample, or 11 of two components, one that read `row` late would execute the next row."""
     compare(random_case(11, 2, 65_537, calls=2), triton_device)
-    compare(random_case(12, 1, 10_262, calls=1, parts=2), triton_device)
+    compare(random_case(12, 1, 10_262, calls=1, components=2), triton_device)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

@@ -1,5 +1,5 @@
-// The part of the CUDA driver's interface that graphs need, declared here so that building needs no
-// toolkit. tests/test_cuda_api.py compares it with cuda.h where one is found.
+// The component of the CUDA driver's interface that graphs need, declared here so that building
+// needs no toolkit. tests/test_cuda_api.py compares it with cuda.h where one is found.
 #pragma once
 
 #include <cstddef>

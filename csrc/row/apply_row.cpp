@@ -13,20 +13,21 @@ namespace {
 constexpr int64_t kElementsPerThread =
     1 << 16;  // about 15 us of work, several times what a team costs
 
-// A tile holds as many elements of each part, kTile in all.
+// A tile holds as many elements of each component, kTile in all.
 int64_t tiles_of(const Registers& r) { return (r.n + kTile - 1) / kTile; }
 
 // Tiles [first, last) of all samples' tiles, numbered one after another.
-template <int kParts>
+template <int kComponents>
 void run_tiles(const Registers& r, const Inputs& in, int64_t first, int64_t last) {
   const int64_t tiles = tiles_of(r);
   while (first < last) {
     const int64_t b = first / tiles, end = std::min((b + 1) * tiles, last);
-    const Work<kParts> w(r, in, b);
+    const Work<kComponents> w(r, in, b);
     bool bad = false;
     for (int64_t tile = first - b * tiles; !w.line[kHalt] && tile < end - b * tiles; ++tile) {
-      const int64_t each = kTile / kParts, at = tile * each, count = std::min(each, w.apart - at);
-      bad |= WorkTile<kParts>{w, at, count}.run();
+      const int64_t each = kTile / kComponents, at = tile * each,
+                    count = std::min(each, w.component_stride - at);
+      bad |= WorkTile<kComponents>{w, at, count}.run();
     }
     if (bad) {  // threads on one sample write the same number
       const int32_t seen = __atomic_load_n(r.first_bad + b, __ATOMIC_RELAXED);
@@ -56,7 +57,7 @@ void advance(const Registers& r) {
     r.row[b] += 1;
     const float* line = line_of(r, r.row[b]);
     *r.active -= line[kHalt] != 0.0f;
-    for (int64_t at = b; at < r.halves * r.batch; at += r.batch) {
+    for (int64_t at = b; at < r.cfg_copies * r.batch; at += r.batch) {
       if (r.integer_time) {
         static_cast<int64_t*>(r.t)[at] = static_cast<int64_t>(line[kTime]);
       } else {
@@ -67,7 +68,7 @@ void advance(const Registers& r) {
 }
 
 [[noreturn]] void refuse(int64_t b, const std::string& rule, int64_t row) {
-  throw std::out_of_range("Run: row[" + std::to_string(b) + "] must be " + rule + ", got " +
+  throw std::out_of_range("RowOp: row[" + std::to_string(b) + "] must be " + rule + ", got " +
                           std::to_string(row));
 }
 
@@ -82,8 +83,8 @@ void check_rows(const Registers& r) {
     if (row + 1 == rows) refuse(b, "a halt row where it is the last", row);
     bool fits = line[kSlot] >= 0.0f && line[kSlot] < static_cast<float>(r.n_slots);
     for (const int form : {kX + kFront, kY + kFront}) {
-      const float* end = line + column(form + kMaxSlots, r.parts);
-      const float* missing = line + column(form + static_cast<int>(r.n_slots), r.parts);
+      const float* end = line + column(form + kMaxSlots, r.components);
+      const float* missing = line + column(form + static_cast<int>(r.n_slots), r.components);
       for (; missing < end; ++missing) fits &= *missing == 0.0f;
     }
     if (!fits) refuse(b, "a row of slots in [0, " + std::to_string(r.n_slots) + ")", row);
@@ -91,7 +92,7 @@ void check_rows(const Registers& r) {
 }
 
 void apply_row(const Registers& r, const Inputs& in) {
-  Job job{r.parts == 1 ? run_tiles<1> : run_tiles<2>, r, in, r.batch * tiles_of(r)};
+  Job job{r.components == 1 ? run_tiles<1> : run_tiles<2>, r, in, r.batch * tiles_of(r)};
   const int64_t threads = std::min(r.threads, r.batch * r.n / kElementsPerThread);
   if (threads > 1 && pool.parallel) {
     pool.parallel(run_share, &job, static_cast<unsigned>(threads), 0);

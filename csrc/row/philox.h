@@ -54,7 +54,8 @@ PNDM_INLINE float log_of(float u) {
   return (f + tail) + e * 0.693359375f;
 }
 
-// A uint32 as the nearest float: both parts and the shifted one are exact, the sum rounds once.
+// A uint32 as the nearest float: both components and the shifted one are exact, the sum rounds
+// once.
 PNDM_INLINE float unsigned_to_float(uint32_t k) {
   return static_cast<float>(static_cast<int32_t>(k >> 16)) * 65536.0f +
          static_cast<float>(static_cast<int32_t>(k & 0xffffu));

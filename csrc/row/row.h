@@ -5,7 +5,7 @@
 
 namespace pndm {
 
-constexpr int kMaxParts = 2;  // of a sample: position and momentum
+constexpr int kMaxComponents = 2;  // of a sample: position and momentum
 constexpr int kMaxSlots = 6;
 constexpr int kForm = 2 + kMaxSlots + 1;  // coefficients of x, y, the slots and z
 
@@ -18,8 +18,8 @@ enum Column : int {
   kNoise,
   kWriteX,
   kWriteY,
-  kBlocks,  // from here on, coefficients: blocks of parts x parts numbers
-  kInScale = kBlocks,
+  kCoefficients,  // from here on, coefficients: blocks of components x components numbers
+  kInScale = kCoefficients,
   kP,
   kQ,
   kP2,
@@ -29,12 +29,14 @@ enum Column : int {
   kEnd = kY + kForm,
 };
 
-// Where a coefficient begins, given its column in a line of one part.
-constexpr int column(int first, int parts) { return kBlocks + (first - kBlocks) * parts * parts; }
+// Where a coefficient begins, given its column in a line of one component.
+constexpr int column(int first, int components) {
+  return kCoefficients + (first - kCoefficients) * components * components;
+}
 
-constexpr int width(int parts) { return parts == 1 ? 32 : 128; }
+constexpr int width(int components) { return components == 1 ? 32 : 128; }
 
-static_assert(column(kEnd, 1) <= width(1) && column(kEnd, kMaxParts) <= width(kMaxParts));
+static_assert(column(kEnd, 1) <= width(1) && column(kEnd, kMaxComponents) <= width(kMaxComponents));
 
 constexpr int64_t slot_offset(int64_t slot, int64_t sample, int64_t batch, int64_t stride) {
   return (slot * batch + sample) * stride;

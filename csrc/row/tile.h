@@ -14,7 +14,7 @@
 
 namespace pndm {
 
-constexpr int64_t kTile = 1024;  // elements, of all parts
+constexpr int64_t kTile = 1024;  // elements, of all components
 constexpr int kFront = 2;        // operands before the slots: x and y
 
 // The operands of X or Y with nonzero coefficients, in the order of the table, where the
@@ -55,11 +55,13 @@ struct Loops {
   // the normals of elements [at, at + count) of a sample of n in physical order
   void (*normals)(uint64_t seed, uint32_t index, int64_t at, int64_t count, int64_t n,
                   int64_t channels, float* to);
-  // map and combine of two parts, which in registers lie `apart` and in e kTile apart; null where
-  // there is none
-  void (*map_two)(const StoreMap& store, const float* y, int64_t apart, int64_t count, float* e);
-  void (*combine_two[3][kFront + 1][kMaxSlots + 1])(const Form& form, int64_t apart, int64_t at,
-                                                    int64_t count, float* first, float* second);
+  // map and combine of two components, which in registers lie `component_stride` and in e kTile
+  // component_stride; null where there is none
+  void (*map_two)(const StoreMap& store, const float* y, int64_t component_stride, int64_t count,
+                  float* e);
+  void (*combine_two[3][kFront + 1][kMaxSlots + 1])(const Form& form, int64_t component_stride,
+                                                    int64_t at, int64_t count, float* first,
+                                                    float* second);
 };
 
 struct InstructionSet {

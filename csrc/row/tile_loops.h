@@ -113,17 +113,18 @@ PNDM_INLINE float product(const Factor& factor, float value) {
   return from_bits((to_bits(value * factor.scale) & factor.used) | factor.nothing);
 }
 
-// One part of values and y, mapped: its own value first, and that always.
-PNDM_INLINE float map_part(int part, const Factor* q, const float* values, const Factor* p,
+// One component of values and y, mapped: its own value first, and that always.
+PNDM_INLINE float map_part(int component, const Factor* q, const float* values, const Factor* p,
                            const float* y) {
-  const int own = 3 * part, other = 1 + part;
-  float total = values[part] * q[own].scale;
-  total = product(q[other], values[1 - part]) + total;
-  total = product(p[own], y[part]) + total;
-  return product(p[other], y[1 - part]) + total;
+  const int own = 3 * component, other = 1 + component;
+  float total = values[component] * q[own].scale;
+  total = product(q[other], values[1 - component]) + total;
+  total = product(p[own], y[component]) + total;
+  return product(p[other], y[1 - component]) + total;
 }
 
-void map_two(const StoreMap& store, const float* y, int64_t apart, int64_t count, float* e) {
+void map_two(const StoreMap& store, const float* y, int64_t component_stride, int64_t count,
+             float* e) {
   constexpr uint32_t kNothing = 0x80000000u;  // -0 changes no sum
   Factor p[4], q[4], p2[4], q2[4];
   read_block(store.p, kNothing, p);
@@ -133,7 +134,7 @@ void map_two(const StoreMap& store, const float* y, int64_t apart, int64_t count
   const float clamp = store.clamp;
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
-    const float value[2] = {e[i], e[kTile + i]}, state[2] = {y[i], y[apart + i]};
+    const float value[2] = {e[i], e[kTile + i]}, state[2] = {y[i], y[component_stride + i]};
     const float inner[2] = {clamped(map_part(0, q, value, p, state), clamp),
                             clamped(map_part(1, q, value, p, state), clamp)};
     e[i] = map_part(0, q2, inner, p2, state);
@@ -142,8 +143,8 @@ void map_two(const StoreMap& store, const float* y, int64_t apart, int64_t count
 }
 
 template <class Slot, int kFronts, int kSlots>
-void combine_two(const Form& form, int64_t apart, int64_t at, int64_t count, float* first,
-                 float* second) {
+void combine_two(const Form& form, int64_t component_stride, int64_t at, int64_t count,
+                 float* first, float* second) {
   constexpr uint32_t kNothing = 0;  // +0: a sum that starts there is never -0
   const float* front[kFronts];
   const Slot* slot[kSlots];
@@ -160,14 +161,14 @@ void combine_two(const Form& form, int64_t apart, int64_t at, int64_t count, flo
   for (int64_t i = 0; i < count; ++i) {
     float total[2] = {0.0f, 0.0f};
     for (int k = 0; k < 2 * kFronts; ++k) {
-      const float value = front[k / 2][k % 2 * apart + i];
+      const float value = front[k / 2][k % 2 * component_stride + i];
       for (int j = 0; j < 2; ++j) {
         total[j] = total[j] + product(front_scale[k / 2][2 * j + k % 2], value);
       }
     }
 #pragma GCC unroll 12  // otherwise GCC keeps a long loop, and does not vectorize the outer one
     for (int k = 0; k < 2 * kSlots; ++k) {
-      const float value = widen(slot[k / 2][k % 2 * apart + i]);
+      const float value = widen(slot[k / 2][k % 2 * component_stride + i]);
       for (int j = 0; j < 2; ++j) {
         total[j] = total[j] + product(slot_scale[k / 2][2 * j + k % 2], value);
       }

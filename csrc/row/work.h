@@ -11,15 +11,15 @@
 
 namespace pndm {
 
-// A template, so that a second part costs nothing where there is none. What each tile needs stands
-// here and not behind pointers: beyond the caches that takes up to 20 % less time.
-template <int kParts>
+// A template, so that a second component costs nothing where there is none. What each tile needs
+// stands here and not behind pointers: beyond the caches that takes up to 20 % less time.
+template <int kComponents>
 struct Work {
   const Loops& loops = *active_set.loops;
   const Registers& r;
   const Inputs& in;
   const int64_t b;
-  const int64_t apart;  // from a part to the next
+  const int64_t component_stride;  // from a component to the next
   const float* const line;
   const int out_type, slot_type, net_type;
   const char *const out, *const uncond;  // uncond is null where the row is not guided
@@ -30,15 +30,15 @@ struct Work {
   const StoreMap store;
   const bool copied;
   Form to_x, to_y;
-  bool noisy[kParts] = {};          // parts of z that are taken
-  float in_scale[kParts * kParts];  // the next row's
+  bool noisy[kComponents] = {};               // components of z that are taken
+  float in_scale[kComponents * kComponents];  // the next row's
   bool kept = false;
 
   Work(const Registers& registers, const Inputs& inputs, int64_t sample)
       : r(registers),
         in(inputs),
         b(sample),
-        apart(r.n / kParts),
+        component_stride(r.n / kComponents),
         line(line_of(r, r.row[b])),
         out_type(static_cast<int>(r.out)),
         slot_type(static_cast<int>(r.slot)),
@@ -59,14 +59,15 @@ struct Work {
     if (writes_x) read_form(kX, to_x);
     if (writes_y) read_form(kY, to_y);
     keep_output();
-    std::copy_n(block(kInScale) + width(kParts), kBlock, in_scale);
+    std::copy_n(block(kInScale) + width(kComponents), kBlock, in_scale);
   }
 
-  // block(first)[kParts * i + j] is what part i of the result takes of part j of an operand.
-  const float* block(int first) const { return line + column(first, kParts); }
+  // block(first)[kComponents * i + j] is what component i of the result takes of component j of an
+  // operand.
+  const float* block(int first) const { return line + column(first, kComponents); }
 
  private:
-  static constexpr int kBlock = kParts * kParts;
+  static constexpr int kBlock = kComponents * kComponents;
 
   // At scale 1 a sample owes nothing to the other half.
   bool guided() const { return in.uncond && line[kGuidance] != 1.0f; }
@@ -96,13 +97,13 @@ struct Work {
       form.slot[form.slots] = slot_at(k);
       form.slot_scale[form.slots++] = scales;
     }
-    if constexpr (kParts == 2) fill(form);
+    if constexpr (kComponents == 2) fill(form);
     if (line[kNoise] == 0.0f) return;
     form.z_scale = scales;
-    for (int k = 0; k < kBlock; ++k) noisy[k % kParts] |= scales[k] != 0.0f;
+    for (int k = 0; k < kBlock; ++k) noisy[k % kComponents] |= scales[k] != 0.0f;
   }
 
-  // Two parts have loops for some numbers of operands only: of those that are added, which the
+  // Two components have loops for some numbers of operands only: of those that are added, which the
   // cache holds, nothing is taken.
   void fill(Form& form) const {
     static constexpr float kNothing[kBlock] = {};
@@ -120,7 +121,7 @@ struct Work {
   bool raw() const {
     bool all = !(store.clamp < INFINITY);
     for (int k = 0; k < kBlock; ++k) {
-      const float unit = k % (kParts + 1) == 0;  // of the identity
+      const float unit = k % (kComponents + 1) == 0;  // of the identity
       all &= store.p[k] == 0 && store.q[k] == unit && store.p2[k] == 0 && store.q2[k] == unit;
     }
     return all;
@@ -130,7 +131,7 @@ struct Work {
   // that or after it. So no loop waits for another's memory.
   void keep_output() {
     kept = copied && r.out == r.slot && writes_y && !writes_x &&
-           (kParts > 1 || (r.out == Dtype::kFloat32 && to_y.fronts == 1));
+           (kComponents > 1 || (r.out == Dtype::kFloat32 && to_y.fronts == 1));
     if (!kept) return;
     std::replace(to_y.slot, to_y.slot + to_y.slots, static_cast<const void*>(slot),
                  static_cast<const void*>(out));

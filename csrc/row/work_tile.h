@@ -1,4 +1,4 @@
-// A sample's row on one tile: the same elements of each part.
+// A sample's row on one tile: the same elements of each component.
 #pragma once
 
 #include <cstdint>
@@ -8,15 +8,15 @@
 
 namespace pndm {
 
-template <int kParts>
+template <int kComponents>
 struct WorkTile {
-  const Work<kParts>& w;
-  const int64_t at, count;  // in each part
+  const Work<kComponents>& w;
+  const int64_t at, count;  // in each component
 
   // Whether the network's output was not finite.
   bool run() const {
     bool bad;
-    if (kParts == 1 && w.kept) {
+    if (kComponents == 1 && w.kept) {
       bad = store_and_update();
     } else if (w.kept) {
       update();
@@ -30,26 +30,26 @@ struct WorkTile {
   }
 
  private:
-  using Buffer = float[kParts][kTile];
+  using Buffer = float[kComponents][kTile];
 
-  // The tile's first element of a part.
-  int64_t place(int part) const { return part * w.apart + at; }
+  // The tile's first element of a component.
+  int64_t place(int component) const { return component * w.component_stride + at; }
 
   bool store() const {
     alignas(64) Buffer e;
     bool bad = false;
-    for (int k = 0; k < kParts; ++k) {
+    for (int k = 0; k < kComponents; ++k) {
       bad |= w.copied ? w.loops.copy[w.out_type][w.slot_type](w.out, w.slot, place(k), count)
                       : w.loops.load[w.out_type][w.uncond != nullptr](
                             w.out, w.uncond, w.line[kGuidance], place(k), count, e[k]);
     }
     if (w.copied) return bad;
-    if constexpr (kParts == 1) {
+    if constexpr (kComponents == 1) {
       w.loops.map[*w.store.p != 0.0f][*w.store.p2 != 0.0f](w.store, w.y + at, count, e[0]);
     } else {
-      w.loops.map_two(w.store, w.y + at, w.apart, count, e[0]);
+      w.loops.map_two(w.store, w.y + at, w.component_stride, count, e[0]);
     }
-    for (int k = 0; k < kParts; ++k) {
+    for (int k = 0; k < kComponents; ++k) {
       w.loops.scale[w.slot_type](e[k], 1.0f, place(k), count, w.slot);
     }
     return bad;
@@ -57,38 +57,39 @@ struct WorkTile {
 
   void update() const {
     alignas(64) Buffer drawn, kept;
-    const float* z[kParts];
-    for (int k = 0; k < kParts; ++k) z[k] = w.noisy[k] ? noise(k, drawn[k]) : nullptr;
+    const float* z[kComponents];
+    for (int k = 0; k < kComponents; ++k) z[k] = w.noisy[k] ? noise(k, drawn[k]) : nullptr;
     float *x = w.x + at, *y = w.y + at;
     // Y reads the old x: the new one waits in the first-level cache.
     if (w.writes_x && !w.same) {
-      w.writes_y ? combine(w.to_x, z, kept[0], kTile) : combine(w.to_x, z, x, w.apart);
+      w.writes_y ? combine(w.to_x, z, kept[0], kTile) : combine(w.to_x, z, x, w.component_stride);
     }
-    if (w.writes_y) combine(w.to_y, z, y, w.apart);
-    for (int k = 0; w.writes_x && w.writes_y && k < kParts; ++k) {
-      const float* from = w.same ? y + k * w.apart : kept[k];
-      std::memcpy(x + k * w.apart, from, static_cast<size_t>(count) * sizeof(float));
+    if (w.writes_y) combine(w.to_y, z, y, w.component_stride);
+    for (int k = 0; w.writes_x && w.writes_y && k < kComponents; ++k) {
+      const float* from = w.same ? y + k * w.component_stride : kept[k];
+      std::memcpy(x + k * w.component_stride, from, static_cast<size_t>(count) * sizeof(float));
     }
   }
 
-  // A part of the row's z: the caller's, or drawn into the buffer given.
-  const float* noise(int part, float* drawn) const {
-    if (w.in.z) return w.in.z + w.b * w.r.n + place(part);
+  // A component of the row's z: the caller's, or drawn into the buffer given.
+  const float* noise(int component, float* drawn) const {
+    if (w.in.z) return w.in.z + w.b * w.r.n + place(component);
     const auto index = static_cast<uint32_t>(w.line[kNoise]);
-    w.loops.normals(w.r.seeds[w.b], index, place(part), count, w.r.n, w.r.channels, drawn);
+    w.loops.normals(w.r.seeds[w.b], index, place(component), count, w.r.n, w.r.channels, drawn);
     return drawn;
   }
 
-  void combine(const Form& form, const float* const* z, float* to, int64_t apart) const {
-    if constexpr (kParts == 1) {
+  void combine(const Form& form, const float* const* z, float* to, int64_t component_stride) const {
+    if constexpr (kComponents == 1) {
       w.loops.combine[w.slot_type][form.fronts][form.slots](form, at, count, to);
     } else {
       const auto loop = w.loops.combine_two[w.slot_type][form.fronts][form.slots];
-      loop(form, w.apart, at, count, to, to + apart);
+      loop(form, w.component_stride, at, count, to, to + component_stride);
     }
-    for (int k = 0; form.z_scale && k < kParts * kParts; ++k) {
+    for (int k = 0; form.z_scale && k < kComponents * kComponents; ++k) {
       const float scale = form.z_scale[k];
-      if (scale != 0.0f) w.loops.add(z[k % kParts], scale, count, to + k / kParts * apart);
+      if (scale != 0.0f)
+        w.loops.add(z[k % kComponents], scale, count, to + k / kComponents * component_stride);
     }
   }
 
@@ -104,17 +105,17 @@ struct WorkTile {
   }
 
   void feed() const {
-    for (int k = 0; w.net && k < kParts; ++k) {
+    for (int k = 0; w.net && k < kComponents; ++k) {
       alignas(64) float mixed[kTile];
       const float* from = w.y + place(k);
-      float own = w.in_scale[k * kParts + k];
-      if (kParts > 1 && w.in_scale[k * kParts + 1 - k] != 0.0f) {
+      float own = w.in_scale[k * kComponents + k];
+      if (kComponents > 1 && w.in_scale[k * kComponents + 1 - k] != 0.0f) {
         w.loops.scale[static_cast<int>(Dtype::kFloat32)](from, own, 0, count, mixed);
-        w.loops.add(w.y + place(1 - k), w.in_scale[k * kParts + 1 - k], count, mixed);
+        w.loops.add(w.y + place(1 - k), w.in_scale[k * kComponents + 1 - k], count, mixed);
         from = mixed;
         own = 1.0f;
       }
-      for (int64_t half = 0; half < w.r.halves; ++half) {
+      for (int64_t half = 0; half < w.r.cfg_copies; ++half) {
         w.loops.scale[w.net_type](from, own, place(k), count, w.net + half * w.net_bytes);
       }
     }

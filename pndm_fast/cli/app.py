@@ -27,7 +27,7 @@ from pndm_fast.phase_space import PSLD
 from pndm_fast.plan.grids import PHASE_SPACINGS, SPACINGS
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.runtime.progress import progress_bar
-from pndm_fast.solvers import FACTS, SOLVERS, source
+from pndm_fast.solvers import SOLVER_INFO, SOLVERS, source
 from pndm_fast.solvers.auto import AUTO, default_solver, settle
 from pndm_fast.solvers.make import choose
 
@@ -161,7 +161,7 @@ def sample(
     if solver == AUTO:
         solver, spacing, options = settled(form, steps, nfe, spacing, options, quiet)
     plan = make_plan(solver, form, steps, nfe, spacing, prediction, None, options)
-    own = form.spacing or FACTS[solver].spacing
+    own = form.spacing or SOLVER_INFO[solver].spacing
     recipe = {"spacing": spacing or own, "schedule": schedule, "options": options}
     place = find_device(device)
     network = ModelArgs(model, trust, parse_shape(shape), null_class, place, dtype, backend, graph)
@@ -249,27 +249,27 @@ def list_solvers(as_json: bool) -> None:
     rows: list[dict[str, Any]] = [
         {
             "name": name,
-            "order": facts.order,
-            "stochastic": facts.stochastic,
-            "fewest_steps": facts.fewest,
-            "calls": facts.formula(),
-            "spacing": facts.spacing,
-            "stores": facts.stores,
+            "order": info.order,
+            "stochastic": info.stochastic,
+            "min_steps": info.min_steps,
+            "calls": info.formula(),
+            "spacing": info.spacing,
+            "stores": info.stores,
             "slots": pf.make_plan(name, steps=50).n_slots,
             "arxiv": source(name),
             "about": (SOLVERS[name].__doc__ or "").strip().split("\n")[0],
         }
-        for name, facts in sorted(FACTS.items())
+        for name, info in sorted(SOLVER_INFO.items())
     ]
     if as_json:
         typer.echo(json.dumps(rows))
         return
-    lines = [["", "", "fewest", "calls for", "", "", "", ""]]
+    lines = [["", "", "min_steps", "calls for", "", "", "", ""]]
     lines.append(["name", "order", "steps", "n steps", "spacing", "slots", "stores", "arXiv"])
     for row in rows:
         order = f"{row['order'] or '-'}{' sde' if row['stochastic'] else ''}"
         first, *others = row["arxiv"].split(", ")
-        cells = (row["name"], order, *(row[k] for k in ("fewest_steps", "calls", "spacing", "slots", "stores")), first)
+        cells = (row["name"], order, *(row[k] for k in ("min_steps", "calls", "spacing", "slots", "stores")), first)
         lines.append([str(cell) for cell in cells])
         lines.extend([*[""] * (len(cells) - 1), paper] for paper in others)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -295,7 +295,7 @@ def find_schedule(name: str | None, solver: str | None, model: str = "") -> tupl
     Raises:
         ValueError: another name.
     """
-    phase = model == DEMO_PSLD or (solver in FACTS and FACTS[str(solver)].space == "phase")
+    phase = model == DEMO_PSLD or (solver in SOLVER_INFO and SOLVER_INFO[str(solver)].space == "phase")
     name = choose("schedule", name or ("psld" if phase else "linear"), SCHEDULES)
     return name, demo.psld if name == "psld" and model == DEMO_PSLD else SCHEDULES[name]()
 
@@ -324,7 +324,7 @@ def settled(
 ) -> tuple[str, str | None, dict[str, Any]]:
     """Solver, spacing and options as auto chooses, which it says on stderr."""
     solver, words = settle(form, {**options, "steps": steps, "nfe": nfe, "spacing": spacing})
-    told = {"spacing": form.spacing or FACTS[solver].spacing, **words}
+    told = {"spacing": form.spacing or SOLVER_INFO[solver].spacing, **words}
     if not quiet:
         typer.echo(f"auto: {solver} {' '.join(f'{k}={v}' for k, v in told.items())}", err=True)
     options = {name: value for name, value in words.items() if name not in ("steps", "nfe", "spacing")}

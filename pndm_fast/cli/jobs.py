@@ -20,7 +20,7 @@ from pndm_fast import demo
 from pndm_fast.cli import images
 from pndm_fast.cli.images import Bytes
 from pndm_fast.cli.outputs import Item, UsageError, open_target
-from pndm_fast.loop.checks import ON_NAN, check_choice, check_guidance, check_parts, check_start
+from pndm_fast.loop.checks import ON_NAN, check_choice, check_components, check_guidance, check_start
 from pndm_fast.loop.network import config_shape
 from pndm_fast.phase_space import position
 from pndm_fast.plan.plan import Plan
@@ -163,7 +163,7 @@ class Run:
         self.backend = choose_backend(network.backend, network.device, torch.float32).name
         self.target = open_target(job.out, recipe_of(job), job.force)
         self.model = load_model(network)
-        check_parts(job.plan, (1, *self.model.shape))
+        check_components(job.plan, (1, *self.model.shape))
         images.to_uint8(self._pictures(torch.zeros(1, *self.model.shape)))  # raises where samples are no pictures
         classes = _classes(job, self.model)
         items = [Item(job.seed + i, classes[i % len(classes)] if classes else None) for i in range(job.number)]
@@ -235,7 +235,7 @@ class Run:
 
     def _pictures(self, samples: torch.Tensor) -> torch.Tensor:
         """What of the samples is the data."""
-        return position(samples) if self.plan.parts > 1 else samples
+        return position(samples) if self.plan.components > 1 else samples
 
     def _conditioning(self, items: list[Item]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         if items[0].label is None:

@@ -14,8 +14,9 @@ from torch import Tensor
 from pndm_fast.loop import conditioning
 from pndm_fast.loop.network import knows_momentum_only
 from pndm_fast.plan.matrix2 import matrix
+from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan, distinct
-from pndm_fast.row.noise import is_integer, seed_tensor
+from pndm_fast.row.noise import seed_tensor
 
 ON_NAN = ("raise", "mark", "ignore")
 FEW_ALPHA, MUCH_ALPHA = 0.1, 0.5  # alpha (of alpha^2 + sigma^2 = 1) where pure noise is a doubtful, a wrong start
@@ -149,7 +150,7 @@ def check_time_dtype(plan: Plan, dtype: torch.dtype | None) -> None:
     if dtype is torch.int64:
         for t in plan.times:
             if t != int(t):
-                hint = "" if plan.parts > 1 else ": use integer_times=True"
+                hint = "" if plan.components > 1 else ": use integer_times=True"
                 raise ValueError(f"times must be integers for time_dtype int64, got {t:g}{hint}")
 
 
@@ -164,7 +165,7 @@ def check_start(plan: Plan, given: bool) -> None:
     if given or alpha <= FEW_ALPHA:
         return
     hint = "spacing='trailing' starts at the noisiest time"
-    if plan.parts > 1:
+    if plan.components > 1:
         hint = "begin at t = 1; where it does, beta must be larger"
     text = f"the grid starts pure noise at t = {plan.times[0]:g}, where alpha is {alpha:.3g}: {hint}"
     if alpha > MUCH_ALPHA:
@@ -172,13 +173,13 @@ def check_start(plan: Plan, given: bool) -> None:
     warnings.warn(text, stacklevel=5)
 
 
-def check_parts(plan: Plan, shape: tuple[int, ...]) -> None:
+def check_components(plan: Plan, shape: tuple[int, ...]) -> None:
     """Refuse samples that are not positions and momenta for a plan in phase space.
 
     Raises:
         ValueError: the first dimension of a sample does not divide into halves.
     """
-    if plan.parts > 1 and (len(shape) < 2 or shape[1] % plan.parts):
+    if plan.components > 1 and (len(shape) < 2 or shape[1] % plan.components):
         rule = "(batch, positions and momenta, ...) with an even second entry"
         raise ValueError(f"shape must be {rule} for {plan.solver} in phase space, got {shape}")
 

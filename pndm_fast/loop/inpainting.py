@@ -13,7 +13,7 @@ from pndm_fast.row.layout import scaled_each
 
 @dataclass(frozen=True)
 class Known:
-    """What parts of the samples are to be.
+    """What components of the samples are to be.
 
     After every row x_t = alpha_t known + sigma_t noise where the mask is 0, with the noise that the trajectory started
     from: the replacement of Song et al. 2021, arXiv:2011.13456, section 5, without resampling.

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-
 
 def parameter(model: Any) -> Tensor | None:
     """The model's first floating-point parameter or buffer, for its device and dtype."""

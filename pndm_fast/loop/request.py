@@ -16,10 +16,10 @@ from pndm_fast.loop import conditioning
 from pndm_fast.loop.checks import (
     check_batches,
     check_callable,
+    check_components,
     check_conditioning,
     check_guidance,
     check_models,
-    check_parts,
     check_plans,
     check_seeds,
     check_start,
@@ -27,10 +27,11 @@ from pndm_fast.loop.checks import (
     check_time_dtype,
 )
 from pndm_fast.loop.inpainting import Known, known_of
+from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan, check_interval, distinct
-from pndm_fast.row.noise import INITIAL, is_integer, normals
+from pndm_fast.row.device import upload
+from pndm_fast.row.noise import INITIAL, normals
 from pndm_fast.row.table import Table
-from pndm_fast.runtime.cuda import upload
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Request:
         seeds: int64 [B] on the sampler's device.
         noise, state: tensors [B, *shape] in the state's dtype, or None.
         init: data that the start is noised from, or None.
-        known: what parts of the samples are to be, or None.
+        known: what components of the samples are to be, or None.
         noises: callable(index) -> [B, *shape] in place of Philox, or None.
         cond: the network's keyword arguments; uncond: those of its second evaluation, None without guidance.
         state_dtype: float32, or float64 for exact runs.
@@ -124,9 +125,9 @@ class Request:
         return flat.view(self.batch, *self.shape).to(self.state_dtype)
 
     @cached_property
-    def parts(self) -> int:
+    def components(self) -> int:
         """2 where samples are positions and momenta, else 1."""
-        return max(plan.parts for plan in self.distinct)
+        return max(plan.components for plan in self.distinct)
 
     @cached_property
     def raw(self) -> bool:
@@ -229,7 +230,7 @@ def complete(
         raise ValueError("guidance_interval must come with guidance, the scale inside it")
     for p in distinct(plans):
         check_start(p, state is not None or init is not None)
-        check_parts(p, shape)
+        check_components(p, shape)
         check_time_dtype(p, time_dtype)
     check_models(plans, networks, negative)
     with_cond, without = check_conditioning(cond, uncond, plans, device, negative is not None)

@@ -14,7 +14,7 @@ from pndm_fast.loop.network import prediction
 from pndm_fast.loop.request import Request, Stretch
 from pndm_fast.loop.results import BadSample, Cancelled, Step, rows_at
 from pndm_fast.loop.workspace import BufferForm, Probe, Workspace, check_first_output, form_of, row_noise
-from pndm_fast.plan.matrix2 import Block
+from pndm_fast.plan.matrix2 import Coefficient
 from pndm_fast.row.backends import Backend
 from pndm_fast.row.layout import channels_of
 from pndm_fast.row.registers import NEVER, Registers
@@ -67,7 +67,7 @@ class Trajectory:
                 self.apart = f"two calls: {reason}"
 
     @property
-    def halves(self) -> int:
+    def cfg_copies(self) -> int:
         """2 where one call carries both evaluations of guidance."""
         return 2 if self.stretch.guided and self.apart is None else 1
 
@@ -87,7 +87,7 @@ class Trajectory:
             device=self.device,
             network=self.network,
             time=self.time,
-            halves=self.halves,
+            cfg_copies=self.cfg_copies,
         )
 
     @property
@@ -107,7 +107,7 @@ class Trajectory:
         try:
             out, uncond = self.evaluate(workspace)
         except (RuntimeError, ValueError) as error:
-            if self.halves == 1 or isinstance(error, torch.OutOfMemoryError):
+            if self.cfg_copies == 1 or isinstance(error, torch.OutOfMemoryError):
                 raise
             if not again:  # what comes and goes is no refusal
                 return self.first_call(again=True)
@@ -138,7 +138,7 @@ class Trajectory:
 
     def _dense(self, out: Tensor) -> Tensor:
         """Phase-space rows read whole halves: a channels-last output, where these are interleaved, is copied."""
-        return out.contiguous() if self.request.parts > 1 and channels_of(out) else out
+        return out.contiguous() if self.request.components > 1 and channels_of(out) else out
 
     def fits(self, workspace: Workspace, output: Output) -> bool:
         """Whether a call just made left the state alone and gave outputs of the form that the buffers have."""
@@ -219,7 +219,9 @@ class Trajectory:
         rows, real = rows_at(self.request.plans, index), self.request.real
 
         def x0() -> Tensor:
-            previews: list[tuple[Block, Block]] = [(1.0, 0.0) if row is None else row.preview for row in rows]
+            previews: list[tuple[Coefficient, Coefficient]] = [
+                (1.0, 0.0) if row is None else row.preview for row in rows
+            ]
             return workspace.x0(seen, previews, [0 if row is None else row.slot for row in rows])[:real]
 
         view = Step(index, self.request.nfe, rows[:real], lambda: self.samples(workspace), x0)

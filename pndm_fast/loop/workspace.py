@@ -8,17 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pndm_fast.loop.network import FLOATS
 from pndm_fast.loop.request import Request
 from pndm_fast.plan.levels import AnyLevel
-from pndm_fast.plan.matrix2 import Block
+from pndm_fast.plan.matrix2 import Coefficient
 from pndm_fast.plan.plan import Plan, Prologue
 from pndm_fast.row.backends import Backend, BoundRow
+from pndm_fast.row.device import upload
 from pndm_fast.row.layout import channels_of, describe, elements, flatten, scaled, scaled_each, unflatten
 from pndm_fast.row.noise import FIRST_ROW, INITIAL, PROLOGUE
-from pndm_fast.row.registers import ALIGN, NEVER, Registers, allocate
+from pndm_fast.row.registers import ALIGN, FLOATS, NEVER, Registers, allocate
 from pndm_fast.row.table import Table
-from pndm_fast.runtime.cuda import upload
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class BufferForm:
     batch: int
     shape: tuple[int, ...]
     slots: int
-    halves: int
+    cfg_copies: int
     direct: bool
     channels: int
     state: torch.dtype
@@ -64,7 +63,7 @@ def form_of(
     device: torch.device,
     network: torch.dtype,
     time: torch.dtype,
-    halves: int,
+    cfg_copies: int,
 ) -> BufferForm:
     """The cheapest buffers: no separate input where the network can read y, narrow slots where that loses nothing."""
     same = network is request.state_dtype and elements(request.shape) % ALIGN == 0
@@ -73,8 +72,8 @@ def form_of(
         batch=request.batch,
         shape=request.shape,
         slots=slots,
-        halves=halves,
-        direct=halves == 1 and request.unscaled and same and not probe.writes_input,
+        cfg_copies=cfg_copies,
+        direct=cfg_copies == 1 and request.unscaled and same and not probe.writes_input,
         channels=probe.channels,
         state=request.state_dtype,
         slot=probe.dtype if narrow else request.state_dtype,
@@ -104,7 +103,7 @@ class Workspace:
             slot=form.slot,
             time=form.time,
             network=None if form.direct else form.network,
-            halves=form.halves,
+            cfg_copies=form.cfg_copies,
             channels=form.channels,
         )
         flat = self.registers.y if self.registers.net_in is None else self.registers.net_in
@@ -143,10 +142,10 @@ class Workspace:
         """The time and the network's input of the row of that index; a sample that has ended keeps its last."""
         r = self.registers
         rows = [plan.rows[min(index, plan.nfe - 1)] for plan in request.plans]
-        r.t.copy_(upload([row.t for row in rows] * r.halves, r.t.device, torch.float64))
+        r.t.copy_(upload([row.t for row in rows] * r.cfg_copies, r.t.device, torch.float64))
         if r.net_in is not None:
             seen = scaled_each(r.y[:, : r.n], [row.in_scale for row in rows])
-            r.net_in.copy_(seen.repeat(r.halves, 1))
+            r.net_in.copy_(seen.repeat(r.cfg_copies, 1))
 
     def begin(self, request: Request, table: Table, backend: Backend) -> None:
         """Write the prologue, the first network input and the counters."""
@@ -237,7 +236,7 @@ class Workspace:
         dense = r.y[:, : r.n].clone(memory_format=torch.contiguous_format)
         return unflatten(dense, self.form.shape, r.channels).contiguous()
 
-    def x0(self, seen: Tensor, previews: list[tuple[Block, Block]], slots: list[int]) -> Tensor:
+    def x0(self, seen: Tensor, previews: list[tuple[Coefficient, Coefficient]], slots: list[int]) -> Tensor:
         """preview[0] y + preview[1] slot for each sample, [B, *shape], with the y that the network saw."""
         r = self.registers
         where = upload([slots, range(r.batch)], r.y.device)

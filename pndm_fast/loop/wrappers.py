@@ -87,7 +87,7 @@ class Thresholded(nn.Module):
             raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
         if not 0 < quantile <= 1 or not limit >= 1:
             raise ValueError(f"quantile must be in (0, 1] and limit at least 1, got {quantile} and {limit}")
-        if plan.parts > 1:
+        if plan.components > 1:
             raise ValueError("plan must be of one part: what is thresholded in phase space is not known")
         if plan.prediction not in ("eps", "v", "x0") or any(row.in_scale != 1 for row in plan.rows):
             raise ValueError(f"prediction must be eps, v or x0 of the unscaled state, got a plan for {plan.prediction}")

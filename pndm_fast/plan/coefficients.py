@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from pndm_fast.plan import matrix2 as blocks
+from pndm_fast.plan import matrix2
 from pndm_fast.plan.levels import Level
-from pndm_fast.plan.plan import PREDICTIONS, Form, Store
+from pndm_fast.plan.plan import PREDICTIONS, Form, OutputMap
 from pndm_fast.plan.schedule import Schedule
 
 # Adams-Bashforth weights, newest first: the gradient part (55, -59, 37, -9)/24 and its lower orders.
@@ -79,7 +79,7 @@ def ancestral(source: Level, target: Level, eta: float) -> tuple[Level, float]:
     return Level(target.alpha, math.sqrt(max(0.0, target.sigma**2 - tau**2))), tau
 
 
-def to_store(kind: str, prediction: str, at: Level, sigma_data: float = 0.5) -> Store:
+def to_store(kind: str, prediction: str, at: Level, sigma_data: float = 0.5) -> OutputMap:
     """The store map from what the network predicts at a level to what the slots hold: eps, x0 or flow.
 
     v = alpha eps - sigma x_0 (Salimans & Ho 2022, arXiv:2202.00512, appendix D); flow = eps - x_0
@@ -92,7 +92,7 @@ def to_store(kind: str, prediction: str, at: Level, sigma_data: float = 0.5) -> 
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
     if prediction == kind:
-        return Store()
+        return OutputMap()
     if prediction == "eps" and at.alpha == 0:
         raise ValueError("prediction must be v, x0 or flow where alpha = 0 (zero terminal SNR), got 'eps'")
     if kind == "eps" and at.sigma == 0 and prediction == "x0":
@@ -102,46 +102,46 @@ def to_store(kind: str, prediction: str, at: Level, sigma_data: float = 0.5) -> 
     return _MAPS[kind](prediction, at, sigma_data)
 
 
-def _to_eps(prediction: str, at: Level, data: float) -> Store:
+def _to_eps(prediction: str, at: Level, data: float) -> OutputMap:
     alpha, sigma = at
     if prediction == "v":
         norm = alpha * alpha + sigma * sigma
-        return Store(p=sigma / norm, q=alpha / norm)
+        return OutputMap(p=sigma / norm, q=alpha / norm)
     if prediction == "flow":
-        return Store(p=1 / (alpha + sigma), q=alpha / (alpha + sigma))
+        return OutputMap(p=1 / (alpha + sigma), q=alpha / (alpha + sigma))
     if prediction == "edm":
         norm = sigma * sigma + data * data
-        return Store(p=sigma / norm, q=-data / math.sqrt(norm))
-    return Store(p=1 / sigma, q=-alpha / sigma)
+        return OutputMap(p=sigma / norm, q=-data / math.sqrt(norm))
+    return OutputMap(p=1 / sigma, q=-alpha / sigma)
 
 
-def _to_x0(prediction: str, at: Level, data: float) -> Store:
+def _to_x0(prediction: str, at: Level, data: float) -> OutputMap:
     alpha, sigma = at
     if prediction == "v":
         norm = alpha * alpha + sigma * sigma
-        return Store(p=alpha / norm, q=-sigma / norm)
+        return OutputMap(p=alpha / norm, q=-sigma / norm)
     if prediction == "flow":
-        return Store(p=1 / (alpha + sigma), q=-sigma / (alpha + sigma))
+        return OutputMap(p=1 / (alpha + sigma), q=-sigma / (alpha + sigma))
     if prediction == "edm":
         norm = sigma * sigma + data * data
-        return Store(p=data * data / norm, q=sigma * data / math.sqrt(norm))
-    return Store(p=1 / alpha, q=-sigma / alpha)
+        return OutputMap(p=data * data / norm, q=sigma * data / math.sqrt(norm))
+    return OutputMap(p=1 / alpha, q=-sigma / alpha)
 
 
-def _to_flow(prediction: str, at: Level, data: float) -> Store:
+def _to_flow(prediction: str, at: Level, data: float) -> OutputMap:
     alpha, sigma = at
     if prediction == "v":
         norm = alpha * alpha + sigma * sigma
-        return Store(p=(sigma - alpha) / norm, q=(alpha + sigma) / norm)
+        return OutputMap(p=(sigma - alpha) / norm, q=(alpha + sigma) / norm)
     if prediction == "eps":
-        return Store(p=-1 / alpha, q=(alpha + sigma) / alpha)
+        return OutputMap(p=-1 / alpha, q=(alpha + sigma) / alpha)
     if prediction == "edm":
         eps, x0 = _to_eps(prediction, at, data), _to_x0(prediction, at, data)
-        minus_p, minus_q = (blocks.product(-1.0, c) for c in x0[:2])
-        return Store(p=blocks.total(eps.p, minus_p), q=blocks.total(eps.q, minus_q))
+        minus_p, minus_q = (matrix2.product(-1.0, c) for c in x0[:2])
+        return OutputMap(p=matrix2.total(eps.p, minus_p), q=matrix2.total(eps.q, minus_q))
     if sigma == 0:
         raise ValueError("prediction 'x0' gives no flow where sigma = 0")
-    return Store(p=1 / sigma, q=-(alpha + sigma) / sigma)
+    return OutputMap(p=1 / sigma, q=-(alpha + sigma) / sigma)
 
 
 _MAPS = {"eps": _to_eps, "x0": _to_x0, "flow": _to_flow}

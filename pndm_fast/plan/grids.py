@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pndm_fast.phase_space import PSLD
 from pndm_fast.plan.curves import Array
+from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.schedule import Schedule
 
 PHASE_SPACINGS = ("uniform", "quadratic")
@@ -221,18 +221,18 @@ def snap(times: Sequence[float]) -> tuple[float, ...]:
     return tuple(snapped)
 
 
-def check_times(schedule: Schedule | PSLD, times: Sequence[float], fewest: int, solver: str) -> tuple[float, ...]:
-    """The times as floats, decreasing and inside the schedule, with at least `fewest` steps.
+def check_times(schedule: Schedule | PSLD, times: Sequence[float], min_steps: int, solver: str) -> tuple[float, ...]:
+    """The times as floats, decreasing and inside the schedule, with at least `min_steps` steps.
 
     Raises:
         TypeError, ValueError: naming what is no number, the first pair that does not decrease, the time outside, or
-            the fewest steps.
+            the min_steps steps.
     """
     values = tuple(_numbers("times", times))
     for i, (t, s) in enumerate(zip(values, values[1:], strict=False)):
         if not t > s:
             raise ValueError(f"times must decrease, got {t:g} then {s:g} at index {i + 1}")
     schedule.inside(values)
-    if len(values) < fewest + 1:
-        raise ValueError(f"steps must be at least {fewest} for {solver}, got {len(values) - 1}")
+    if len(values) < min_steps + 1:
+        raise ValueError(f"steps must be at least {min_steps} for {solver}, got {len(values) - 1}")
     return values

@@ -2,54 +2,49 @@
 
 from __future__ import annotations
 
-import numbers as numbers_abc
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pndm_fast.plan.numbers import is_number
+
 Matrix = tuple[tuple[float, float], tuple[float, float]]
-Block = float | Matrix
+Coefficient = float | Matrix
 
 
-def block(value: Any) -> Block:
+def coefficient(value: Any) -> Coefficient:
     """A number as it is; two rows of two numbers as a block, or as c where they are c I.
 
     Raises:
         ValueError: anything else.
     """
-    if _is_number(value):
+    if is_number(value):
         return float(value)
     try:
         (a, b), (c, d) = value
     except (TypeError, ValueError):
         a = b = c = d = None
-    if not all(map(_is_number, (a, b, c, d))):
+    if not all(map(is_number, (a, b, c, d))):
         raise ValueError(f"a coefficient must be a number or two rows of two, got {value!r}")
     (a, b), (c, d) = (float(a), float(b)), (float(c), float(d))
     return a if b == c == 0 and a == d else ((a, b), (c, d))
 
 
-def _is_number(value: Any) -> bool:
-    if type(value) is float:  # most are, and the general question is slow
-        return True
-    return isinstance(value, numbers_abc.Real) and not isinstance(value, bool)
-
-
-def matrix(value: Block) -> NDArray[np.float64]:
+def matrix(value: Coefficient) -> NDArray[np.float64]:
     """[2, 2]."""
     return np.asarray(stacked([value], 2)[0])
 
 
-def stacked(values: Iterable[Block], parts: int) -> NDArray[np.float64]:
-    """[n, parts, parts]; at one part they are numbers."""
-    if parts == 1:
+def stacked(values: Iterable[Coefficient], components: int) -> NDArray[np.float64]:
+    """[n, components, components]; at one part they are numbers."""
+    if components == 1:
         return np.array([[[value]] for value in values])
     return np.array([value if isinstance(value, tuple) else ((value, 0.0), (0.0, value)) for value in values])
 
 
-def numbers(values: Iterable[Block]) -> Iterator[float]:
+def numbers(values: Iterable[Coefficient]) -> Iterator[float]:
     """The entries of all, one after another."""
     for value in values:
         if isinstance(value, tuple):
@@ -58,27 +53,27 @@ def numbers(values: Iterable[Block]) -> Iterator[float]:
             yield value
 
 
-def parts(values: Iterable[Block]) -> int:
+def components(values: Iterable[Coefficient]) -> int:
     """2 where one of them is a block, else 1."""
     return 2 if any(isinstance(value, tuple) for value in values) else 1
 
 
-def product(a: Block, b: Block) -> Block:
+def product(a: Coefficient, b: Coefficient) -> Coefficient:
     """a b."""
     if isinstance(a, tuple) or isinstance(b, tuple):
-        return block(matrix(a) @ matrix(b))
+        return coefficient(matrix(a) @ matrix(b))
     return a * b
 
 
-def total(a: Block, b: Block) -> Block:
+def total(a: Coefficient, b: Coefficient) -> Coefficient:
     """a + b."""
     if isinstance(a, tuple) or isinstance(b, tuple):
-        return block(matrix(a) + matrix(b))
+        return coefficient(matrix(a) + matrix(b))
     return a + b
 
 
-def solve(a: Block, b: Block) -> Block:
+def solve(a: Coefficient, b: Coefficient) -> Coefficient:
     """a^-1 b."""
     if isinstance(a, tuple) or isinstance(b, tuple):
-        return block(np.linalg.solve(matrix(a), matrix(b)))
+        return coefficient(np.linalg.solve(matrix(a), matrix(b)))
     return b / a

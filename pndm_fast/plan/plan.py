@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pndm_fast.plan import matrix2 as blocks
+from pndm_fast.plan import matrix2
 from pndm_fast.plan.atomic import atomic_path
 from pndm_fast.plan.levels import AnyLevel, Level, Levels, PhaseLevel
-from pndm_fast.plan.matrix2 import Block, block
+from pndm_fast.plan.matrix2 import Coefficient, coefficient
 from pndm_fast.plan.text import form_text, store_text
 
 MAX_SLOTS = 6  # F-PNDM and FON: three kept derivatives and three Runge-Kutta stages
@@ -38,19 +38,19 @@ SAME_X, SAME_Y = tuple(ANCHOR.tolist()), tuple(STATE.tolist())  # a register tha
 NAMES = ("x", "y", *(f"s{k}" for k in range(MAX_SLOTS)), "z")
 
 
-class Store(NamedTuple):
+class OutputMap(NamedTuple):
     """slot <- p2 y + q2 clamp(p y + q out): from what the network predicts to what the solver combines."""
 
-    p: Block = 0.0
-    q: Block = 1.0
-    p2: Block = 0.0
-    q2: Block = 1.0
+    p: Coefficient = 0.0
+    q: Coefficient = 1.0
+    p2: Coefficient = 0.0
+    q2: Coefficient = 1.0
     clamp: float = math.inf
 
     @property
     def raw(self) -> bool:
         """The network's own output, unchanged."""
-        return self == Store()
+        return self == OutputMap()
 
 
 @dataclass(frozen=True)
@@ -70,29 +70,31 @@ class Row:
 
     t: float
     slot: int
-    y: tuple[Block, ...]
+    y: tuple[Coefficient, ...]
     levels: Levels
-    x: tuple[Block, ...] = SAME_X
-    store: Store = Store()
-    preview: tuple[Block, Block] = (1.0, 0.0)
-    in_scale: Block = 1.0
+    x: tuple[Coefficient, ...] = SAME_X
+    store: OutputMap = OutputMap()
+    preview: tuple[Coefficient, Coefficient] = (1.0, 0.0)
+    in_scale: Coefficient = 1.0
     guidance: float = 1.0
     model: int = 0
     ends_step: bool = True
 
     def __post_init__(self) -> None:
         for name in ("x", "y"):
-            form = tuple([block(c) for c in getattr(self, name)])
+            form = tuple([coefficient(c) for c in getattr(self, name)])
             if len(form) != WIDTH_FORM:
                 raise ValueError(f"{name} must have {WIDTH_FORM} coefficients, got {len(form)}")
             object.__setattr__(self, name, form)
         if len(self.preview) != 2 or not isinstance(self.ends_step, bool):
             raise ValueError(f"preview must be two coefficients and ends_step true or false, got {self}")
-        if self.parts > 1:  # coefficients c I are kept as c
+        if self.components > 1:  # coefficients c I are kept as c
             p, q, p2, q2, clamp = self.store
-            object.__setattr__(self, "store", Store(block(p), block(q), block(p2), block(q2), clamp))
-            object.__setattr__(self, "in_scale", block(self.in_scale))
-            object.__setattr__(self, "preview", (block(self.preview[0]), block(self.preview[1])))
+            object.__setattr__(
+                self, "store", OutputMap(coefficient(p), coefficient(q), coefficient(p2), coefficient(q2), clamp)
+            )
+            object.__setattr__(self, "in_scale", coefficient(self.in_scale))
+            object.__setattr__(self, "preview", (coefficient(self.preview[0]), coefficient(self.preview[1])))
         numbers = (self.t, *self.x, *self.y, *self.store[:4], self.in_scale, self.guidance, *self.preview)
         _check_numbers("the coefficients of a row", (*numbers, *sum(self.levels, ())))
         if isinstance(self.slot, bool) or not isinstance(self.slot, int) or not 0 <= self.slot < MAX_SLOTS:
@@ -103,9 +105,9 @@ class Row:
             raise ValueError(f"clamp must be positive, got {self.store.clamp}")
 
     @property
-    def parts(self) -> int:
+    def components(self) -> int:
         """2 where a coefficient is a block on position and momentum, else 1."""
-        return blocks.parts((*self.y, *self.x, *self.store[:4], self.in_scale, *self.preview))
+        return matrix2.components((*self.y, *self.x, *self.store[:4], self.in_scale, *self.preview))
 
     @property
     def noisy(self) -> bool:
@@ -121,9 +123,9 @@ class Row:
 class Prologue(NamedTuple):
     """x_0 = y_0 = a0 p0 noise + c0 z: the start, before the first network call. A given state stands for p0 noise."""
 
-    p0: Block = 1.0
-    a0: Block = 1.0
-    c0: Block = 0.0
+    p0: Coefficient = 1.0
+    a0: Coefficient = 1.0
+    c0: Coefficient = 0.0
 
 
 @dataclass(frozen=True)
@@ -184,9 +186,9 @@ class Plan:
         return 1 + max(row.slot for row in self.rows)
 
     @cached_property
-    def parts(self) -> int:
+    def components(self) -> int:
         """2 for samples of position and momentum, whose coefficients are blocks, else 1."""
-        return max(blocks.parts(self.prologue), *(row.parts for row in self.rows))
+        return max(matrix2.components(self.prologue), *(row.components for row in self.rows))
 
     @property
     def start(self) -> AnyLevel:
@@ -297,7 +299,7 @@ class Plan:
         if not isinstance(rows, list):
             raise ValueError(f"rows must be a list, got {type(rows).__name__}")
         try:
-            prologue = Prologue(**{k: block(v) for k, v in tree.get("prologue", {}).items()})
+            prologue = Prologue(**{k: coefficient(v) for k, v in tree.get("prologue", {}).items()})
             steps = int(tree.get("steps", 0))
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"a plan's prologue and steps must be numbers: {error}") from error
@@ -339,13 +341,13 @@ def distinct(plans: Sequence[Plan]) -> tuple[Plan, ...]:
     return tuple({id(plan): plan for plan in plans}.values())
 
 
-def _check_numbers(what: str, coefficients: Sequence[Block]) -> None:
+def _check_numbers(what: str, coefficients: Sequence[Coefficient]) -> None:
     """Numbers that float32 can hold.
 
     Raises:
         ValueError: another type, not finite, or too large.
     """
-    for number in blocks.numbers(coefficients):
+    for number in matrix2.numbers(coefficients):
         real = type(number) is float or (isinstance(number, numbers_abc.Real) and not isinstance(number, bool))
         if not (real and abs(number) <= LARGEST):
             raise ValueError(f"{what} must be finite float32 numbers, got {number!r}")
@@ -358,9 +360,9 @@ def _clipped(row: Row, limit: float) -> Row:
     if b == 0:
         return row
     p, q, p2, q2, _ = row.store
-    inner = blocks.total(a, blocks.product(b, blocks.total(p2, blocks.product(q2, p))))
-    outer = blocks.solve(b, blocks.product(-1.0, a)), blocks.solve(b, 1.0)
-    return replace(row, store=Store(inner, blocks.product(blocks.product(b, q2), q), *outer, limit))
+    inner = matrix2.total(a, matrix2.product(b, matrix2.total(p2, matrix2.product(q2, p))))
+    outer = matrix2.solve(b, matrix2.product(-1.0, a)), matrix2.solve(b, 1.0)
+    return replace(row, store=OutputMap(inner, matrix2.product(matrix2.product(b, q2), q), *outer, limit))
 
 
 def _row_json(row: Row) -> dict[str, Any]:
@@ -380,13 +382,13 @@ def _row_from_json(i: int, tree: Any) -> Row:
             unknown = set(fields[name]) - set(NAMES)
             if unknown:
                 raise ValueError(f"{name} has no operand {sorted(unknown)[0]!r}")
-            fields[name] = tuple(block(fields[name].get(n, 0.0)) for n in NAMES)
+            fields[name] = tuple(coefficient(fields[name].get(n, 0.0)) for n in NAMES)
         fields["levels"] = Levels(*map(_level_from_json, fields["levels"]))
-        store: dict[str, Any] = {k: block(v) for k, v in fields["store"].items()}
-        fields["store"] = Store(**store)
-        fields["preview"] = tuple(map(block, fields["preview"]))
+        store: dict[str, Any] = {k: coefficient(v) for k, v in fields["store"].items()}
+        fields["store"] = OutputMap(**store)
+        fields["preview"] = tuple(map(coefficient, fields["preview"]))
         if "in_scale" in fields:
-            fields["in_scale"] = block(fields["in_scale"])
+            fields["in_scale"] = coefficient(fields["in_scale"])
         return Row(**fields)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"row {i}: {error if isinstance(error, ValueError) else repr(error)}") from error

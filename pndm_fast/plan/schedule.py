@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 
 from pndm_fast.plan.curves import INTERPOLATIONS, Array, Curve, Flow, LinearBeta, Nodes, Sigma, _Preserving
@@ -257,7 +256,7 @@ def _betas(kind: str, T: int, start: float, end: float) -> Array:
 
 def _vector(name: str, values: ArrayLike | Sequence[float]) -> Array:
     try:
-        if isinstance(values, torch.Tensor):
+        if hasattr(values, "detach"):  # a tensor, on any device; this room knows no torch
             values = values.detach().cpu().numpy()
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:

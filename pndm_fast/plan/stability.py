@@ -25,7 +25,7 @@ def gaussian_spread(plan: Plan, deviation: float = DEVIATION) -> float:
     Returns:
         The ratio; NaN for a plan with a row whose slot says nothing of x_0, as at sigma = 0.
     """
-    k = plan.parts
+    k = plan.components
     if not all(row.preview[1] for row in plan):
         return float("nan")
     estimates, to_x, to_y = _estimates(plan, deviation), _forms(plan, "x"), _forms(plan, "y")
@@ -63,16 +63,16 @@ def warn_of_divergence(plan: Plan) -> None:
 
 
 def _forms(plan: Plan, register: str) -> Array:
-    """[rows, k, WIDTH_FORM k]: X or Y against all operands' parts, one after another."""
-    k = plan.parts
+    """[rows, k, WIDTH_FORM k]: X or Y against all operands' components, one after another."""
+    k = plan.components
     blocks = stacked([c for row in plan for c in getattr(row, register)], k).reshape(plan.nfe, WIDTH_FORM, k, k)
     return blocks.swapaxes(1, 2).reshape(plan.nfe, k, WIDTH_FORM * k)
 
 
 def _estimates(plan: Plan, deviation: float) -> Array:
     """[rows, k, k]: the slot of each row from its y, for the preview a y + b slot must be E[x_0 | y]."""
-    mean, covariance = _moments([row.levels.call for row in plan], plan.parts, deviation)
-    on_y, on_slot = (stacked([row.preview[j] for row in plan], plan.parts) for j in range(2))
+    mean, covariance = _moments([row.levels.call for row in plan], plan.components, deviation)
+    on_y, on_slot = (stacked([row.preview[j] for row in plan], plan.components) for j in range(2))
     return np.asarray(np.linalg.solve(on_slot, mean @ np.linalg.inv(covariance) - on_y))
 
 

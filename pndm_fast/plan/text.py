@@ -6,28 +6,28 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pndm_fast.plan.matrix2 import Block
+from pndm_fast.plan.matrix2 import Coefficient
 
 if TYPE_CHECKING:
-    from pndm_fast.plan.plan import Store
+    from pndm_fast.plan.plan import OutputMap
 
 
-def form_text(form: Sequence[Block], names: Sequence[str]) -> str:
+def form_text(form: Sequence[Coefficient], names: Sequence[str]) -> str:
     """The sum of the operands of those names."""
     return _terms(form, names) or "0"
 
 
-def _terms(coefficients: Sequence[Block], names: Sequence[str]) -> str:
+def _terms(coefficients: Sequence[Coefficient], names: Sequence[str]) -> str:
     return " ".join(f"{_coefficient(c)} {name}" for c, name in zip(coefficients, names, strict=True) if c)
 
 
-def _coefficient(c: Block) -> str:
+def _coefficient(c: Coefficient) -> str:
     if isinstance(c, tuple):
         return "+[" + "; ".join(f"{a:.6g} {b:.6g}" for a, b in c) + "]"
     return f"{c:+.6g}"
 
 
-def store_text(store: Store) -> str:
+def store_text(store: OutputMap) -> str:
     """What goes into the slot."""
     inner = _terms(store[:2], ("y", "out"))
     if math.isfinite(store.clamp):

@@ -35,7 +35,7 @@ def _step_of_tensors(apply_row: ApplyRow, registers: Registers, table: Tensor, _
     def step(out: Tensor, uncond: Tensor | None, z: Tensor | None) -> None:
         first = flat(out)
         second = None if uncond is None else flat(uncond)
-        if r.halves == 2:
+        if r.cfg_copies == 2:
             second, first = first[: r.batch], first[r.batch :]
         apply_row(r, table, first, second, z)
 
@@ -44,7 +44,7 @@ def _step_of_tensors(apply_row: ApplyRow, registers: Registers, table: Tensor, _
 
 def _step_of_pointers(_: ApplyRow, registers: Registers, table: Tensor, out_dtype: torch.dtype) -> BoundRow:
     run = _cpp_run(registers, table, out_dtype)
-    half = 0 if registers.halves == 1 else registers.batch * registers.n * out_dtype.itemsize
+    half = 0 if registers.cfg_copies == 1 else registers.batch * registers.n * out_dtype.itemsize
 
     def step(out: Tensor, uncond: Tensor | None, z: Tensor | None) -> None:
         first, second = out.data_ptr(), 0 if uncond is None else uncond.data_ptr()
@@ -87,7 +87,7 @@ def _cpp_run(registers: Registers, table: Tensor, out_dtype: torch.dtype) -> Cal
         return str(dtype).removeprefix("torch.")
 
     r = registers
-    return _C.Run(
+    return _C.RowOp(
         x=r.x.data_ptr(),
         y=r.y.data_ptr(),
         slots=r.slots.data_ptr(),
@@ -105,7 +105,7 @@ def _cpp_run(registers: Registers, table: Tensor, out_dtype: torch.dtype) -> Cal
         table_rows=table.shape[0],
         table_width=table.shape[1],
         channels=r.channels,
-        halves=r.halves,
+        cfg_copies=r.cfg_copies,
         out_dtype=name(out_dtype),
         slot_dtype=name(r.slots.dtype),
         net_dtype=name(torch.float32 if r.net_in is None else r.net_in.dtype),

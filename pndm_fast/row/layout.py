@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pndm_fast.plan.matrix2 import Block, parts, stacked
-from pndm_fast.runtime.cuda import upload
+from pndm_fast.plan.matrix2 import Coefficient, components, stacked
+from pndm_fast.row.device import upload
 
 
 def channels_of(tensor: Tensor) -> int | None:
@@ -46,7 +46,7 @@ def elements(shape: tuple[int, ...]) -> int:
     return math.prod(shape)
 
 
-def scaled(values: Tensor, coefficient: Block) -> Tensor:
+def scaled(values: Tensor, coefficient: Coefficient) -> Tensor:
     """coefficient values, of [B, n]; a block acts on the halves of the n."""
     if not isinstance(coefficient, tuple):
         return values * coefficient
@@ -54,9 +54,9 @@ def scaled(values: Tensor, coefficient: Block) -> Tensor:
     return torch.cat([position * on_position + momentum * on_momentum for on_position, on_momentum in coefficient], 1)
 
 
-def scaled_each(values: Tensor, coefficients: Sequence[Block]) -> Tensor:
+def scaled_each(values: Tensor, coefficients: Sequence[Coefficient]) -> Tensor:
     """The same with a coefficient for each sample."""
-    count = parts(coefficients)
+    count = components(coefficients)
     blocks = upload(stacked(coefficients, count), values.device, values.dtype)
     halves = values.chunk(count, dim=1)
     rows = [[half * blocks[:, i, j, None] for j, half in enumerate(halves)] for i in range(count)]

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from pndm_fast.plan.numbers import is_integer
+
 TAG = 0x504E444D  # the fourth counter word, ours alone: no other user of Philox draws this stream
 SAMPLING_STREAM = 0
 INITIAL, PROLOGUE, FIRST_ROW = 0, 1, 2  # noise indices: x_T, the prologue's z, then one per row
@@ -35,15 +37,6 @@ SIN = (3.1415927410125732, -5.167707443237305, 2.549759864807129, -0.58899581432
 COS = (-4.934802055358887, 4.0587077140808105, -1.3350498676300049, 0.23135781288146973)
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4  # the high part has 9 bits, so that exponent * high is exact
 _SQRT_HALF_BITS = 0x3F3504F3
-
-
-def is_integer(value: object) -> bool:
-    """Whether value is one integer: Python's, NumPy's or torch's, but no bool and no array."""
-    try:
-        operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return not isinstance(value, bool)
 
 
 def seed_tensor(seeds: Iterable[int], device: torch.device | str = "cpu") -> Tensor:

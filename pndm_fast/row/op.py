@@ -8,9 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pndm_fast.loop.network import FLOATS
 from pndm_fast.row.backends import choose_backend
-from pndm_fast.row.registers import Registers
+from pndm_fast.row.registers import FLOATS, Registers
 from pndm_fast.row.table import WIDTHS
 
 _CHANGED = ("x", "y", "slots", "row", "t", "net_in", "first_bad", "active", "done")
@@ -65,7 +64,7 @@ def apply_row(
 def _check(r: Registers, table: Tensor, out: Tensor, uncond: Tensor | None, z: Tensor | None) -> None:
     batch, state, integer = r.row.shape[0], (torch.float32, torch.float64), (torch.int32,)
     stride = r.y.shape[-1]
-    slots, halves, rows = r.slots.shape[0], r.halves, table.shape[0]
+    slots, halves, rows = r.slots.shape[0], r.cfg_copies, table.shape[0]
     width = table.shape[-1] if table.shape[-1] in WIDTHS.values() else WIDTHS[1]
     wanted: list[tuple[str, Tensor | None, tuple[int, ...], tuple[torch.dtype, ...]]] = [
         ("y", r.y, (batch, stride), state),

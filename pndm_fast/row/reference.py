@@ -25,7 +25,8 @@ def apply_row(
 
     Args:
         registers: the trajectory's memory, changed in place.
-        table: [rows, WIDTHS[parts]] in the state's dtype; at 2 parts a sample's n elements are position, then momentum.
+        table: [rows, WIDTHS[components]] in the state's dtype; at 2 components a sample's n elements are
+            position, then momentum.
         out: the network's (conditional) output [B, n], in the physical order of the registers.
         uncond: its unconditional output, for guidance.
         z: standard normals [B, n] in place of Philox.
@@ -36,21 +37,21 @@ def apply_row(
         if line[columns.HALT]:
             continue
         members = (rows == index).nonzero()[:, 0]
-        _apply(registers, _Line(line, columns.parts_of(table)), members, out, uncond, z)
+        _apply(registers, _Line(line, columns.components_of(table)), members, out, uncond, z)
         _advance(registers, table, index, members)
 
 
 class _Line:
-    """A row's coefficients: at(first)[i][j] is what part i of the result takes of part j of an operand."""
+    """A row's coefficients: at(first)[i][j] is what component i of the result takes of component j of an operand."""
 
-    def __init__(self, numbers: list[float], parts: int) -> None:
-        self.numbers, self.parts = numbers, parts
+    def __init__(self, numbers: list[float], components: int) -> None:
+        self.numbers, self.components = numbers, components
 
     def __getitem__(self, column: int) -> float:
         return self.numbers[column]
 
     def at(self, first: int) -> list[list[float]]:
-        begin, k = columns.column(first, self.parts), self.parts
+        begin, k = columns.column(first, self.components), self.components
         return [self.numbers[begin + i * k : begin + (i + 1) * k] for i in range(k)]
 
 
@@ -82,33 +83,33 @@ def _store(line: _Line, y: Tensor, e: Tensor) -> Tensor:
 
 
 def _scaled(values: Tensor, block: list[list[float]]) -> Tensor:
-    """block values: of each part its own first, then what it takes of the other."""
+    """block values: of each component its own first, then what it takes of the other."""
     halves = values.chunk(len(block), dim=1)
     result = [half * block[i][i] for i, half in enumerate(halves)]
-    return torch.cat([_with_others(part, i, halves, block) for i, part in enumerate(result)], dim=1)
+    return torch.cat([_with_others(component, i, halves, block) for i, component in enumerate(result)], dim=1)
 
 
 def _added(total: Tensor, values: Tensor, block: list[list[float]]) -> Tensor:
     """total + block values, in the same order."""
     halves, result = values.chunk(len(block), dim=1), []
-    for i, part in enumerate(total.chunk(len(block), dim=1)):
-        own = halves[i] * block[i][i] + part if block[i][i] else part
+    for i, component in enumerate(total.chunk(len(block), dim=1)):
+        own = halves[i] * block[i][i] + component if block[i][i] else component
         result.append(_with_others(own, i, halves, block))
     return torch.cat(result, dim=1)
 
 
-def _with_others(part: Tensor, i: int, halves: tuple[Tensor, ...], block: list[list[float]]) -> Tensor:
+def _with_others(component: Tensor, i: int, halves: tuple[Tensor, ...], block: list[list[float]]) -> Tensor:
     for j, half in enumerate(halves):
         if j != i and block[i][j]:
-            part = half * block[i][j] + part
-    return part
+            component = half * block[i][j] + component
+    return component
 
 
 def _combine(line: _Line, first: int, operands: list[Tensor]) -> Tensor:
     forms = [line.at(first + k) for k in range(len(operands))]
-    split = [operand.chunk(line.parts, dim=1) for operand in operands]
+    split = [operand.chunk(line.components, dim=1) for operand in operands]
     totals = []
-    for i in range(line.parts):
+    for i in range(line.components):
         total = torch.zeros_like(split[0][0])
         for form, halves in zip(forms, split, strict=True):
             for c, half in zip(form[i], halves, strict=True):
@@ -119,11 +120,11 @@ def _combine(line: _Line, first: int, operands: list[Tensor]) -> Tensor:
 
 
 def _advance(r: Registers, table: Tensor, index: int, b: Tensor) -> None:
-    following = _Line(table[index + 1].tolist(), columns.parts_of(table))
+    following = _Line(table[index + 1].tolist(), columns.components_of(table))
     r.row[b] = index + 1
     r.active.sub_(len(b) * int(following[columns.HALT]))
-    copies = torch.cat([b + half * r.batch for half in range(r.halves)])
+    copies = torch.cat([b + half * r.batch for half in range(r.cfg_copies)])
     r.t[copies] = torch.tensor(following[columns.T], dtype=torch.float64, device=b.device).to(r.t.dtype)
     if r.net_in is not None:
         scaled = _scaled(r.y[b, : r.n], following.at(columns.IN_SCALE))
-        r.net_in[copies] = scaled.repeat(r.halves, 1).to(r.net_in.dtype)
+        r.net_in[copies] = scaled.repeat(r.cfg_copies, 1).to(r.net_in.dtype)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # what a network may take and return
 NEVER = 2**31 - 1  # first_bad of a sample that stayed finite
 ALIGN = 16  # elements: rows of our buffers start on vector boundaries, so that no backend needs a scalar path
 
@@ -25,7 +26,7 @@ class Registers:
         slots: past converted outputs, [S, B, stride].
         row: the table row that each sample executes next, int32 [B].
         t: the network's time input, [H B].
-        net_in: the network's input, [H B, n] in its dtype: (uncond, cond) halves hold the same values.
+        net_in: the network's input, [H B, n] in its dtype: (uncond, cond) cfg_copies hold the same values.
         seeds: the bits of 64-bit seeds, int64 [B].
         first_bad: the table row at which a sample's output was first not finite, else NEVER; int32 [B].
         active: how many samples have not reached their halt row; int32 [1].
@@ -53,7 +54,7 @@ class Registers:
         return self.row.shape[0]
 
     @property
-    def halves(self) -> int:
+    def cfg_copies(self) -> int:
         """H: copies of the network input that a call sees."""
         return self.t.shape[0] // self.batch
 
@@ -68,7 +69,7 @@ def allocate(
     slot: torch.dtype = torch.float32,
     time: torch.dtype = torch.float32,
     network: torch.dtype | None = None,
-    halves: int = 1,
+    cfg_copies: int = 1,
     channels: int = 1,
 ) -> Registers:
     """Uninitialized registers; `network` is the dtype of a separate network input, None for none."""
@@ -82,8 +83,8 @@ def allocate(
         y=empty(batch, stride, dtype=state),
         slots=empty(slots, batch, stride, dtype=slot),
         row=empty(batch, dtype=torch.int32),
-        t=empty(halves * batch, dtype=time),
-        net_in=None if network is None else empty(halves * batch, n, dtype=network),
+        t=empty(cfg_copies * batch, dtype=time),
+        net_in=None if network is None else empty(cfg_copies * batch, n, dtype=network),
         seeds=empty(batch, dtype=torch.int64),
         first_bad=empty(batch, dtype=torch.int32),
         active=empty(1, dtype=torch.int32),

@@ -1,0 +1,1 @@
+"""What outlives a call: the sampler, caches, captured graphs."""

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pndm_fast.row.device import stream_of
+
 MENDS_ITSELF = "2.12"  # pytorch/pytorch#180395
 
 
@@ -126,16 +128,3 @@ def _no_collection() -> Iterator[None]:
 def cuda_of(device: torch.device) -> Cuda | None:
     """The CUDA device, None for another."""
     return Cuda(device) if device.type == "cuda" else None
-
-
-def stream_of(device: torch.device) -> int:
-    """The current stream, 0 where there are none."""
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-
-
-def upload(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Host values on the device, without waiting for it: torch keeps pinned memory until the copy is done."""
-    tensor = torch.as_tensor(values, dtype=dtype)
-    if device.type != "cuda" or tensor.is_cuda:
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)

@@ -15,8 +15,9 @@ from pndm_fast.loop.checks import check_choice
 from pndm_fast.loop.results import BadSample, Cancel, Report
 from pndm_fast.loop.trajectory import Rows, Trajectory
 from pndm_fast.loop.workspace import BufferForm, Probe, Workspace
+from pndm_fast.row.device import stream_of
 from pndm_fast.runtime.cache import Memory
-from pndm_fast.runtime.cuda import Event, cuda_of, stream_of
+from pndm_fast.runtime.cuda import Event, cuda_of
 from pndm_fast.runtime.graphs import AUTO, GRAPHS, CannotCapture, Graph, Pool, graph_key
 from pndm_fast.runtime.guards import obstacle
 
@@ -130,7 +131,14 @@ def _probe(memory: Memory, trajectory: Trajectory) -> Probe:
 def _probe_key(trajectory: Trajectory) -> Hashable:
     request, kind = trajectory.request, trajectory.device.type
     autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-    return trajectory.stretch.model, request.batch, request.state_dtype, trajectory.halves, trajectory.apart, autocast
+    return (
+        trajectory.stretch.model,
+        request.batch,
+        request.state_dtype,
+        trajectory.cfg_copies,
+        trajectory.apart,
+        autocast,
+    )
 
 
 @contextlib.contextmanager

@@ -13,9 +13,9 @@ from pndm_fast.loop.checks import check_seeds, check_shape
 from pndm_fast.loop.network import networks_of
 from pndm_fast.loop.results import Cancel, Step
 from pndm_fast.phase_space import PSLD
+from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.row.noise import is_integer
 from pndm_fast.runtime.cache import KEPT, Memory, memory_of
 from pndm_fast.runtime.sampler import Sampler
 from pndm_fast.solvers.make import make_plan

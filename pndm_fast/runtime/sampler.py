@@ -20,11 +20,11 @@ from pndm_fast.loop.results import BadSample, Cancel, Cancelled, NonFiniteError,
 from pndm_fast.loop.trajectory import Trajectory
 from pndm_fast.plan.plan import Plan, distinct
 from pndm_fast.row.backends import BACKENDS, choose_backend
+from pndm_fast.row.device import stream_of
 from pndm_fast.row.registers import Registers
 from pndm_fast.row.table import Table, build
 from pndm_fast.runtime import graphs
 from pndm_fast.runtime.cache import Memory
-from pndm_fast.runtime.cuda import stream_of
 from pndm_fast.runtime.executor import Pace, Place, check_graph, report_of, take_place
 from pndm_fast.runtime.progress import progress_bar
 

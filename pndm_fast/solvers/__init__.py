@@ -1,4 +1,4 @@
-"""Solvers: functions from a schedule and decreasing times to a `Plan`, by name in `SOLVERS`, with their `FACTS`."""
+"""Solvers: functions from a schedule to a `Plan`; `SOLVERS` and `SOLVER_INFO` have them by name."""
 
 from pndm_fast.solvers.adams import deis, ipndm_v, lms
 from pndm_fast.solvers.dpm import (
@@ -19,13 +19,13 @@ from pndm_fast.solvers.phase.conjugate import conjugate, lambda_ddim
 from pndm_fast.solvers.phase.langevin import coba, em, noba, nobab, obab, roba, sscs
 from pndm_fast.solvers.phase.splitting import cse, cvv, nse, nvv, rse, rvv
 from pndm_fast.solvers.pndm import f_pndm, ipndm, plms, s_pndm
-from pndm_fast.solvers.registry import FACTS, SOLVERS, Facts, Solver, source
+from pndm_fast.solvers.registry import SOLVER_INFO, SOLVERS, Solver, SolverInfo, source
 from pndm_fast.solvers.unipc import unipc
 
 __all__ = [
-    "FACTS",
+    "SOLVER_INFO",
     "SOLVERS",
-    "Facts",
+    "SolverInfo",
     "Solver",
     "coba",
     "conjugate",

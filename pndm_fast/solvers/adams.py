@@ -12,7 +12,7 @@ from pndm_fast.plan.levels import Level
 from pndm_fast.plan.plan import SLOT, STATE, Plan
 from pndm_fast.plan.quadrature import against, exponential, integral
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import Rows
+from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.registry import solver
 
 VARIABLES = ("t", "rho", "log_rho")
@@ -24,14 +24,14 @@ def _check_order(order: int, most: int) -> None:
         raise ValueError(f"order must be 1 to {most}, got {order!r}")
 
 
-def _place(rows: Rows, at: Level) -> float:
+def _place(rows: PlanBuilder, at: Level) -> float:
     """The variable in which a noiseless path is straight: sigma / alpha, or sigma / (alpha + sigma) on flow."""
     if rows.kind == "eps":
         return at.sigma / at.alpha if at.alpha > 0 else math.inf
     return at.sigma / (at.alpha + at.sigma)
 
 
-def _straight(rows: Rows, order: int, weights_of: Weights) -> Plan:
+def _straight(rows: PlanBuilder, order: int, weights_of: Weights) -> Plan:
     """x_s = m_s (x_t / m_t + sum_j w_j slope_j), the w_j adding up to the change of the path's variable."""
     for i, (t, s) in enumerate(pairwise(rows.times)):
         k = min(order, i + 1)
@@ -55,7 +55,7 @@ def ipndm_v(schedule: Schedule, times: Sequence[float], *, order: int = 4, predi
         ValueError: order outside 1..4, times not decreasing.
     """
     _check_order(order, 4)
-    rows = Rows("ipndm-v", schedule, times, prediction)
+    rows = PlanBuilder("ipndm-v", schedule, times, prediction)
     for i, (t, s) in enumerate(pairwise(rows.times)):
         k = min(order, i + 1)
         weights = [w / (s - t) for w in integral([rows.times[i - j] for j in range(k)], t, s)]
@@ -75,7 +75,7 @@ def lms(schedule: Schedule, times: Sequence[float], *, order: int = 4, predictio
         ValueError: order outside 1..4, times not decreasing.
     """
     _check_order(order, 4)
-    rows = Rows("lms", schedule, times, prediction)
+    rows = PlanBuilder("lms", schedule, times, prediction)
     places = [_place(rows, rows.level(t)) for t in rows.times]
     return _straight(rows, order, lambda i, k: integral([places[i - j] for j in range(k)], places[i], places[i + 1]))
 
@@ -110,7 +110,7 @@ def deis(
         raise ValueError(f"lower_order_final must be None unless variable='log_rho', got {lower_order_final!r}")
     if schedule.scale == "flow":
         raise ValueError("schedule must have alpha > 0 for deis, got flow: lms and ipndm-v are its like there")
-    rows = Rows("deis", schedule, times, prediction)
+    rows = PlanBuilder("deis", schedule, times, prediction)
     lower = rows.steps < 15 if lower_order_final is None else lower_order_final
 
     def rho(t: Array) -> Array:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pndm_fast.phase_space import PSLD
 from pndm_fast.plan.grids import make_grid
+from pndm_fast.plan.numbers import is_integer
+from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.row.noise import is_integer
 
 AUTO = "auto"
 DEFAULT_STEPS = 50

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from pndm_fast.plan.coefficients import Transfer, level, log_snr, network_input, preview, to_store
 from pndm_fast.plan.grids import check_times
 from pndm_fast.plan.levels import Level, Levels
-from pndm_fast.plan.plan import ANCHOR, Form, Plan, Prologue, Row, Store
+from pndm_fast.plan.plan import ANCHOR, Form, OutputMap, Plan, Prologue, Row
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.registry import FACTS
+from pndm_fast.solvers.registry import SOLVER_INFO
 
 
-class Rows:
-    """Rows of one plan. The slots hold `kind`: eps, x0 or flow.
+class PlanBuilder:
+    """PlanBuilder of one plan. The slots hold `kind`: eps, x0 or flow.
 
     The default kind is the slope along which a noiseless path is straight: eps against sigma / alpha, for x / alpha; on
     flow schedules flow = eps - x_0 against t, for x itself.
@@ -31,7 +31,7 @@ class Rows:
             raise TypeError(f"schedule must be a Schedule for {name}, got {type(schedule).__name__}")
         self.name, self.schedule, self.prediction = name, schedule, prediction
         self.kind = kind or ("flow" if schedule.scale == "flow" else "eps")
-        self.times = check_times(schedule, times, FACTS[name].fewest, name)
+        self.times = check_times(schedule, times, SOLVER_INFO[name].min_steps, name)
         self.rows: list[Row] = []
         alphas, sigmas = schedule.alpha(self.times), schedule.sigma(self.times)
         self._levels = {t: Level(float(a), float(s)) for t, a, s in zip(self.times, alphas, sigmas, strict=True)}
@@ -59,7 +59,7 @@ class Rows:
     def transfer(self, t: float, s: float) -> Callable[[Form, Form], Form]:
         return Transfer(self.level(t), self.level(s), self.kind)
 
-    def store(self, t: float, kind: str | None = None) -> Store:
+    def store(self, t: float, kind: str | None = None) -> OutputMap:
         return to_store(kind or self.kind, self.prediction, self.level(t), self.schedule.sigma_data)
 
     def preview(self, t: float, kind: str | None = None) -> tuple[float, float]:
@@ -75,21 +75,21 @@ class Rows:
         *,
         x: Form = ANCHOR,
         kind: str | None = None,
-        store: Store | None = None,
+        store: OutputMap | None = None,
         ends: bool = True,
-        told: float | None = None,
+        model_time: float | None = None,
     ) -> None:
         """One row: the network is called at t, then y is at `to`. An x other than ANCHOR keeps the state at t.
 
-        `kind` is what this row's slot holds, where that is not the others'; `told` the network's time, where that is
-        not t.
+        `kind` is what this row's slot holds, where that is not the others'; `model_time` the network's time, where
+        that is not t.
         """
         if x is not ANCHOR:
             self._anchor = self.level(t)
         time, in_scale = network_input(self.prediction, t, self.level(t), self.schedule.sigma_data)
         self.rows.append(
             Row(
-                t=time if told is None else told,
+                t=time if model_time is None else model_time,
                 slot=slot,
                 x=tuple(x),
                 y=tuple(y),

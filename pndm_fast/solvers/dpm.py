@@ -10,14 +10,14 @@ from pndm_fast.plan.coefficients import Transfer, ancestral
 from pndm_fast.plan.plan import ANCHOR, NOISE, SLOT, STATE, Form, Plan
 from pndm_fast.plan.quadrature import moment
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import Rows
+from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.registry import solver
 
 TYPES = ("midpoint", "heun")
 
 
-class Exponential(Rows):
-    """Rows of exponential integrators: exact in the linear part, polynomial in lam in the network's part.
+class Exponential(PlanBuilder):
+    """PlanBuilder of exponential integrators: exact in the linear part, polynomial in lam in the network's part.
 
     With x_0 ("data prediction") x_s = (sigma_s/sigma_t) x_t + alpha_s h int_0^1 exp(-h (1 - u)) x_0(u) du, u from 0
     at lam_t to 1 at lam_s, h = lam_s - lam_t. With eps ("noise prediction") the same holds after alpha <-> sigma and
@@ -357,7 +357,7 @@ def dpmpp_sde(
         raise ValueError(f"eta must be in [0, 1], got {eta}")
     if not 0 < r < 1:
         raise ValueError(f"r must be in (0, 1), got {r}")
-    rows = Rows("dpmpp-sde", schedule, times, prediction, "x0")
+    rows = PlanBuilder("dpmpp-sde", schedule, times, prediction, "x0")
 
     def move(t: float, s: float, base: Form, data: Form) -> tuple[Form, float]:
         reduced, tau = ancestral(rows.level(t), rows.level(s), eta)

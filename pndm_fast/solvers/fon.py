@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from pndm_fast.plan.coefficients import Transfer, combine
-from pndm_fast.plan.plan import ANCHOR, SLOT, STATE, Form, Plan, Store
+from pndm_fast.plan.plan import ANCHOR, SLOT, STATE, Form, OutputMap, Plan
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import Rows
+from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.pndm import adams_bashforth, middle_of, runge_kutta
 from pndm_fast.solvers.registry import solver
 
 
-class _Classical(Rows):
-    """Rows under the classical transfer x + (t - s) g; the slots hold g, the derivative against time.
+class _Classical(PlanBuilder):
+    """PlanBuilder under the classical transfer x + (t - s) g; the slots hold g, the derivative against time.
 
     g = (phi(x, eps; t -> t - delta) - x) / delta, or its limit for delta = 0: -(d log alpha / dt) (x - eps / sigma).
     """
@@ -44,7 +44,7 @@ class _Classical(Rows):
         phi = Transfer(self.level(t), self.level(t - self.delta))
         return (phi.scale - 1) / self.delta, phi.slot / self.delta
 
-    def store(self, t: float, kind: str | None = None) -> Store:
+    def store(self, t: float, kind: str | None = None) -> OutputMap:
         store = super().store(t)
         if kind == "eps":
             return store
@@ -59,7 +59,7 @@ class _Classical(Rows):
         return on_y - on_eps * a / b, on_eps / b
 
 
-@solver("fon-rk4", order=4, stores="dx/dt", fewest=4, extra_calls=9)
+@solver("fon-rk4", order=4, stores="dx/dt", min_steps=4, extra_calls=9)
 def fon_rk4(
     schedule: Schedule,
     times: Sequence[float],
@@ -85,7 +85,7 @@ def fon_rk4(
     return rows.plan()
 
 
-@solver("fon", order=2, stores="dx/dt", fewest=4, extra_calls=9)
+@solver("fon", order=2, stores="dx/dt", min_steps=4, extra_calls=9)
 def fon(
     schedule: Schedule,
     times: Sequence[float],

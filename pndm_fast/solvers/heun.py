@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pndm_fast.plan.plan import ANCHOR, NOISE, SLOT, STATE, Form, Plan, Prologue
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import Rows
+from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.registry import solver
 
 MOST_CHURN = math.sqrt(2) - 1
@@ -23,7 +23,7 @@ class Churn:
     high: float = math.inf
     noise: float = 1.0
 
-    def time(self, rows: Rows, t: float) -> float:
+    def time(self, rows: PlanBuilder, t: float) -> float:
         """The time that a step from t starts at after its noise."""
         at = rows.level(t)
         if self.churn == 0 or at.sigma == 0 or at.alpha == 0 or not self.low <= at.sigma / at.alpha <= self.high:
@@ -31,7 +31,7 @@ class Churn:
         gamma = min(self.churn / rows.steps, MOST_CHURN)
         return max(t, float(rows.schedule.time_at(rows.lam(t) - math.log1p(gamma))))
 
-    def move(self, rows: Rows, t: float, hat: float) -> tuple[float, float]:
+    def move(self, rows: PlanBuilder, t: float, hat: float) -> tuple[float, float]:
         """(scale, noise): the state at t, as the state at hat."""
         source, target = rows.level(t), rows.level(hat)
         if t == hat:
@@ -86,7 +86,7 @@ def edm(
 
 
 def _heun(name: str, schedule: Schedule, times: Sequence[float], churn: Churn, prediction: str) -> Plan:
-    rows = Rows(name, schedule, times, prediction)
+    rows = PlanBuilder(name, schedule, times, prediction)
     hats = [churn.time(rows, t) for t in rows.times]
     first = Prologue(rows.prologue.p0, *churn.move(rows, rows.times[0], hats[0]))
     rows.start_at(hats[0])

@@ -8,14 +8,14 @@ import numbers
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, get_args, get_type_hints
 
-from pndm_fast.phase_space import PSLD
 from pndm_fast.plan.grids import FINALS, PHASE_SPACINGS, SPACINGS, make_grid, snap, times_of
-from pndm_fast.plan.matrix2 import Block, block
+from pndm_fast.plan.matrix2 import Coefficient, coefficient
+from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import PREDICTIONS, Plan
+from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.plan.stability import warn_of_divergence
-from pndm_fast.row.noise import is_integer
-from pndm_fast.solvers import FACTS, SOLVERS
+from pndm_fast.solvers import SOLVER_INFO, SOLVERS
 from pndm_fast.solvers.auto import AUTO, DEFAULT_STEPS, default_solver, settle
 from pndm_fast.solvers.compat import COMPAT
 
@@ -79,7 +79,7 @@ def make_plan(
     """
     name = choose("solver", default_solver(schedule) if solver is None else solver, [*SOLVERS, AUTO])
     if schedule is None:
-        schedule = PSLD() if name in FACTS and FACTS[name].space == "phase" else Schedule.linear()
+        schedule = PSLD() if name in SOLVER_INFO and SOLVER_INFO[name].space == "phase" else Schedule.linear()
     if not isinstance(schedule, (Schedule, PSLD)):
         raise TypeError(f"schedule must be a Schedule or a PSLD, got {type(schedule).__name__}")
     _check_space(name, schedule)
@@ -120,8 +120,8 @@ def make_plan(
 def _check_space(name: str, schedule: Schedule | PSLD) -> None:
     """Refuse a solver of phase space on a schedule of numbers, and the reverse."""
     space = "phase" if isinstance(schedule, PSLD) else "scalar"
-    if name != AUTO and FACTS[name].space not in (space, "both"):
-        names = ", ".join(sorted(other for other, facts in FACTS.items() if facts.space in (space, "both")))
+    if name != AUTO and SOLVER_INFO[name].space not in (space, "both"):
+        names = ", ".join(sorted(other for other, info in SOLVER_INFO.items() if info.space in (space, "both")))
         raise ValueError(f"solver must be one of {names} on {schedule.name}, got {name!r}")
 
 
@@ -157,15 +157,15 @@ def _grid(
     final: str | None,
     t_min: Any,
 ) -> tuple[float, ...]:
-    facts = FACTS[name]
+    info = SOLVER_INFO[name]
     known = PHASE_SPACINGS if isinstance(schedule, PSLD) else SPACINGS
-    spacing = choose("spacing", spacing or schedule.spacing or facts.spacing, known)
+    spacing = choose("spacing", spacing or schedule.spacing or info.spacing, known)
     final = "zero" if final is None else choose("final", final, FINALS)
     if t_min is not None:
         _check_type("t_min", t_min, float)
     count = steps_of(name, steps, nfe, final)
-    if is_integer(count) and count < facts.fewest:
-        raise ValueError(f"steps must be at least {facts.fewest} for {name}, got {count}")
+    if is_integer(count) and count < info.min_steps:
+        raise ValueError(f"steps must be at least {info.min_steps} for {name}, got {count}")
     return make_grid(schedule, count, spacing, final, t_min)
 
 
@@ -189,9 +189,9 @@ def _later(name: str, times: Sequence[float], start: Any, strength: Any) -> Sequ
         left = times[len(times) - 1 - int((len(times) - 1) * strength + 1e-9) :]
     else:
         left = tuple(t for t in times if t <= start)
-    count, fewest = max(len(left) - 1, 0), FACTS[name].fewest
-    if count < fewest:
-        raise ValueError(f"{told} must leave at least {fewest} steps for {name}, got {count}")
+    count, min_steps = max(len(left) - 1, 0), SOLVER_INFO[name].min_steps
+    if count < min_steps:
+        raise ValueError(f"{told} must leave at least {min_steps} steps for {name}, got {count}")
     return left
 
 
@@ -199,20 +199,20 @@ def steps_of(name: str, steps: int | None, nfe: int | None, final: str = "zero")
     """Steps, from either number.
 
     Raises:
-        ValueError: nfe is smaller than the solver's fewest, or not a number of calls that it makes.
+        ValueError: nfe is smaller than the solver's min_steps, or not a number of calls that it makes.
     """
     if nfe is None:
         return DEFAULT_STEPS if steps is None else steps
     if not is_integer(nfe):
         raise TypeError(f"nfe must be an integer, got {nfe!r}")
-    facts = FACTS[name]
-    fewest = facts.calls(facts.fewest, final)
-    if nfe < fewest:
-        raise ValueError(f"nfe must be at least {fewest} for {name}, got {nfe}")
-    count = facts.steps(int(nfe), final)
-    if facts.calls(count, final) != nfe:
-        near = f"{facts.calls(count, final)} or {facts.calls(count + 1, final)}"
-        raise ValueError(f"nfe must be {facts.formula(final)} for {name}, such as {near}, got {nfe}")
+    info = SOLVER_INFO[name]
+    min_steps = info.calls(info.min_steps, final)
+    if nfe < min_steps:
+        raise ValueError(f"nfe must be at least {min_steps} for {name}, got {nfe}")
+    count = info.steps(int(nfe), final)
+    if info.calls(count, final) != nfe:
+        near = f"{info.calls(count, final)} or {info.calls(count + 1, final)}"
+        raise ValueError(f"nfe must be {info.formula(final)} for {name}, such as {near}, got {nfe}")
     return count
 
 
@@ -250,11 +250,11 @@ def _call(function: Callable[..., Plan], name: str, options: dict[str, Any], *ar
 
 def _checked(option: str, value: Any, kind: Any) -> Any:
     """The option's value, of its type; blocks may be any two rows of two."""
-    if kind != Block:
+    if kind != Coefficient:
         _check_type(option, value, kind)
         return value
     try:
-        return block(value)
+        return coefficient(value)
     except ValueError as error:
         raise TypeError(f"{option} must be a number or two rows of two numbers, got {value!r}") from error
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from pndm_fast.phase_space import PSLD
 from pndm_fast.plan.coefficients import Transfer, ancestral
 from pndm_fast.plan.plan import NOISE, SLOT, STATE, Plan
+from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import Rows
+from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.phase.langevin import euler as phase_euler
 from pndm_fast.solvers.registry import solver
 
@@ -108,7 +108,7 @@ def euler_ancestral(
 def _one_step(name: str, schedule: Schedule, times: Sequence[float], eta: float, prediction: str) -> Plan:
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1], got {eta}")
-    rows = Rows(name, schedule, times, prediction)
+    rows = PlanBuilder(name, schedule, times, prediction)
     for t, s in pairwise(rows.times):
         source = rows.level(t)
         # the deterministic part stops at the level that tau z completes to sigma_s
@@ -143,7 +143,7 @@ def lcm(
     if schedule.scale == "sigma":
         raise ValueError(f"schedule must have training times for lcm, got {schedule.name}")
     per_time = time_scale if schedule.discrete else time_scale * TRAINING_TIMES / schedule.last
-    rows = Rows("lcm", schedule, times, prediction, kind="x0")
+    rows = PlanBuilder("lcm", schedule, times, prediction, kind="x0")
     for t, s in pairwise(rows.times):
         u = per_time * (t - max(schedule.first, 0.0))
         skip, out = sigma_data**2 / (u * u + sigma_data**2), u / math.hypot(u, sigma_data)
@@ -164,8 +164,8 @@ def ddim_inverse(schedule: Schedule, times: Sequence[float], *, prediction: str 
     """
     if prediction == "edm":  # it has no c_noise for sigma = 0
         raise ValueError("prediction must be eps, v, x0 or flow for ddim-inverse, got 'edm'")
-    rows = Rows("ddim-inverse", schedule, times, prediction)
+    rows = PlanBuilder("ddim-inverse", schedule, times, prediction)
     rows.start_at(rows.times[-1])
     for s, t in pairwise(rows.times[::-1]):
-        rows.call(s, 0, rows.transfer(s, t)(STATE, SLOT[0]), t, told=t)
+        rows.call(s, 0, rows.transfer(s, t)(STATE, SLOT[0]), t, model_time=t)
     return rows.plan()

@@ -12,11 +12,11 @@ from itertools import pairwise
 from pndm_fast.plan.coefficients import ADAMS_BASHFORTH, combine
 from pndm_fast.plan.plan import ANCHOR, SLOT, STATE, Plan
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import Rows
+from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.registry import solver
 
 
-def adams_bashforth(rows: Rows, order: int, first: int = 0) -> None:
+def adams_bashforth(rows: PlanBuilder, order: int, first: int = 0) -> None:
     """Gradient part (55, -59, 37, -9)/24, of lower order while the history is short; step i keeps slot i % order."""
     for i, (t, s) in enumerate(pairwise(rows.times)):
         if i >= first:
@@ -25,7 +25,7 @@ def adams_bashforth(rows: Rows, order: int, first: int = 0) -> None:
             rows.call(t, i % order, rows.transfer(t, s)(STATE, gradient), s)
 
 
-def improved_euler(rows: Rows) -> None:
+def improved_euler(rows: PlanBuilder) -> None:
     """First step with gradient part (e_1 + e_2)/2; only e_1 enters the history."""
     t, s = rows.times[:2]
     phi = rows.transfer(t, s)
@@ -33,7 +33,7 @@ def improved_euler(rows: Rows) -> None:
     rows.call(s, 1, phi(ANCHOR, (SLOT[0] + SLOT[1]) / 2), s)
 
 
-def runge_kutta(rows: Rows, steps: int, integer_times: bool) -> None:
+def runge_kutta(rows: PlanBuilder, steps: int, integer_times: bool) -> None:
     """First steps with gradient part (e_1 + 2 e_2 + 2 e_3 + e_4)/6; only e_1 enters the history."""
     for i, (t, s) in enumerate(pairwise(rows.times[: steps + 1])):
         middle = middle_of(t, s, integer_times)
@@ -49,7 +49,7 @@ def middle_of(t: float, s: float, integer_times: bool) -> float:
     return float(math.floor((t + s) / 2)) if integer_times else (t + s) / 2
 
 
-@solver("s-pndm", order=2, fewest=2, extra_calls=1)
+@solver("s-pndm", order=2, min_steps=2, extra_calls=1)
 def s_pndm(schedule: Schedule, times: Sequence[float], *, prediction: str = "eps") -> Plan:
     """S-PNDM. Liu et al. 2022, arXiv:2202.09778: phi with improved Euler once, then (3, -1)/2.
 
@@ -58,13 +58,13 @@ def s_pndm(schedule: Schedule, times: Sequence[float], *, prediction: str = "eps
     Raises:
         ValueError: fewer than 2 steps, times not decreasing.
     """
-    rows = Rows("s-pndm", schedule, times, prediction)
+    rows = PlanBuilder("s-pndm", schedule, times, prediction)
     improved_euler(rows)
     adams_bashforth(rows, order=2, first=1)
     return rows.plan()
 
 
-@solver("f-pndm", order=2, fewest=4, extra_calls=9)
+@solver("f-pndm", order=2, min_steps=4, extra_calls=9)
 def f_pndm(schedule: Schedule, times: Sequence[float], *, integer_times: bool = False, prediction: str = "eps") -> Plan:
     """F-PNDM. Liu et al. 2022, arXiv:2202.09778: phi with Runge-Kutta thrice, then (55, -59, 37, -9)/24.
 
@@ -76,13 +76,13 @@ def f_pndm(schedule: Schedule, times: Sequence[float], *, integer_times: bool = 
     Raises:
         ValueError: fewer than 4 steps, times not decreasing.
     """
-    rows = Rows("f-pndm", schedule, times, prediction)
+    rows = PlanBuilder("f-pndm", schedule, times, prediction)
     runge_kutta(rows, 3, integer_times)
     adams_bashforth(rows, order=4, first=3)
     return rows.plan()
 
 
-@solver("plms", order=2, fewest=2, extra_calls=1)
+@solver("plms", order=2, min_steps=2, extra_calls=1)
 def plms(schedule: Schedule, times: Sequence[float], *, prediction: str = "eps") -> Plan:
     """PLMS, the latent-diffusion form of PNDM (Rombach et al. 2022, arXiv:2112.10752, released sampler).
 
@@ -91,7 +91,7 @@ def plms(schedule: Schedule, times: Sequence[float], *, prediction: str = "eps")
     Raises:
         ValueError: fewer than 2 steps, times not decreasing.
     """
-    rows = Rows("plms", schedule, times, prediction)
+    rows = PlanBuilder("plms", schedule, times, prediction)
     improved_euler(rows)
     adams_bashforth(rows, order=4, first=1)
     return rows.plan()
@@ -108,6 +108,6 @@ def ipndm(schedule: Schedule, times: Sequence[float], *, order: int = 4, predict
     """
     if order not in ADAMS_BASHFORTH:
         raise ValueError(f"order must be 1, 2, 3 or 4, got {order!r}")
-    rows = Rows("ipndm", schedule, times, prediction)
+    rows = PlanBuilder("ipndm", schedule, times, prediction)
     adams_bashforth(rows, order)
     return rows.plan()

@@ -14,13 +14,13 @@ SOLVERS: dict[str, Solver] = {}
 
 
 @dataclass(frozen=True)
-class Facts:
+class SolverInfo:
     """What a caller may want to know of a solver before building its plan.
 
     Attributes:
         order: observed on an exact model, on uniform times of a smooth interval (`tests/test_order.py`); of a
             stochastic solver, of its deterministic part; 0 where there is none.
-        fewest: the smallest number of steps.
+        min_steps: the smallest number of steps.
         calls_per_step, extra_calls: network calls for n steps are calls_per_step n + extra_calls.
         final_calls: the calls that a last step to sigma = 0 saves; counted in extra_calls.
         spacing: the grid of its paper, or the best known.
@@ -31,7 +31,7 @@ class Facts:
     """
 
     order: int
-    fewest: int = 1
+    min_steps: int = 1
     extra_calls: int = 0
     calls_per_step: int = 1
     final_calls: int = 0
@@ -56,14 +56,14 @@ class Facts:
         return f"{whole} {'-' if extra < 0 else '+'} {abs(extra)}" if extra else whole
 
 
-FACTS: dict[str, Facts] = {}
+SOLVER_INFO: dict[str, SolverInfo] = {}
 
 
-def solver(name: str, **facts: Any) -> Callable[[Solver], Solver]:
-    """Register a function under a name, with its `Facts`."""
+def solver(name: str, **info: Any) -> Callable[[Solver], Solver]:
+    """Register a function under a name, with its `SolverInfo`."""
 
     def register(function: Solver) -> Solver:
-        SOLVERS[name], FACTS[name] = function, Facts(**facts)
+        SOLVERS[name], SOLVER_INFO[name] = function, SolverInfo(**info)
         return function
 
     return register

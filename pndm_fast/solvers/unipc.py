@@ -12,7 +12,7 @@ from pndm_fast.plan.coefficients import Transfer
 from pndm_fast.plan.plan import ANCHOR, SLOT, STATE, Form, Plan
 from pndm_fast.plan.quadrature import moment
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import Rows
+from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.registry import solver
 
 VARIANTS = ("bh1", "bh2")
@@ -70,8 +70,8 @@ def unipc(
     return rows.plan()
 
 
-class _UniPC(Rows):
-    """Rows of UniPC; with eps in place of x_0, alpha <-> sigma and lam -> -lam."""
+class _UniPC(PlanBuilder):
+    """PlanBuilder of UniPC; with eps in place of x_0, alpha <-> sigma and lam -> -lam."""
 
     bh1 = False
 

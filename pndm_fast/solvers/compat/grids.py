@@ -1,4 +1,4 @@
-"""diffusers' grids: what the network is told and the sigma / alpha that goes with it."""
+"""diffusers' grids: what the network is model_time and the sigma / alpha that goes with it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 
 from pndm_fast.plan.curves import Array
 from pndm_fast.plan.grids import KARRAS_RHO, beta_quantiles
+from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.row.noise import is_integer
 
 LEAST_ALPHA_BAR = 2.0**-24  # diffusers' stand-in for alpha = 0
 
 
 class Grid(NamedTuple):
-    """n told times, n + 1 values of sigma / alpha, and the told times of midpoints in lam."""
+    """n model_time times, n + 1 values of sigma / alpha, and the model_time times of midpoints in lam."""
 
-    told: Array
+    model_time: Array
     rho: Array
     middles: Array
 
@@ -41,7 +41,7 @@ def check_steps(schedule: Schedule, steps: Any) -> int:
     return int(steps)
 
 
-def told_times(schedule: Schedule, steps: int, spacing: str, offset: int, extra: bool) -> Array:
+def model_times(schedule: Schedule, steps: int, spacing: str, offset: int, extra: bool) -> Array:
     """Decreasing. `extra`: the multistep schedulers lay n + 1 points and drop the last; the others lay n."""
     length = int(schedule.last) + 1
     times: Array
@@ -87,36 +87,36 @@ def make(
     """`final`: zero; min (alpha-bar[0]); last (the last level again)."""
     rho = training_rho(schedule)
     steps = check_steps(schedule, steps)
-    told = told_times(schedule, steps, spacing, steps_offset, extra)
+    model_time = model_times(schedule, steps, spacing, steps_offset, extra)
     every = np.arange(len(rho))
-    levels = np.interp(told, every, rho)
+    levels = np.interp(model_time, every, rho)
     if sigmas is not None:
         levels = spread(sigmas, rho[::-1] if extra else levels, steps)
-        told = np.interp(np.log(levels), np.log(rho), every)
-        told = (told.round() if sigmas == "karras" else np.trunc(told)) if extra else told
+        model_time = np.interp(np.log(levels), np.log(rho), every)
+        model_time = (model_time.round() if sigmas == "karras" else np.trunc(model_time)) if extra else model_time
     if final not in ("zero", "min", "last"):
         raise ValueError(f"final_sigmas_type must be 'zero' or 'sigma_min', got {final!r}")
     end = {"zero": 0.0, "min": rho[0], "last": levels[-1]}[final]
     middles = np.interp((np.log(levels[:-1]) + np.log(levels[1:])) / 2, np.log(rho), every)
-    return Grid(told, np.append(levels, end), middles)
+    return Grid(model_time, np.append(levels, end), middles)
 
 
 def plan_on(
     solver: Callable[..., Plan], grid: Grid, prediction: str, *, sigma_prior: bool = False, **options: Any
 ) -> Plan:
-    """A solver's plan on a grid of levels, told the grid's times.
+    """A solver's plan on a grid of levels, model_time the grid's times.
 
     Args:
         sigma_prior: the start is sigma_max z in unscaled data, which is sigma_T z here.
     """
     alpha = 1 / np.sqrt(1 + grid.rho**2)
     levels = Schedule.from_levels(alpha, grid.rho * alpha)
-    steps = len(grid.told)
+    steps = len(grid.model_time)
     plan = solver(levels, np.arange(steps, -1, -1.0), prediction=prediction, **options)
     rows = []
     for row in plan.rows:
         place = steps - row.t
         i = int(place)
-        rows.append(replace(row, t=float(grid.told[i] if place == i else grid.middles[i])))
+        rows.append(replace(row, t=float(grid.model_time[i] if place == i else grid.middles[i])))
     prior = plan.prologue._replace(p0=float(grid.rho[0] * alpha[0])) if sigma_prior else plan.prologue
     return replace(plan, rows=tuple(rows), solver=f"{plan.solver} (diffusers)", prologue=prior)

@@ -6,9 +6,9 @@ import numpy as np
 
 from pndm_fast.plan.coefficients import ADAMS_BASHFORTH, Transfer, ancestral, combine, level, preview
 from pndm_fast.plan.levels import Level, Levels
+from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import ANCHOR, NOISE, SLOT, STATE, Form, Plan, Row
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.row.noise import is_integer
 
 
 class _DiffusersPNDM:

@@ -14,7 +14,7 @@ import numpy as np
 from pndm_fast import solvers
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.compat.grids import check_steps, make, plan_on, told_times
+from pndm_fast.solvers.compat.grids import check_steps, make, model_times, plan_on
 
 Compatible = Callable[..., Plan]
 FINAL = {"zero": "zero", "sigma_min": "min"}
@@ -143,7 +143,7 @@ def ddpm(
     """DDPMScheduler with clip_sample=False."""
     if variance_type not in ("fixed_small", "fixed_large"):
         raise ValueError(f"variance_type must be fixed_small or fixed_large, got {variance_type!r}")
-    times = told_times(schedule, check_steps(schedule, steps), spacing, steps_offset, False).round()
+    times = model_times(schedule, check_steps(schedule, steps), spacing, steps_offset, False).round()
     return solvers.ddpm(schedule, [*times, -1.0], variance=variance_type[6:], prediction=prediction)
 
 
@@ -157,7 +157,7 @@ def ddim_inverse(
 ) -> Plan:
     """DDIMInverseScheduler with clip_sample=False and set_alpha_to_one."""
     length, count = int(schedule.last) + 1, check_steps(schedule, steps)
-    times = told_times(schedule, count, spacing, steps_offset, False)
+    times = model_times(schedule, count, spacing, steps_offset, False)
     if spacing == "linspace":
         raise ValueError("spacing must be leading or trailing for ddim-inverse, got 'linspace'")
     end = max(times[-1] - length // count, -1.0)  # of the state before the first call

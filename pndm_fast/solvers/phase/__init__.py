@@ -1,0 +1,1 @@
+"""Integrators of phase space: sequences of sub-updates, fused to one row a network call."""

@@ -10,14 +10,13 @@ from typing import Protocol
 import numpy as np
 from numpy.polynomial import Chebyshev
 
-from pndm_fast.phase_space import PSLD
 from pndm_fast.plan.coefficients import ADAMS_BASHFORTH, Transfer, combine
-from pndm_fast.plan.matrix2 import Block, block, matrix
+from pndm_fast.plan.matrix2 import Coefficient, coefficient, matrix
 from pndm_fast.plan.plan import SLOT, STATE, Plan
-from pndm_fast.plan.psld import I2, Array, expm, inverse
+from pndm_fast.plan.psld import I2, PSLD, Array, expm, inverse
 from pndm_fast.plan.quadrature import against, lagrange
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import Rows
+from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.phase.program import Program, check_rank, nodes
 from pndm_fast.solvers.phase.splitting import MOST_B
 from pndm_fast.solvers.registry import solver
@@ -33,7 +32,7 @@ def conjugate(
     schedule: Schedule | PSLD,
     times: Sequence[float],
     *,
-    B: Block = 0.0,
+    B: Coefficient = 0.0,
     order: int = 1,
     weights: str = "deis",
     frame: str | None = None,
@@ -61,7 +60,7 @@ def conjugate(
         ValueError: times not decreasing, an unknown choice, B beyond [-100, 100], or a block, a frame or denoise on a
             schedule of numbers.
     """
-    B = block(B)
+    B = coefficient(B)
     for name, value, known in (("weights", weights, WEIGHTS), ("frame", frame or "R", FRAMES)):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
@@ -97,7 +96,7 @@ def lambda_ddim(schedule: Schedule, times: Sequence[float], *, lam: float = 0.5,
 def _preserving(
     name: str, schedule: Schedule, times: Sequence[float], B: float, order: int, weights: str, prediction: str
 ) -> Plan:
-    rows = Rows(name, schedule, times, prediction)
+    rows = PlanBuilder(name, schedule, times, prediction)
     if schedule.scale != "vp":
         raise ValueError(f"schedule must be variance-preserving for {name}, got {schedule.name}")
     length = schedule.last - schedule.first

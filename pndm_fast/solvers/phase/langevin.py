@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pndm_fast.phase_space import PSLD
 from pndm_fast.plan.plan import Plan
-from pndm_fast.plan.psld import I2, Array, cholesky, expm
+from pndm_fast.plan.psld import I2, PSLD, Array, cholesky, expm
 from pndm_fast.solvers.phase.program import MOMENTUM, POSITION, Program, phase_solver
 from pndm_fast.solvers.phase.splitting import SCORE_TIMES, partial_flow
 
@@ -86,7 +85,7 @@ def noba(
 
     Args:
         sequence: OBA or BAO.
-        score_time: the time that the network is told, start or end of the step.
+        score_time: the time that the network is model_time, start or end of the step.
         lam_s: x's noise in O gets the variance 1 - exp(-lam_s beta gamma (t + u)/2) instead: recalled, and doubtful.
 
     Raises:
@@ -187,12 +186,12 @@ def _split(
                 program.apply(*_friction(program, t, u, lam_s))
                 continue
             halved, closing = sequence.count("B") > 1 and part == "B", part == "B" and "A" in sequence[:i]
-            told = u if closing else asked
+            model_time = u if closing else asked
             if again or closing or not called:
-                program.call(told)
+                program.call(model_time)
                 called = True
             span = (middle, u) if closing else (t, middle if halved else u)
-            program.apply(*_kick(program, part, told, *span, lam))
+            program.apply(*_kick(program, part, model_time, *span, lam))
     return program.plan(denoise)
 
 
@@ -206,9 +205,9 @@ def _friction(program: Program, t: float, u: float, lam_s: float | None) -> tupl
     return np.diag(np.exp(-h * rates / 2)), None, np.sqrt(np.diag(variances) @ process.stationary)
 
 
-def _kick(program: Program, part: str, told: float, t: float, u: float, lam: float | None) -> tuple[Array, Array]:
+def _kick(program: Program, part: str, model_time: float, t: float, u: float, lam: float | None) -> tuple[Array, Array]:
     """B or A: one row of the reverse drift with twice the friction's pull back and the whole score."""
     rows = MOMENTUM if part == "B" else POSITION
     F = program.process.F
     doubled = F + np.diag(F.diagonal())
-    return partial_flow(program, rows @ doubled, rows @ program.process.GG, rows, told, t, u, lam)
+    return partial_flow(program, rows @ doubled, rows @ program.process.GG, rows, model_time, t, u, lam)

@@ -10,13 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pndm_fast.phase_space import PSLD
 from pndm_fast.plan.grids import check_times
 from pndm_fast.plan.levels import Levels, PhaseLevel
-from pndm_fast.plan.matrix2 import Block, Matrix, block, product
-from pndm_fast.plan.plan import MAX_SLOTS, Plan, Prologue, Row, Store
-from pndm_fast.plan.psld import I2, Array, cholesky
-from pndm_fast.solvers.registry import FACTS, Solver, solver
+from pndm_fast.plan.matrix2 import Coefficient, Matrix, coefficient, product
+from pndm_fast.plan.plan import MAX_SLOTS, OutputMap, Plan, Prologue, Row
+from pndm_fast.plan.psld import I2, PSLD, Array, cholesky
+from pndm_fast.solvers.registry import SOLVER_INFO, Solver, solver
 
 DENOISE = ("ode", "sde")
 POSITION, MOMENTUM = np.diag([1.0, 0.0]), np.diag([0.0, 1.0])  # rows of a block that act on one of them
@@ -40,7 +39,7 @@ def phase_solver(name: str, *, calls: int = 1, stochastic: bool = False) -> Call
 class _Moment(NamedTuple):
     level: PhaseLevel
     score: Array
-    preview: tuple[Block, Block]
+    preview: tuple[Coefficient, Coefficient]
 
 
 def _moments(process: PSLD, times: Sequence[float]) -> dict[float, _Moment]:
@@ -86,7 +85,7 @@ class Program:
         if prediction != "eps":
             raise ValueError(f"prediction must be 'eps' for {name}, got {prediction!r}: see PSLD's preconditioning")
         self.name, self.process, self.prediction = name, process, prediction
-        self.times = check_times(process, times, FACTS[name].fewest, name)
+        self.times = check_times(process, times, SOLVER_INFO[name].min_steps, name)
         self.end = self.times[-1] or self.times[-2]  # of the steps
         self._moments = _moments(process, self.times)
         self._rows: list[Row] = []
@@ -134,7 +133,7 @@ class Program:
             noise = cholesky(sum(own @ own.T for own in self._noises))  # type: ignore[arg-type]
         if self._called is None:
             scale = np.sqrt(self.process.stationary)
-            self._prologue = Prologue(block(scale), block(self._state), block(noise))
+            self._prologue = Prologue(coefficient(scale), coefficient(self._state), coefficient(noise))
         else:
             self._rows.append(self._row(*self._called, noise, to))
         self._begin()
@@ -153,14 +152,14 @@ class Program:
             in_scale=in_scale,
         )
 
-    def _network(self, t: float) -> tuple[Store, Block]:
+    def _network(self, t: float) -> tuple[OutputMap, Coefficient]:
         """The store map to eps, -L^T (skip z + out network), and the scale of the network's input."""
         network = self.process.preconditioning
         if network is None:
-            return Store(), 1.0
+            return OutputMap(), 1.0
         skip, out, into = (_answer(name, part, t) for name, part in zip(network._fields, network, strict=True))
         minus = as_matrix(-self.process.cholesky(t).T)
-        return Store(p=product(minus, skip), q=product(minus, out)), into
+        return OutputMap(p=product(minus, skip), q=product(minus, out)), into
 
     def plan(self, denoise: str) -> Plan:
         """The plan; a grid that ends at t = 0 ends with one Euler step of the reverse ODE, or of the SDE without noise.

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pndm_fast.phase_space import PSLD
 from pndm_fast.plan.plan import Plan
-from pndm_fast.plan.psld import I2, Array, expm
+from pndm_fast.plan.psld import I2, PSLD, Array, expm
 from pndm_fast.solvers.phase.program import MOMENTUM, POSITION, Program, nodes, phase_solver
 
 SCORE_TIMES = ("start", "end")
@@ -147,32 +146,32 @@ def _verlet(
         raise ValueError(f"last must be one of {', '.join(SCORE_TIMES)}, got {last!r}")
     program = Program(name, process, times, prediction)
     for t, u in program.steps():
-        middle, told = (t + u) / 2, t if last == "start" else u
+        middle, model_time = (t + u) / 2, t if last == "start" else u
         program.call(t)
         program.apply(*sub_flow(program, MOMENTUM, t, t, middle, lam))
         if again:
             program.call(t)
         program.apply(*sub_flow(program, POSITION, t, t, u, lam))
-        program.call(told)
-        program.apply(*sub_flow(program, MOMENTUM, told, middle, u, lam))
+        program.call(model_time)
+        program.apply(*sub_flow(program, MOMENTUM, model_time, middle, u, lam))
     return program.plan(denoise)
 
 
 def sub_flow(
-    program: Program, rows: Array, told: float, t: float, u: float, lam: float | None = None
+    program: Program, rows: Array, model_time: float, t: float, u: float, lam: float | None = None
 ) -> tuple[Array, Array]:
-    """(state, eps) of the flow's given rows from t to u: an Euler step with the score at `told`, or a conjugate one."""
+    """(state, eps) of the flow's given rows from t to u: Euler with the score at `model_time`, or conjugate."""
     process = program.process
-    return partial_flow(program, rows @ process.F, rows @ process.GG / 2, rows, told, t, u, lam)
+    return partial_flow(program, rows @ process.F, rows @ process.GG / 2, rows, model_time, t, u, lam)
 
 
 def partial_flow(
-    program: Program, drift: Array, gain: Array, rows: Array, told: float, t: float, u: float, lam: float | None
+    program: Program, drift: Array, gain: Array, rows: Array, model_time: float, t: float, u: float, lam: float | None
 ) -> tuple[Array, Array]:
     """The same of dz/dt = drift z - gain score; at a number lam through A_t = exp((lam rows - drift) t)."""
     h, process = program.span(t, u), program.process
     if lam is None:
-        return I2 - h * drift, h * gain @ program.score(told)
+        return I2 - h * drift, h * gain @ program.score(model_time)
     if not -MOST_B <= lam <= MOST_B:
         raise ValueError(f"lam must be in [-{MOST_B:g}, {MOST_B:g}], got {lam:g}")
     B, start = lam * rows, float(process.unit(u))

@@ -1,0 +1,21 @@
+"""Between host and device: copies that do not wait, and the stream that work goes to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def stream_of(device: torch.device) -> int:
+    """The current stream, 0 where there are none."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+def upload(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Host values on the device, without waiting for it: torch keeps pinned memory until the copy is done."""
+    tensor = torch.as_tensor(values, dtype=dtype)
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
