@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from pndm_fast.plan import matrix2
 from pndm_fast.plan.levels import Level
-from pndm_fast.plan.plan import PREDICTIONS, Form, OutputMap
+from pndm_fast.plan.row import PREDICTIONS, Form, OutputMap
 from pndm_fast.plan.schedule import Schedule
 
 # Adams-Bashforth weights, newest first: the gradient part (55, -59, 37, -9)/24 and its lower orders.

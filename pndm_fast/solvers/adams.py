@@ -9,8 +9,9 @@ from itertools import pairwise
 from pndm_fast.plan.coefficients import combine
 from pndm_fast.plan.curves import Array
 from pndm_fast.plan.levels import Level
-from pndm_fast.plan.plan import SLOT, STATE, Plan
+from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.quadrature import against, exponential, integral
+from pndm_fast.plan.row import SLOT, STATE
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.registry import solver

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pndm_fast.plan.coefficients import Transfer, level, log_snr, network_input, preview, to_store
 from pndm_fast.plan.grids import check_times
 from pndm_fast.plan.levels import Level, Levels
-from pndm_fast.plan.plan import ANCHOR, Form, OutputMap, Plan, Prologue, Row
+from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.row import ANCHOR, Form, OutputMap, Prologue, Row
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.solvers.registry import SOLVER_INFO
 

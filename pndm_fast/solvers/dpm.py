@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from pndm_fast.plan.coefficients import Transfer, ancestral
-from pndm_fast.plan.plan import ANCHOR, NOISE, SLOT, STATE, Form, Plan
+from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.quadrature import moment
+from pndm_fast.plan.row import ANCHOR, NOISE, SLOT, STATE, Form
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.registry import solver

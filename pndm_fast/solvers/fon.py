@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from pndm_fast.plan.coefficients import Transfer, combine
-from pndm_fast.plan.plan import ANCHOR, SLOT, STATE, Form, OutputMap, Plan
+from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.row import ANCHOR, SLOT, STATE, Form, OutputMap
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.pndm import adams_bashforth, middle_of, runge_kutta

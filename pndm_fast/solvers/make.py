@@ -11,8 +11,9 @@ from typing import Any, get_args, get_type_hints
 from pndm_fast.plan.grids import FINALS, PHASE_SPACINGS, SPACINGS, make_grid, snap, times_of
 from pndm_fast.plan.matrix2 import Coefficient, coefficient
 from pndm_fast.plan.numbers import is_integer
-from pndm_fast.plan.plan import PREDICTIONS, Plan
+from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.psld import PSLD
+from pndm_fast.plan.row import PREDICTIONS
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.plan.stability import warn_of_divergence
 from pndm_fast.solvers import SOLVER_INFO, SOLVERS
@@ -249,7 +250,7 @@ def _call(function: Callable[..., Plan], name: str, options: dict[str, Any], *ar
 
 
 def _checked(option: str, value: Any, kind: Any) -> Any:
-    """The option's value, of its type; blocks may be any two rows of two."""
+    """The option's value, of its type; a matrix is any two rows of two."""
     if kind != Coefficient:
         _check_type(option, value, kind)
         return value

@@ -8,8 +8,9 @@ from dataclasses import replace
 from itertools import pairwise
 
 from pndm_fast.plan.coefficients import Transfer, ancestral
-from pndm_fast.plan.plan import NOISE, SLOT, STATE, Plan
+from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.psld import PSLD
+from pndm_fast.plan.row import NOISE, SLOT, STATE
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.phase.langevin import euler as phase_euler

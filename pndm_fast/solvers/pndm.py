@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from pndm_fast.plan.coefficients import ADAMS_BASHFORTH, combine
-from pndm_fast.plan.plan import ANCHOR, SLOT, STATE, Plan
+from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.row import ANCHOR, SLOT, STATE
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.registry import solver

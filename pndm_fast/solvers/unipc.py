@@ -9,8 +9,9 @@ from itertools import pairwise
 import numpy as np
 
 from pndm_fast.plan.coefficients import Transfer
-from pndm_fast.plan.plan import ANCHOR, SLOT, STATE, Form, Plan
+from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.quadrature import moment
+from pndm_fast.plan.row import ANCHOR, SLOT, STATE, Form
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.registry import solver

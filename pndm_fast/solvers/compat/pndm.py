@@ -7,7 +7,8 @@ import numpy as np
 from pndm_fast.plan.coefficients import ADAMS_BASHFORTH, Transfer, ancestral, combine, level, preview
 from pndm_fast.plan.levels import Level, Levels
 from pndm_fast.plan.numbers import is_integer
-from pndm_fast.plan.plan import ANCHOR, NOISE, SLOT, STATE, Form, Plan, Row
+from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.row import ANCHOR, NOISE, SLOT, STATE, Form, Row
 from pndm_fast.plan.schedule import Schedule
 
 
