@@ -13,6 +13,7 @@ from typing import Any
 
 from pndm_fast.plan import matrix2
 from pndm_fast.plan.atomic import atomic_path
+from pndm_fast.plan.checks import choose
 from pndm_fast.plan.levels import AnyLevel, Level, PhaseLevel
 from pndm_fast.plan.matrix2 import coefficient
 from pndm_fast.plan.numbers import is_number
@@ -42,8 +43,7 @@ class Plan:
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(self.rows))
         check_numbers("the prologue", self.prologue)
-        if self.prediction not in PREDICTIONS:
-            raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}")
+        choose("prediction", self.prediction, PREDICTIONS)
         if not all(isinstance(row, Row) for row in self.rows):
             raise TypeError("rows must be of type Row")
         if not 1 <= len(self.rows) <= MAX_ROWS:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pndm_fast.plan.checks import choose
+
 Array = NDArray[np.float64]
 FACTORS = ("lower", "upper")
 I2 = np.eye(2)
@@ -99,8 +101,7 @@ class PSLD:
         if (several and len(ends) != 2) or not all(_is_number(one) and one > 0 for one in ends):
             raise ValueError(f"beta must be a positive number, or two, got {self.beta!r}")
         object.__setattr__(self, "beta", tuple(map(float, ends)) if several else float(ends[0]))
-        if self.factor not in FACTORS:
-            raise ValueError(f"factor must be one of {', '.join(FACTORS)}, got {self.factor!r}")
+        choose("factor", self.factor, FACTORS)
         if self.preconditioning is not None and not isinstance(self.preconditioning, Preconditioning):
             raise TypeError(f"preconditioning must be a Preconditioning, got {self.preconditioning!r}")
         for name, part in zip(Preconditioning._fields, self.preconditioning or (), strict=False):
