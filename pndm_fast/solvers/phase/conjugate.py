@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.polynomial import Chebyshev
 
+from pndm_fast.plan.checks import choose
 from pndm_fast.plan.coefficients import ADAMS_BASHFORTH, Transfer, combine
 from pndm_fast.plan.matrix2 import Coefficient, coefficient, matrix
 from pndm_fast.plan.plan import Plan
@@ -17,7 +18,7 @@ from pndm_fast.plan.psld import I2, PSLD, Array, expm, inverse
 from pndm_fast.plan.quadrature import against, lagrange
 from pndm_fast.plan.row import SLOT, STATE
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import PlanBuilder
+from pndm_fast.solvers.builder import PlanBuilder, check_order
 from pndm_fast.solvers.phase.program import Program, check_rank, nodes
 from pndm_fast.solvers.phase.splitting import MOST_B
 from pndm_fast.solvers.registry import solver
@@ -62,11 +63,9 @@ def conjugate(
             schedule of numbers.
     """
     B = coefficient(B)
-    for name, value, known in (("weights", weights, WEIGHTS), ("frame", frame or "R", FRAMES)):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    if not 1 <= order <= MOST_ORDER:
-        raise ValueError(f"order must be 1 to {MOST_ORDER}, got {order!r}")
+    choose("weights", weights, WEIGHTS)
+    choose("frame", frame or "R", FRAMES)
+    check_order(order, MOST_ORDER)
     if not np.all(np.abs(B) <= MOST_B):
         raise ValueError(f"B must be in [-{MOST_B:g}, {MOST_B:g}], got {B}")
     if isinstance(schedule, PSLD):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pndm_fast.plan.checks import choose
 from pndm_fast.plan.grids import check_times
 from pndm_fast.plan.levels import Levels, PhaseLevel
 from pndm_fast.plan.matrix2 import Coefficient, Matrix, coefficient, product
@@ -167,8 +168,7 @@ class Program:
 
         z <- z + h (-F z + k G G^T s), h the last step, k = 1/2 for ode and 1 for sde: the authors' denoising step.
         """
-        if denoise not in DENOISE:
-            raise ValueError(f"denoise must be one of {', '.join(DENOISE)}, got {denoise!r}")
+        choose("denoise", denoise, DENOISE)
         if self.times[-1] == 0:
             t, part = self.times[-2], 0.5 if denoise == "ode" else 1.0
             h = self.span(t, 0.0)
