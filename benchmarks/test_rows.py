@@ -9,7 +9,7 @@ from compare import Side, Target, contest
 from test_stream import library  # noqa: F401
 
 import pndm_fast as pf
-from pndm_fast.plan.plan import MAX_SLOTS, SAME_X, SAME_Y
+from pndm_fast.plan.row import MAX_SLOTS, SAME_X, SAME_Y
 from pndm_fast.solvers import SOLVER_INFO
 
 ELEMENTS = 196_608

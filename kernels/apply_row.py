@@ -11,7 +11,7 @@ from pndm_fast.kernels.blocks import add, added, both, coefficient, entries, sca
 from pndm_fast.kernels.philox import normals_block
 from torch import Tensor
 
-from pndm_fast.plan.plan import MAX_SLOTS, WIDTH_FORM
+from pndm_fast.plan.row import MAX_SLOTS, WIDTH_FORM
 from pndm_fast.row import table as columns
 from pndm_fast.row.registers import Registers
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pndm_fast.plan.plan import MAX_SLOTS, WIDTH_FORM
+from pndm_fast.plan.row import MAX_SLOTS, WIDTH_FORM
 from pndm_fast.row import table as columns
 from pndm_fast.row.registers import NEVER, Registers, allocate
 

@@ -9,7 +9,7 @@ import torch
 from rowcase import assert_equal_bits, assert_same, clone, random_case, shapes
 
 from pndm_fast import _C
-from pndm_fast.plan.plan import WIDTH_FORM
+from pndm_fast.plan.row import WIDTH_FORM
 from pndm_fast.row import noise, reference, table
 from pndm_fast.row.registers import NEVER
 from pndm_fast.row.threads import share_threads

@@ -10,7 +10,7 @@ from golden_data import FROM_NOISE
 
 import pndm_fast as pf
 from pndm_fast.plan.levels import Level, Levels
-from pndm_fast.plan.plan import ANCHOR, NOISE, SLOT, STATE, OutputMap
+from pndm_fast.plan.row import ANCHOR, NOISE, SLOT, STATE, OutputMap
 from pndm_fast.row import registers
 from pndm_fast.row.noise import normals, seed_tensor
 from pndm_fast.runtime import cache as memory

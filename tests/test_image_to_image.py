@@ -28,7 +28,7 @@ def normal(seed, shape=(3, 8)):
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("middle", [{"start": 590}, {"strength": 0.6}])
+@pytest.mark.parametrize("middle", [{"t_start": 590}, {"strength": 0.6}])
 def test_image_to_image_is_the_loop_from_there(middle):
     network, init, noise = mixture(SCHEDULE), normal(0), normal(1)
     plan = pf.make_plan("ddim", SCHEDULE, steps=10, **middle)
@@ -50,7 +50,7 @@ def test_a_start_in_the_middle_has_a_warm_up_of_its_own(solver):
 def test_a_noisy_start_keeps_its_churn():
     """What a prologue adds comes on top: the data is noised to the level below it."""
     schedule = pf.Schedule.edm()
-    plan = pf.make_plan("edm", schedule, steps=6, churn=3.0, start=10.0, prediction="x0")
+    plan = pf.make_plan("edm", schedule, steps=6, churn=3.0, t_start=10.0, prediction="x0")
     alpha, sigma = plan.entry
     assert alpha == pytest.approx(1.0) and sigma < plan.start.sigma and sigma <= 10.0
     init, noise, z = torch.full((1, 8), 3.0), torch.ones(1, 8), 0.5
@@ -68,7 +68,7 @@ def test_mixed_starts_of_one_batch(layout):
     def network(x, t):
         return (x * 0.5 + (t / 1000).view(-1, 1, 1, 1)).contiguous(memory_format=layout)
 
-    plans = [pf.make_plan("ddim", steps=8, start=900), pf.make_plan("plms", steps=8, start=400)]
+    plans = [pf.make_plan("ddim", steps=8, t_start=900), pf.make_plan("plms", steps=8, t_start=400)]
     init = torch.randn(SHAPE)
     sampler = pf.Sampler(network, plans[0], shape=SHAPE)
     both = sampler(plan=plans, init=init, seeds=3)
@@ -115,9 +115,9 @@ def test_both_in_graphs_and_padded(stand_in, graph):
 NEED = torch.zeros(SHAPE)
 BAD = {
     "strength 0": ({"strength": 0.0}, "strength must be in (0, 1]"),
-    "strength and start": ({"strength": 0.5, "start": 300}, "exclude each other"),
-    "too late": ({"start": -1}, "start must leave at least 1 steps"),
-    "a word": ({"start": "half"}, "start must be"),
+    "strength and t_start": ({"strength": 0.5, "t_start": 300}, "exclude each other"),
+    "too late": ({"t_start": -1}, "t_start must leave at least 1 steps"),
+    "a word": ({"t_start": "half"}, "t_start must be"),
     "compat": ({"strength": 0.5, "solver": "plms", "compat": "diffusers"}, "strength cannot go with compat"),
     "init and state": ({"init": NEED, "state": NEED}, "init and state exclude each other"),
     "known alone": ({"known": NEED}, "known and mask come together"),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pndm_fast as pf
-from pndm_fast.plan.plan import MAX_SLOTS
+from pndm_fast.plan.row import MAX_SLOTS
 from pndm_fast.row import table
 from pndm_fast.solvers import SOLVER_INFO
 

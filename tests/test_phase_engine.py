@@ -302,7 +302,7 @@ def test_a_strided_output_is_refused():
         (lambda: PSLD().preconditioned("a"), "deviation must be positive, got 'a'"),
         (
             lambda: plan_with(lambda t: 1.0),
-            r"preconditioning.skip must return a finite \[2, 2\] block, got 1.0 at t = 1",
+            r"preconditioning.skip must return a finite 2x2 matrix, got 1.0 at t = 1",
         ),
         (lambda: plan_with(lambda t: np.full((2, 2), np.nan)), "preconditioning.skip must return a finite"),
         (

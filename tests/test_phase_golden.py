@@ -98,7 +98,7 @@ def composed(name):
 
 @pytest.mark.parametrize("name", [key.split("|")[1] for key in DATA.files if key.startswith("tab_A")])
 def test_golden_tables(name):
-    """The rows' blocks, not only what they lead to."""
+    """The rows' matrices, not only what they lead to."""
     plan, rows = plan_of(name, "quadratic", 10), composed(name)
     assert len(rows) == len(plan)
     for row, (A, B, t) in zip(plan, rows, strict=True):

@@ -8,7 +8,7 @@ import torch
 from rowcase import clone, random_case
 
 import pndm_fast as pf
-from pndm_fast.plan.plan import WIDTH_FORM
+from pndm_fast.plan.row import WIDTH_FORM
 from pndm_fast.row import reference, table
 from pndm_fast.row import registers as memory
 from pndm_fast.row.noise import normals

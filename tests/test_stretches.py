@@ -123,13 +123,13 @@ def test_guidance_interval(graph, solver):
     [((2, 1), ValueError), ((-1, 1), ValueError), (3, TypeError), ((1, 2, 3), TypeError), ((), TypeError)],
 )
 def test_bad_intervals(interval, error):
-    with pytest.raises(error, match="guidance_interval must be"):
+    with pytest.raises(error, match="interval must be"):
         pf.sample(Pointwise(), 4, solver="ddim", shape=SHAPE, **GUIDED, guidance_interval=interval)
 
 
 @pytest.mark.parametrize("interval, error", [((2, 1), ValueError), ((3,), TypeError), ("ab", TypeError)])
 def test_bad_intervals_of_a_plan(interval, error):
-    with pytest.raises(error, match="guidance_interval must be"):
+    with pytest.raises(error, match="interval must be"):
         pf.make_plan("ddim", steps=4).with_guidance(2.0, interval)
 
 

@@ -15,7 +15,7 @@ from pndm_fast.kernels.apply_row import BLOCK, _place
 from rowcase import Case, assert_same, clone, random_case
 from triton.runtime.interpreter import InterpreterBuilder
 
-from pndm_fast.plan.plan import WIDTH_FORM
+from pndm_fast.plan.row import WIDTH_FORM
 from pndm_fast.row import reference, table
 from pndm_fast.row.noise import normals
 from pndm_fast.row.registers import NEVER

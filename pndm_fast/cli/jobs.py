@@ -23,9 +23,9 @@ from pndm_fast.cli.outputs import Item, UsageError, open_target
 from pndm_fast.loop.checks import ON_NAN, check_choice, check_components, check_guidance, check_start
 from pndm_fast.loop.network import config_shape
 from pndm_fast.phase_space import position
+from pndm_fast.plan.checks import choose
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row.backends import choose_backend
-from pndm_fast.solvers.make import choose
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DEMO, DEMO_PSLD = "demo:mnist", "demo:psld"

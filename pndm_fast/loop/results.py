@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from pndm_fast.plan.plan import Plan, Row
+from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.row import Row
 
 
 class Cancelled(Exception):

@@ -11,7 +11,8 @@ from torch import Tensor
 from pndm_fast.loop.request import Request
 from pndm_fast.plan.levels import AnyLevel
 from pndm_fast.plan.matrix2 import Coefficient
-from pndm_fast.plan.plan import Plan, Prologue
+from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.row import Prologue
 from pndm_fast.row.backends import Backend, BoundRow
 from pndm_fast.row.device import upload
 from pndm_fast.row.layout import channels_of, describe, elements, flatten, scaled, scaled_each, unflatten

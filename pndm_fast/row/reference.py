@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pndm_fast.plan.plan import MAX_SLOTS
+from pndm_fast.plan.row import MAX_SLOTS
 from pndm_fast.row import table as columns
 from pndm_fast.row.noise import normals
 from pndm_fast.row.registers import Registers
@@ -18,7 +18,7 @@ from pndm_fast.row.registers import Registers
 def apply_row(
     registers: Registers, table: Tensor, out: Tensor, uncond: Tensor | None = None, z: Tensor | None = None
 ) -> None:
-    """Execute each sample's row of the table in place; `pndm_fast.plan.plan.Row` says what a row is.
+    """Execute each sample's row of the table in place; `pndm_fast.plan.row.Row` says what a row is.
 
     Samples at a halt row are left alone. The others store their slot, update x and y, advance `row`, and get the next
     network input in_scale y and time; `active` falls by one for each sample whose next row halts.

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from pndm_fast.plan.matrix2 import stacked
-from pndm_fast.plan.plan import SAME_X, SAME_Y, WIDTH_FORM, Plan
+from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.row import SAME_X, SAME_Y, WIDTH_FORM
 from pndm_fast.row.device import upload
 from pndm_fast.row.noise import FIRST_ROW
 

@@ -23,7 +23,7 @@ from pndm_fast.loop import nvtx as ranges
 from pndm_fast.loop.results import Cancel
 from pndm_fast.loop.trajectory import Trajectory, Trees
 from pndm_fast.loop.workspace import BufferForm, Probe, Workspace
-from pndm_fast.plan.plan import MAX_SLOTS
+from pndm_fast.plan.row import MAX_SLOTS
 from pndm_fast.row.table import Table
 from pndm_fast.runtime.cuda import Captured, Cuda, Event
 from pndm_fast.runtime.guards import Watch
