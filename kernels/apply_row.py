@@ -7,7 +7,7 @@ each element once. What stands for an operand is a tuple of its components.
 import torch
 import triton
 import triton.language as tl
-from pndm_fast.kernels.blocks import add, added, both, coefficient, entries, scaled, takes, width
+from pndm_fast.kernels.matrix2 import add, added, both, coefficient, entries, scaled, takes, width
 from pndm_fast.kernels.philox import normals_block
 from torch import Tensor
 
@@ -148,7 +148,7 @@ def _input(y, in_scale, COMPONENTS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["batch", "channels"])
 def _apply_row_kernel(
-    x_ptr,  # anchor, fp32 [batch, stride]
+    x_ptr,  # the registers, in the order of pndm_fast/row/schema.py: anchor, fp32 [batch, stride]
     y_ptr,  # state, the same
     slots_ptr,  # past converted outputs [slots, batch, stride]
     row_ptr,  # int32 [batch]
@@ -344,16 +344,7 @@ def apply_row(
     n, block = r.n // components, BLOCK // components
     length = stride if components == 1 else n
     _apply_row_kernel[(triton.cdiv(length, block) * batch,)](
-        r.x,
-        r.y,
-        r.slots,
-        r.row,
-        r.t,
-        r.net_in,
-        r.seeds,
-        r.first_bad,
-        r.active,
-        r.done,
+        *r.tensors(),
         table,
         out,
         uncond,

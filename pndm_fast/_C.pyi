@@ -9,20 +9,15 @@ def width(components: int) -> int:
     """How many numbers a line of the table has."""
 
 class RowOp:
-    """One row of the table for every sample, on raw pointers that the caller keeps alive."""
+    """One row of the table for every sample, on raw pointers that the caller keeps alive.
+
+    `registers` are the addresses by name, 0 where an optional one is missing.
+    """
 
     def __init__(
         self,
+        registers: dict[str, int],
         *,
-        x: int,
-        y: int,
-        slots: int,
-        row: int,
-        t: int,
-        net_in: int,
-        seeds: int,
-        first_bad: int,
-        active: int,
         table: int,
         batch: int,
         n: int,

@@ -1,6 +1,5 @@
 """The C++ row operation equals `reference`, bit for bit, on every instruction set of this machine."""
 
-import dataclasses
 import threading
 
 import numpy as np
@@ -10,9 +9,8 @@ from rowcase import assert_equal_bits, assert_same, clone, random_case, shapes
 
 from pndm_fast import _C
 from pndm_fast.plan.plan import WIDTH_FORM
-from pndm_fast.row import noise, reference, table
+from pndm_fast.row import cpp, noise, reference, table
 from pndm_fast.row.registers import NEVER
-from pndm_fast.row.threads import share_threads
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 SETS = _C.instruction_sets()
@@ -24,38 +22,8 @@ def instruction_set(request):
     _C.instruction_sets(SETS[0])
 
 
-def name(dtype):
-    return str(dtype).removeprefix("torch.")
-
-
-def arguments(r, plans, out_dtype, threads=1):
-    given = {
-        field.name: getattr(r, field.name)
-        for field in dataclasses.fields(r)
-        if field.name not in ("done", "n", "channels")
-    }
-    pointers = {key: 0 if tensor is None else tensor.data_ptr() for key, tensor in given.items()}
-    return dict(
-        **pointers,
-        table=plans.data_ptr(),
-        batch=r.batch,
-        n=r.n,
-        stride=r.y.shape[1],
-        n_slots=len(r.slots),
-        table_rows=len(plans),
-        table_width=plans.shape[1],
-        channels=r.channels,
-        cfg_copies=r.cfg_copies,
-        out_dtype=name(out_dtype),
-        slot_dtype=name(r.slots.dtype),
-        net_dtype=name(F32 if r.net_in is None else r.net_in.dtype),
-        time_dtype=name(r.t.dtype),
-        threads=threads,
-    )
-
-
 def apply_row(r, plans, out, uncond=None, z=None, threads=1):
-    run = _C.RowOp(**arguments(r, plans, out.dtype, threads))
+    run = _C.RowOp(**cpp.arguments(r, plans, out.dtype, threads))
     assert run(out.data_ptr(), 0 if uncond is None else uncond.data_ptr(), 0 if z is None else z.data_ptr())
 
 
@@ -211,7 +179,7 @@ def bits_around(values, step):
 
 
 @pytest.mark.parametrize("components, n", [(1, 1_500_001), (2, 1_500_002)])
-@pytest.mark.skipif(not share_threads(), reason="torch has no OpenMP runtime here")
+@pytest.mark.skipif(not cpp.share_threads(), reason="torch has no OpenMP runtime here")
 def test_threads_do_not_change_the_bits(components, n):
     case = random_case(5, 3, n, guidance=True, net_dtype=F16, calls=2, bad=True, components=components)
     one = case.run(apply_row)
@@ -234,9 +202,9 @@ def test_runs_in_several_python_threads():
 def test_an_output_in_our_own_memory_is_refused_and_nothing_changes():
     case = random_case(1, 2, 784, net_dtype=F32, guidance=True)
     r, before = case.registers, clone(case.registers)
-    run = _C.RowOp(**arguments(r, case.table, F32))
+    run = _C.RowOp(**cpp.arguments(r, case.table, F32, 1))
     elsewhere = torch.zeros(2, 784)
-    for own in (r.x, r.y, r.slots, r.t, r.net_in, r.row, r.seeds, r.first_bad, r.active, case.table):
+    for own in (*r.tensors(), case.table):
         last = own.data_ptr() + own.nbytes - 1
         for address in (own.data_ptr(), last, own.data_ptr() - elsewhere.nbytes + 1):
             assert run(address) is False
@@ -280,15 +248,26 @@ def test_a_row_outside_its_range_raises_before_anything_changes(row, message, co
         ({"stride": 783}, "RowOp: stride must be at least n, got 783"),
         ({"channels": 5}, "RowOp: channels must be a divisor of n, got 5"),
         ({"n": 2**35, "stride": 2**35}, "RowOp: n must be at most 2\\^34, got 34359738368"),
-        ({"y": 0}, "RowOp: y must be an address, got 0"),
+        ({"registers": {"y": 0}}, "RowOp: y must be an address, got 0"),
+        ({"registers": {"lane": 1}}, "RowOp: registers must be those that the extension was built with, got lane"),
         ({"out_dtype": "float64"}, "RowOp: out_dtype must be float32, float16 or bfloat16, got float64"),
         ({"time_dtype": "int32"}, "RowOp: time_dtype must be float32 or int64, got int32"),
     ],
 )
 def test_bad_arguments_are_named(change, message):
     case = random_case(0, 2, 784)
+    given = cpp.arguments(case.registers, case.table, F32, 1)
+    change = change | {"registers": given["registers"] | change.get("registers", {})}
     with pytest.raises(ValueError, match=message):
-        _C.RowOp(**(arguments(case.registers, case.table, F32) | change))
+        _C.RowOp(**(given | change))
+
+
+def test_a_register_that_is_not_given_is_named():
+    case = random_case(0, 2, 784)
+    given = cpp.arguments(case.registers, case.table, F32, 1)
+    del given["registers"]["row"]
+    with pytest.raises(ValueError, match="RowOp: registers must be given with row, got none"):
+        _C.RowOp(**given)
 
 
 def test_normals_check_their_arguments():
