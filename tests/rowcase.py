@@ -110,7 +110,7 @@ def clone(registers: Registers) -> Registers:
     return _map(registers, Tensor.clone)
 
 
-def assert_same(a: Registers, b: Registers, *, pads: bool = True) -> None:
+def assert_same(a: Registers, b: Registers, *, pads: bool = True, where: str = "") -> None:
     """Every register holds the same bits, any NaN equal to any other; `pads=False` leaves the elements past n out."""
     for field in dataclasses.fields(Registers):
         left, right = getattr(a, field.name), getattr(b, field.name)
@@ -120,7 +120,7 @@ def assert_same(a: Registers, b: Registers, *, pads: bool = True) -> None:
         left, right = left.cpu(), right.cpu()
         if field.name in ("x", "y", "slots") and not pads:
             left, right = left[..., : a.n], right[..., : a.n]
-        assert_equal_bits(left, right, field.name)
+        assert_equal_bits(left, right, where + field.name)
 
 
 def assert_equal_bits(left: Tensor, right: Tensor, name: str = "tensor") -> None:

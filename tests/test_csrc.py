@@ -16,9 +16,9 @@ F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 SETS = _C.instruction_sets()
 
 
-@pytest.fixture(params=SETS)
-def instruction_set(request):
-    yield _C.instruction_sets(request.param)
+@pytest.fixture(autouse=True)
+def best_instruction_set():
+    yield
     _C.instruction_sets(SETS[0])
 
 
@@ -28,7 +28,16 @@ def apply_row(r, plans, out, uncond=None, z=None, threads=1):
 
 
 def assert_matches(case):
-    assert_same(case.run(apply_row), case.run(reference.apply_row))
+    """On every instruction set."""
+    wanted = case.run(reference.apply_row)
+    for name in each_set():
+        assert_same(case.run(apply_row), wanted, where=f"{name}: ")
+
+
+def each_set():
+    for name in SETS:
+        _C.instruction_sets(name)
+        yield name
 
 
 def test_columns_are_those_of_the_table():
@@ -40,38 +49,34 @@ def test_columns_are_those_of_the_table():
             assert _C.column(first, components) == table.column(first, components)
 
 
-@pytest.mark.parametrize("net_dtype", [None, F32, F16, BF16], ids=str)
-@pytest.mark.parametrize("slot_dtype", [F32, F16, BF16], ids=str)
-@pytest.mark.parametrize("out_dtype", [F32, F16, BF16], ids=str)
-def test_every_dtype(instruction_set, out_dtype, slot_dtype, net_dtype):
-    dtypes = {"out_dtype": out_dtype, "slot_dtype": slot_dtype, "net_dtype": net_dtype}
-    for seed in range(4):
-        guidance, z = bool(seed & 1), seed == 3
+# every pair of an output's, a slot's and a network input's dtype: the row has loops for two of them at most
+PAIRS = [
+    ((F32, F16, BF16)[(i + j) % 3], slot, network)
+    for i, network in enumerate((None, F32, F16, BF16))
+    for j, slot in enumerate((F32, F16, BF16))
+]
+
+
+@pytest.mark.parametrize("components", [1, 2])
+@pytest.mark.parametrize("out_dtype, slot_dtype, net_dtype", PAIRS, ids=str)
+def test_every_dtype(out_dtype, slot_dtype, net_dtype, components):
+    dtypes = {"out_dtype": out_dtype, "slot_dtype": slot_dtype, "net_dtype": net_dtype, "components": components}
+    for seed in range(4 * components):
+        guidance, z = bool(seed & 1), seed % 4 == 3
         time_dtype = torch.int64 if seed & 1 else F32
         assert_matches(random_case(seed, 3, 784, guidance=guidance, z=z, time_dtype=time_dtype, **dtypes))
 
 
 @pytest.mark.parametrize("batch, n", [*shapes(), (4, 1024), (2, 1025)], ids=str)
-def test_every_size(instruction_set, batch, n):
+def test_every_size(batch, n):
     for seed in range(6):
         options = {"guidance": bool(seed & 1), "slots": 1 + seed, "halt_some": seed > 2}
         assert_matches(random_case(seed, batch, n, net_dtype=BF16, out_dtype=F16, **options))
 
 
-@pytest.mark.parametrize("net_dtype", [None, F32, F16, BF16], ids=str)
-@pytest.mark.parametrize("slot_dtype", [F32, F16, BF16], ids=str)
-@pytest.mark.parametrize("out_dtype", [F32, F16, BF16], ids=str)
-def test_two_parts_of_every_dtype(instruction_set, out_dtype, slot_dtype, net_dtype):
-    dtypes = {"out_dtype": out_dtype, "slot_dtype": slot_dtype, "net_dtype": net_dtype}
-    for seed in range(8):
-        guidance, z = bool(seed & 1), seed % 3 == 2
-        time_dtype = torch.int64 if seed & 1 else F32
-        assert_matches(random_case(seed, 3, 784, components=2, guidance=guidance, z=z, time_dtype=time_dtype, **dtypes))
-
-
 # halves of one element, of an odd number, of more than one tile, and of more tiles than threads
 @pytest.mark.parametrize("batch, n", [(1, 2), (3, 14), (5, 784), (4, 1024), (2, 1026), (2, 65_538)], ids=str)
-def test_two_parts_of_every_size(instruction_set, batch, n):
+def test_two_components_of_every_size(batch, n):
     for seed in range(8):
         options = {"guidance": bool(seed & 1), "slots": 1 + seed % 6, "halt_some": seed % 4 > 1, "z": seed % 5 == 4}
         assert_matches(random_case(seed, batch, n, components=2, net_dtype=F32, **options))
@@ -91,7 +96,7 @@ def test_x_and_y_of_one_value(components):
 @pytest.mark.parametrize("net_dtype", [None, F32, BF16], ids=str)
 @pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
 @pytest.mark.parametrize("slots", range(1, 7))
-def test_two_parts_of_raw_outputs(slots, dtype, net_dtype):
+def test_two_components_of_raw_outputs(slots, dtype, net_dtype):
     """The usual row: the slot is the output, and Y takes full blocks of the state and of all slots, and noise."""
     rng = np.random.default_rng(slots)
     case = random_case(
@@ -115,13 +120,13 @@ def put(lines, first, block):
 
 
 @pytest.mark.parametrize("channels, n", [(3, 3 * 700), (4, 4 * 33), (320, 320 * 9), (5, 5)])
-def test_channels_last_numbers_elements_logically(instruction_set, channels, n):
+def test_channels_last_numbers_elements_logically(channels, n):
     for seed in range(4):
         assert_matches(random_case(seed, 2, n, channels=channels))
 
 
 @pytest.mark.parametrize("components", [1, 2])
-def test_not_finite_outputs_are_found_and_survive_the_clamp(instruction_set, components):
+def test_not_finite_outputs_are_found_and_survive_the_clamp(components):
     found = 0
     for seed in range(24):
         dtype = (F32, F16, BF16)[seed % 3]
@@ -133,13 +138,15 @@ def test_not_finite_outputs_are_found_and_survive_the_clamp(instruction_set, com
 
 
 @pytest.mark.parametrize("n, channels", [(1, 1), (5, 1), (65_537, 1), (3 * 1111, 3), (1 << 18, 1)])
-def test_normals_are_the_reference_s(instruction_set, n, channels):
+def test_normals_are_the_reference_s(n, channels):
     seeds = noise.seed_tensor([2**64 - 1, 0, 2**63, 12345])
     for index in (0, 1, 2, 65_537):
-        out = torch.full((4, n + 3), torch.nan)
-        _C.normals(out.data_ptr(), seeds.data_ptr(), 4, index, n, n + 3, channels)
-        assert_equal_bits(out[:, :n].contiguous(), noise.normals(seeds, index, n, channels))
-        assert out[:, n:].isnan().all()
+        wanted = noise.normals(seeds, index, n, channels)
+        for name in each_set():
+            out = torch.full((4, n + 3), torch.nan)
+            _C.normals(out.data_ptr(), seeds.data_ptr(), 4, index, n, n + 3, channels)
+            assert_equal_bits(out[:, :n].contiguous(), wanted, name)
+            assert out[:, n:].isnan().all(), name
 
 
 def convert(values, dtype):
@@ -155,15 +162,16 @@ def convert(values, dtype):
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
-def test_widening_is_exact_for_all_values(instruction_set, dtype):
+def test_widening_is_exact_for_all_values(dtype):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-    wide, again = convert(every, dtype)
-    assert_equal_bits(wide, every.float() + 0.0)  # a sum that starts at zero has no -0
-    assert_equal_bits(again, (every.float() + 0.0).to(dtype))
+    for name in each_set():
+        wide, again = convert(every, dtype)
+        assert_equal_bits(wide, every.float() + 0.0, name)  # a sum that starts at zero has no -0
+        assert_equal_bits(again, (every.float() + 0.0).to(dtype), name)
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
-def test_narrowing_rounds_to_nearest_even(instruction_set, dtype):
+def test_narrowing_rounds_to_nearest_even(dtype):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
     every = every[every.isfinite()]
     above = torch.nextafter(every, torch.tensor(torch.inf, dtype=dtype))
@@ -171,7 +179,8 @@ def test_narrowing_rounds_to_nearest_even(instruction_set, dtype):
     rng = np.random.default_rng(0)
     anything = torch.from_numpy(rng.integers(-(2**31), 2**31, 1 << 18).astype(np.int32)).view(F32)
     values = torch.cat([middle, bits_around(middle, 1), bits_around(middle, -1), anything])
-    assert_equal_bits(convert(values, dtype)[1], (values + 0.0).to(dtype))
+    for name in each_set():
+        assert_equal_bits(convert(values, dtype)[1], (values + 0.0).to(dtype), name)
 
 
 def bits_around(values, step):

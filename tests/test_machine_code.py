@@ -6,6 +6,8 @@ from collections import Counter
 import pytest
 from aot import ARCHITECTURES, BLOCK, VARIANTS, compile_all
 
+pytestmark = pytest.mark.machine_code
+
 # Most registers, most conversions.
 HARDEST = ("fp32-guided", "mixed-guided", "bf16", "channels-last", "odd-bf16", "phase", "phase-guided", "phase-z")
 EVERY = [(name, arch) for arch in ARCHITECTURES for name in VARIANTS if arch == 90 or name in HARDEST]
