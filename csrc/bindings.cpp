@@ -220,11 +220,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("width", &width, "components"_a, "How many numbers a line of the table has.");
   m.def("normals", &fill_normals, "out"_a, "seeds"_a, "batch"_a, "index"_a, "n"_a, "stride"_a,
         "channels"_a,
-        "Fill float32 [batch, n], rows `stride` component_stride, with a noise index's normals.");
-  m.def(
-      "use_pool", &use_pool, "parallel"_a, "index"_a, "size"_a,
-      "RowOp large rows on the threads of an OpenMP runtime: GOMP_parallel, omp_get_thread_num and "
-      "omp_get_num_threads.");
+        "Fill float32 [batch, n], rows `stride` apart, with a noise index's normals.");
+  m.def("use_pool", &use_pool, "parallel"_a, "index"_a, "size"_a,
+        "Run large rows on the threads of an OpenMP runtime: GOMP_parallel, omp_get_thread_num and "
+        "omp_get_num_threads.");
   m.def("slot_offset", &slot_offset, "slot"_a, "sample"_a, "batch"_a, "stride"_a,
         "Where a sample's slot begins, in elements.");
   m.def("instruction_sets", &choose_instruction_set, "use"_a = "",

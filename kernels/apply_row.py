@@ -274,17 +274,17 @@ def _apply_row_kernel(
         following = _combine(y_ptr + own, component_stride, lane, left, operands, forms, 1, COMPONENTS)
     if net_in_ptr is not None:
         values = _input(following, next_scale, COMPONENTS)
-        for half in tl.static_range(CFG_COPIES):
+        for copy in tl.static_range(CFG_COPIES):
             _write(
-                net_in_ptr + half * batch * COMPONENTS * n + outer, component_stride, lane, inside, values, COMPONENTS
+                net_in_ptr + copy * batch * COMPONENTS * n + outer, component_stride, lane, inside, values, COMPONENTS
             )
 
     if ticket == blocks - 1:
         tl.store(done_ptr + b, 0)
         tl.store(row_ptr + b, row + 1)
         t = next_t.to(t_ptr.dtype.element_ty)
-        for half in tl.static_range(CFG_COPIES):
-            tl.store(t_ptr + half * batch + b, t)
+        for copy in tl.static_range(CFG_COPIES):
+            tl.store(t_ptr + copy * batch + b, t)
         if next_halt != 0:
             tl.atomic_add(active_ptr, -1, sem="relaxed")
 
@@ -307,7 +307,7 @@ def _check_device(name: str, tensor: Tensor) -> None:
 
 def _check_components(components: int, r: Registers) -> None:
     if components > 1 and (r.n % components or r.channels > 1):
-        raise ValueError(f"a table of blocks must have an even n and channels 1, got {r.n} and {r.channels}")
+        raise ValueError(f"a table of 2x2 matrices must have an even n and channels 1, got {r.n} and {r.channels}")
 
 
 def _check_operand(name: str, tensor: Tensor | None, r: Registers) -> None:
@@ -330,7 +330,7 @@ def apply_row(
 
     Raises:
         ValueError: tensors are not on a CUDA device, x is not float32, an operand is not a dense [B, n], or samples
-            have no two halves for a table of blocks.
+            cannot be two components for a table of 2x2 matrices.
     """
     r = registers
     _check_device("x", r.x)

@@ -74,7 +74,7 @@ def test_every_size(batch, n):
         assert_matches(random_case(seed, batch, n, net_dtype=BF16, out_dtype=F16, **options))
 
 
-# halves of one element, of an odd number, of more than one tile, and of more tiles than threads
+# components of one element, of an odd number, of more than one tile, and of more tiles than threads
 @pytest.mark.parametrize("batch, n", [(1, 2), (3, 14), (5, 784), (4, 1024), (2, 1026), (2, 65_538)], ids=str)
 def test_two_components_of_every_size(batch, n):
     for seed in range(8):
@@ -97,7 +97,7 @@ def test_x_and_y_of_one_value(components):
 @pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
 @pytest.mark.parametrize("slots", range(1, 7))
 def test_two_components_of_raw_outputs(slots, dtype, net_dtype):
-    """The usual row: the slot is the output, and Y takes full blocks of the state and of all slots, and noise."""
+    """The usual row: the slot is the output, and Y takes full matrices of the state and of all slots, and noise."""
     rng = np.random.default_rng(slots)
     case = random_case(
         slots, 2, 1300, components=2, slots=slots, slot_dtype=dtype, out_dtype=dtype, net_dtype=net_dtype
@@ -113,10 +113,10 @@ def test_two_components_of_raw_outputs(slots, dtype, net_dtype):
     assert_matches(case)
 
 
-def put(lines, first, block):
-    """One block in all lines."""
+def put(lines, first, matrix):
+    """One matrix in all lines."""
     at = table.column(first, 2)
-    lines[:, at : at + 4] = torch.from_numpy(block).float().flatten()
+    lines[:, at : at + 4] = torch.from_numpy(matrix).float().flatten()
 
 
 @pytest.mark.parametrize("channels, n", [(3, 3 * 700), (4, 4 * 33), (320, 320 * 9), (5, 5)])

@@ -215,8 +215,8 @@ def test_a_row_is_one_pass_over_what_it_needs(seed, components, n, accesses):
                 continue
             line = case.table[row]
             for read, operand in zip(read_by(line, r), (r.x, r.y, *r.slots, z), strict=True):
-                halves = times(loads, operand)[b, :n].chunk(components)
-                assert [set(half.tolist()) for half in halves] == [{int(needed)} for needed in read]
+                split = times(loads, operand)[b, :n].chunk(components)
+                assert [set(component.tolist()) for component in split] == [{int(needed)} for needed in read]
             assert (times(loads, out)[b] == 1).all() and (times(loads, uncond)[b] == 1).all()
             written = [line[table.WRITE_X], line[table.WRITE_Y], *(k == line[table.SLOT] for k in range(len(r.slots)))]
             for count, buffer in zip(written, (r.x, r.y, *r.slots), strict=True):
@@ -287,9 +287,9 @@ def test_errors(triton_device, monkeypatch):
     with pytest.raises(ValueError, match="x must be float32 .*got torch.float64"):
         apply_row(replace(r, x=r.x.double()), data, out)
     blocks = torch.zeros(3, table.WIDTHS[2], device=triton_device)
-    with pytest.raises(ValueError, match="blocks must have an even n and channels 1, got 783 and 1"):
+    with pytest.raises(ValueError, match="matrices must have an even n and channels 1, got 783 and 1"):
         apply_row(replace(r, n=783), blocks, out[:, 1:].contiguous())
-    with pytest.raises(ValueError, match="blocks must have an even n and channels 1, got 784 and 4"):
+    with pytest.raises(ValueError, match="matrices must have an even n and channels 1, got 784 and 4"):
         apply_row(replace(r, channels=4), blocks, out)
     monkeypatch.setattr(sys.modules[apply_row.__module__], "INTERPRETED", tl.constexpr(False))
     with pytest.raises(ValueError, match="x must be on a CUDA device .*got cpu"):

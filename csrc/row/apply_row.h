@@ -32,7 +32,7 @@ void check_rows(const Registers& r);
 // Needs check_rows first.
 void apply_row(const Registers& r, const Inputs& in);
 
-// Standard normals of a noise index: float32 [batch, n] with rows `stride` component_stride.
+// Standard normals of a noise index: float32 [batch, n] with rows `stride` apart.
 void normals(float* out, const uint64_t* seeds, int64_t batch, uint32_t index, int64_t n,
              int64_t stride, int64_t channels);
 

@@ -57,7 +57,9 @@ def _check_operands(r: Registers, table: Tensor, out: Tensor, uncond: Tensor | N
     state, device, outputs = r.y.dtype, r.y.device, (r.batch, r.n)
     width = table.shape[-1] if table.shape[-1] in WIDTHS.values() else WIDTHS[1]
     if width != WIDTHS[1] and (r.n % 2 or r.channels > 1):
-        raise ValueError(f"apply_row: a table of blocks must have an even n and channels 1, got {r.n} and {r.channels}")
+        raise ValueError(
+            f"apply_row: a table of 2x2 matrices must have an even n and channels 1, got {r.n} and {r.channels}"
+        )
     check_tensor("table", table, (table.shape[0], width), (state,), device)
     check_tensor("out", out, outputs, (*FLOATS, state), device)
     if uncond is not None:
