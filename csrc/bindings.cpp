@@ -1,3 +1,4 @@
+// Python's view of the row operation. What a run is given is checked here, once, before a row.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,12 +1,15 @@
 """The row operation as a torch operator."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from rowcase import assert_same, clone, random_case
 
 import pndm_fast as pf
 import pndm_fast.row.op  # registers torch.ops.pndm_fast.apply_row
-from pndm_fast.row import reference
+from pndm_fast.row import reference, schema
 
 
 def arguments(case):
@@ -69,6 +72,7 @@ def test_compile_has_no_graph_break():
     "change, message",
     [
         ({"y": torch.zeros(3, 64)}, r"x must have shape \(3, 64\)"),
+        ({"y": torch.zeros(3, 48, dtype=torch.float16)}, "y must be torch.float32 or torch.float64, got torch.float16"),
         ({"row": torch.zeros(3, dtype=torch.int64)}, "row must be torch.int32, got torch.int64"),
         ({"n": 49}, r"n must be in \[1, 48\], got 49"),
         ({"channels": 5}, "channels must divide n = 48, got 5"),
@@ -83,6 +87,13 @@ def test_wrong_tensors_are_named(change, message):
     case = CASES[0]
     with pytest.raises(ValueError, match=message):
         pf.ops.apply_row(dataclasses.replace(clone(case.registers), **change), case.table, *case.calls[0])
+
+
+def test_the_schema_needs_the_standard_library_alone():
+    """A build reads it where nothing is installed."""
+    code = f"import runpy; print(*runpy.run_path({schema.__file__!r})['REGISTERS'])"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == list(schema.REGISTERS)
 
 
 def test_wrong_operands_are_named():

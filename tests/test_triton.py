@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from pndm_fast.kernels import apply_row
-from pndm_fast.kernels.apply_row import BLOCK, _place
+from pndm_fast.kernels.apply_row import BLOCK, _apply_row_kernel, _place
 from rowcase import Case, assert_same, clone, random_case
 from triton.runtime.interpreter import InterpreterBuilder
 
@@ -19,6 +19,7 @@ from pndm_fast.plan.plan import WIDTH_FORM
 from pndm_fast.row import reference, table
 from pndm_fast.row.noise import normals
 from pndm_fast.row.registers import NEVER
+from pndm_fast.row.schema import REGISTERS
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
@@ -294,6 +295,11 @@ def test_errors(triton_device, monkeypatch):
     monkeypatch.setattr(sys.modules[apply_row.__module__], "INTERPRETED", tl.constexpr(False))
     with pytest.raises(ValueError, match="x must be on a CUDA device .*got cpu"):
         apply_row(on_cpu.registers, on_cpu.table, on_cpu.calls[0][0])
+
+
+def test_the_kernel_takes_the_registers_in_the_schema_s_order():
+    names = _apply_row_kernel.arg_names[: len(REGISTERS)]
+    assert names == [f"{name}_ptr" for name in REGISTERS]
 
 
 def test_kernels_is_no_top_level_package():
