@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -61,6 +61,7 @@ def _bind(apply_row: ApplyRow, r: Registers, table: Tensor, _: torch.dtype) -> B
     return step
 
 
+@cache
 def _cpp() -> Backend:
     try:
         cpp.share_threads()
@@ -69,6 +70,7 @@ def _cpp() -> Backend:
     return Backend("cpp", cpp.apply_row, cpp.normals, cpp.bind)
 
 
+@cache
 def _reference() -> Backend:
     def fill(r: Registers, index: int) -> Tensor:
         return normals(r.seeds, index, r.n, r.channels)
@@ -76,6 +78,7 @@ def _reference() -> Backend:
     return Backend("reference", reference.apply_row, fill, partial(_bind, reference.apply_row), capturable=False)
 
 
+@cache
 def _triton() -> Backend:
     import pndm_fast.kernels as kernels
 

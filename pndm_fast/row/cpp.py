@@ -45,11 +45,17 @@ def bind(r: Registers, table: Tensor, out_dtype: torch.dtype) -> Callable[[Tenso
 
 def normals(r: Registers, index: int) -> Tensor:
     """`noise.normals` of the registers' seeds and layout."""
+    noise = torch.empty(r.batch, r.n, dtype=torch.float32)
+    _native().normals(noise.data_ptr(), r.seeds.data_ptr(), r.batch, index, r.n, r.n, r.channels)
+    return noise
+
+
+@functools.cache
+def _native() -> Any:
+    """The extension, which a package without a compiler may lack."""
     from pndm_fast import _C
 
-    noise = torch.empty(r.batch, r.n, dtype=torch.float32)
-    _C.normals(noise.data_ptr(), r.seeds.data_ptr(), r.batch, index, r.n, r.n, r.channels)
-    return noise
+    return _C
 
 
 def arguments(r: Registers, table: Tensor, out_dtype: torch.dtype, threads: int) -> dict[str, Any]:
@@ -74,10 +80,11 @@ def arguments(r: Registers, table: Tensor, out_dtype: torch.dtype, threads: int)
 
 
 def _row_op(r: Registers, table: Tensor, out_dtype: torch.dtype) -> Callable[[int, int, int], bool]:
-    from pndm_fast import _C
-
     # the method and not the object, whose call would look it up each time
-    return _C.RowOp(**arguments(r, table, out_dtype, torch.get_num_threads())).__call__
+    operation: Callable[[int, int, int], bool] = (
+        _native().RowOp(**arguments(r, table, out_dtype, torch.get_num_threads())).__call__
+    )
+    return operation
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -92,8 +99,7 @@ def _name(dtype: torch.dtype) -> str:
 @functools.cache
 def share_threads() -> bool:
     """Hand the OpenMP runtime that torch has loaded to the C++ extension; without one, rows run on one thread."""
-    from pndm_fast import _C
-
+    native = _native()
     torch.get_num_threads()  # loads the runtime
     try:
         maps = Path("/proc/self/maps").read_text()
@@ -103,6 +109,6 @@ def share_threads() -> bool:
         runtime = ctypes.CDLL(path, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
         names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
         if all(hasattr(runtime, name) for name in names):
-            _C.use_pool(*(ctypes.cast(getattr(runtime, name), ctypes.c_void_p).value or 0 for name in names))
+            native.use_pool(*(ctypes.cast(getattr(runtime, name), ctypes.c_void_p).value or 0 for name in names))
             return True
     return False

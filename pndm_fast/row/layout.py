@@ -49,7 +49,7 @@ def elements(shape: tuple[int, ...]) -> int:
 def scaled(values: Tensor, coefficient: Coefficient) -> Tensor:
     """coefficient values, of [B, n]; a matrix acts on the two components of the n."""
     if not isinstance(coefficient, tuple):
-        return values * coefficient
+        return values if coefficient == 1.0 else values * coefficient
     position, momentum = values.chunk(2, dim=1)
     return torch.cat([position * on_position + momentum * on_momentum for on_position, on_momentum in coefficient], 1)
 
