@@ -66,8 +66,8 @@ def compare(scheduler, plan, network, config, steps, bound=1e-9):
     peer = trajectory(scheduler, network, START, steps, config, normal)
     drawn = {call + 2: normal(k) for k, call in enumerate(peer.draws)}
     recorder = Recorder(network)
-    start = {"state": START} if plan.start.sigma < 0.5 else {"noise": START}
-    x = draw(recorder, solver=plan, noise_sampler=lambda i: drawn.get(i, START), **start)
+    start = pf.State(START) if plan.start.sigma < 0.5 else pf.Noise(START)
+    x = draw(recorder, solver=plan, start=start, noise_sampler=lambda i: drawn.get(i, START))
     assert recorder.times == pytest.approx(peer.times, rel=1e-12, abs=1e-9)
     assert relative(x, peer.final) < bound
     return peer
