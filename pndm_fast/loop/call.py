@@ -29,7 +29,7 @@ from pndm_fast.loop.network import Identity
 from pndm_fast.loop.noise_source import NoiseSource
 from pndm_fast.loop.positions import Kind, Positions, segments_of
 from pndm_fast.loop.request import Request
-from pndm_fast.loop.starts import Image, Inpaint, Noise, Start, State
+from pndm_fast.loop.starts import Inpaint, Start, tensors_of
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan, distinct
 from pndm_fast.row.device import upload
@@ -193,7 +193,7 @@ def resolve(request: Request, setup: Setup) -> Call:
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    given = _given(request.start)
+    given = tensors_of(request.start)
     tensors = {name: check_tensor(name, value, setup.shape[1:], setup.device) for name, value in given.items()}
     batch = setup.shape[0] if is_integer(request.seeds) else None
     bits = check_seeds(request.seeds, next((len(tensor) for tensor in tensors.values()), batch))
@@ -204,8 +204,8 @@ def resolve(request: Request, setup: Setup) -> Call:
     state_dtype = torch.float64 if exact else torch.float32
     guidance = request.guidance if isinstance(request.guidance, Guidance) else UNGUIDED
     plans = _plans(request, setup, guidance, len(bits))
-    negative = guidance.weaker is not None
-    cond, uncond = check_conditioning(request.cond, request.uncond, plans, setup.device, negative)
+    weaker = guidance.weaker is not None
+    cond, uncond = check_conditioning(request.cond, request.uncond, plans, setup.device, weaker)
     if request.uncond is not None and uncond is None and request.guidance is None:
         raise ValueError("uncond must come with guidance, or a plan that has it: it has no effect without")
     if guidance is not UNGUIDED and guidance.scale is None and uncond is None:
@@ -227,22 +227,6 @@ def resolve(request: Request, setup: Setup) -> Call:
     return call
 
 
-def _given(start: Start | None) -> dict[str, Any]:
-    """What a start holds, by the names that messages have."""
-    match start:
-        case None:
-            return {}
-        case Noise(values):
-            return {"noise": values}
-        case State(values):
-            return {"state": values}
-        case Image(x0, noise):
-            return {"image": x0} if noise is None else {"image": x0, "noise": noise}
-        case Inpaint(x0, _, Noise() | State() | Image() | None as inner):
-            return {**_given(inner), "known": x0}
-    raise TypeError(f"Inpaint's start must be a Noise, State or Image, got {type(start.start).__name__}")
-
-
 def _origin(start: Start | None, tensors: dict[str, Tensor], device: torch.device) -> Origin:
     known = known_of(tensors["known"], start.mask, device) if isinstance(start, Inpaint) else None
     return Origin(tensors.get("noise"), tensors.get("state"), tensors.get("image"), known)
@@ -253,7 +237,7 @@ def _plans(request: Request, setup: Setup, guidance: Guidance, batch: int) -> tu
     if guidance.scale is not None:
         made = {id(plan): setup.guided(plan, guidance.scale, guidance.interval) for plan in distinct(plans)}
         plans = tuple([made[id(plan)] for plan in plans])
-    given = not {"state", "image"}.isdisjoint(_given(request.start))
+    given = not {"state", "image"}.isdisjoint(tensors_of(request.start))
 
     def checked(plan: Plan) -> Plan:
         check_start(plan, given)

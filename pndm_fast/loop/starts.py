@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -47,3 +48,23 @@ class Inpaint:
 
 
 Start = Noise | State | Image | Inpaint
+
+
+def tensors_of(start: Start | None) -> dict[str, Any]:
+    """What a start holds, of the samples' shape, by the names that messages have.
+
+    Raises:
+        TypeError: inpainting within inpainting.
+    """
+    match start:
+        case None:
+            return {}
+        case Noise(values):
+            return {"noise": values}
+        case State(values):
+            return {"state": values}
+        case Image(x0, noise):
+            return {"image": x0} if noise is None else {"image": x0, "noise": noise}
+        case Inpaint(x0, _, Noise() | State() | Image() | None as inner):
+            return {**tensors_of(inner), "known": x0}
+    raise TypeError(f"Inpaint's start must be a Noise, State or Image, got {type(start.start).__name__}")

@@ -19,7 +19,7 @@ from pndm_fast.row.backends import Backend, BoundRow
 from pndm_fast.row.device import upload
 from pndm_fast.row.layout import channels_of, describe, elements, flatten, scaled, scaled_each, unflatten
 from pndm_fast.row.noise import INITIAL, PROLOGUE
-from pndm_fast.row.registers import FLOATS, NEVER, Registers, allocate
+from pndm_fast.row.registers import NEVER, Registers, allocate
 
 
 @dataclass(frozen=True)
@@ -247,22 +247,3 @@ class Workspace:
     def bytes(self) -> int:
         """Memory of the registers."""
         return sum(value.nbytes for value in vars(self.registers).values() if isinstance(value, Tensor))
-
-
-def check_first_output(out: Tensor, shape: torch.Size, device: torch.device, exact: bool) -> int:
-    """The layout of a network's first output, as its channel count.
-
-    Raises:
-        ValueError, TypeError: another shape, device or dtype, or a layout with gaps or another order.
-    """
-    if out.shape != shape:
-        raise ValueError(f"the network's output must have shape {tuple(shape)}, got {tuple(out.shape)}")
-    if out.device != device:
-        raise ValueError(f"the network's output must be on {device}, got {out.device}")
-    if out.dtype not in FLOATS and not (exact and out.dtype is torch.float64):
-        raise TypeError(f"the network's output must be float32, float16 or bfloat16, got {out.dtype}")
-    channels = channels_of(out)
-    if channels is None:
-        got = describe(out)
-        raise ValueError(f"the network's output must be contiguous or channels_last, got {got}: call .contiguous()")
-    return channels

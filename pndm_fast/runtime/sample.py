@@ -13,7 +13,7 @@ from pndm_fast.loop.checks import check_seeds, check_shape
 from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.network import networks_of
 from pndm_fast.loop.request import Request
-from pndm_fast.loop.starts import Image, Inpaint, Noise, Start, State
+from pndm_fast.loop.starts import Start, tensors_of
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.psld import PSLD
@@ -107,27 +107,13 @@ def _plan(solver: str | None, asked: dict[str, Any]) -> Plan:
 
 def _shape_of_call(shape: Sequence[int] | None, seeds: Any, start: Start | None) -> Sequence[int] | None:
     """The shape given, or the start's; both, and the number of seeds, must agree on the batch."""
-    name, tensor = _told_by(start)
-    told = isinstance(tensor, Tensor) and tensor.dim() > 1
+    told = {name: t.shape for name, t in tensors_of(start).items() if isinstance(t, Tensor) and t.dim() > 1}
     if shape is None:
-        return tuple(tensor.shape) if told else None
+        return next(iter(told.values()), None)
     batch = check_shape(shape)[0]
-    if told and len(tensor) != batch:
-        raise ValueError(f"{name} must have batch {batch}, the shape's, got {len(tensor)}")
+    for name, own in told.items():
+        if own[0] != batch:
+            raise ValueError(f"{name} must have batch {batch}, the shape's, got {own[0]}")
     if not is_integer(seeds):
         check_seeds(seeds, batch)
     return shape
-
-
-def _told_by(start: Any) -> tuple[str, Any]:
-    """A start's tensor of the samples' shape, with its name."""
-    match start:
-        case Noise(values):
-            return "noise", values
-        case State(values):
-            return "state", values
-        case Image(x0):
-            return "image", x0
-        case Inpaint(x0):
-            return "known", x0
-    return "", None
