@@ -14,7 +14,8 @@ from pndm_fast.cli import images
 from pndm_fast.cli.images import Bytes
 from pndm_fast.cli.models import DTYPES, JobError, Model, ModelArgs, load_model, told
 from pndm_fast.cli.outputs import Item, UsageError, open_target
-from pndm_fast.loop.checks import ON_NAN, check_components, check_guidance, check_start
+from pndm_fast.loop.checks import check_components, check_start
+from pndm_fast.loop.request import ON_NAN
 from pndm_fast.phase_space import position
 from pndm_fast.plan.checks import choose
 from pndm_fast.plan.plan import Plan
@@ -114,14 +115,17 @@ class Job:
         on_step = None if advance is None else lambda step: advance()
         began = time.perf_counter()
         try:
-            samples = self.sampler(
-                seeds=[item.seed for item in items],
-                cond=cond,
-                uncond=uncond,
-                guidance=None if uncond is None else self.spec.guidance,
-                on_step=on_step,
-                on_nan=self.spec.on_nan,
-            ).cpu()
+            result = self.sampler.run(
+                pf.Request(
+                    seeds=[item.seed for item in items],
+                    cond=cond,
+                    uncond=uncond,
+                    guidance=None if uncond is None else self.spec.guidance,
+                    on_step=on_step,
+                    on_nan=self.spec.on_nan,
+                )
+            )
+            samples, self.graph = result.samples.cpu(), result.report.graph
         except pf.NonFiniteError as error:
             first = error.bad[0]
             where = f"seed {items[first.sample].seed} at row {first.row}, t = {first.t:g}"
@@ -129,8 +133,7 @@ class Job:
         except Exception as error:
             raise JobError(f"the model failed: {told(error)}") from error
         self.seconds += time.perf_counter() - began
-        report = self.sampler.report
-        self.graph, bad = report.graph, frozenset(one.sample for one in report.bad)
+        bad = frozenset(one.sample for one in result.bad)
         return images.to_uint8(self._pictures(samples).nan_to_num(nan=-1.0)), bad
 
     def _pictures(self, samples: torch.Tensor) -> torch.Tensor:
@@ -182,7 +185,7 @@ def recipe_of(spec: JobSpec) -> dict[str, Any]:
 def _check_numbers(spec: JobSpec) -> None:
     if not 0 <= spec.seed <= 2**64 - spec.number:
         raise UsageError(f"--seed must be at least 0, and seed + number at most 2^64, got {spec.seed}")
-    check_guidance(spec.guidance)
+    pf.Guidance(spec.guidance)
     choose("on_nan", spec.on_nan, ON_NAN)
 
 

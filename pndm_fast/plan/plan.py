@@ -96,10 +96,14 @@ class Plan:
     def run_ends(self) -> tuple[int, ...]:
         """For each row, where the run of consecutive rows of its kind ends: the index after the last of them."""
         ends: list[int] = []
-        for _, run in groupby(self.kinds):
-            length = len(tuple(run))
+        for _, length in self.runs:
             ends += [len(ends) + length] * length
         return tuple(ends)
+
+    @cached_property
+    def runs(self) -> tuple[tuple[tuple[int, bool], int], ...]:
+        """Consecutive rows of one kind: the kind, and how many they are."""
+        return tuple((kind, len(list(run))) for kind, run in groupby(self.kinds))
 
     @cached_property
     def models(self) -> int:

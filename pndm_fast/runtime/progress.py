@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 
-@contextlib.contextmanager
-def progress_bar(show: bool, text: str, total: int) -> Iterator[Callable[[], None]]:
-    """Yield a function to call after each of `total` pieces of work; it draws a bar where `show` asks for one.
+def progress_bar(show: bool, text: str, total: int) -> AbstractContextManager[Callable[[], None]]:
+    """Yields a function to call after each of `total` pieces of work; it draws a bar where `show` asks for one.
 
     Raises:
         ImportError: a bar is asked for, and rich is missing.
     """
-    if not show:
-        yield lambda: None
-        return
+    return _bar(text, total) if show else _HIDDEN
+
+
+_HIDDEN = contextlib.nullcontext(lambda: None)
+
+
+@contextlib.contextmanager
+def _bar(text: str, total: int) -> Iterator[Callable[[], None]]:
     try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
