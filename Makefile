@@ -31,7 +31,7 @@ gpu:  ## on a machine with a GPU and torch: build, tests, memcheck, benchmarks, 
 clean:
 	rm -rf $(VENV) build *.egg-info pndm_fast/_C*.so
 
-$(VENV)/.demo: EXTRA = images
+$(VENV)/.demo: EXTRA = cli,images
 $(VENV)/.test: EXTRA = test
 $(VENV)/.lint: EXTRA = test,lint
 $(VENV)/.bench: EXTRA = bench

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pndm_fast.runtime.sample import sample
     from pndm_fast.runtime.sampler import Sampler
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _LATER = {
     "BadSample": "loop.results",

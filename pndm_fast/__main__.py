@@ -1,5 +1,5 @@
 """`python -m pndm_fast`."""
 
-from pndm_fast.cli.app import main
+from pndm_fast.cli import main
 
 main()

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 import pndm_fast as pf
 from pndm_fast.cli import app as cli
-from pndm_fast.cli import images, jobs
+from pndm_fast.cli import images, jobs, main
+from pndm_fast.cli.words import parse_classes, parse_options
 from pndm_fast.solvers import SOLVER_INFO
 
 pytest.importorskip("PIL")
@@ -380,13 +381,13 @@ def test_warnings_are_one_line():
     ],
 )
 def test_classes(words, labels):
-    assert cli.parse_classes(words) == labels
+    assert parse_classes(words) == labels
 
 
 def test_options():
     given = ["eta=0.5", "order=3", "clip=none", "a-b=True", "variance=large", "x=1e3", "y=a=b"]
     expected = dict(eta=0.5, order=3, clip=None, a_b=True, variance="large", x=1000.0, y="a=b")
-    parsed = cli.parse_options(given)
+    parsed = parse_options(given)
     assert parsed == expected and isinstance(parsed["order"], int)
 
 
@@ -432,14 +433,22 @@ def test_solvers():
     listed = json.loads(run("solvers", "--json").stdout)
     assert [row["name"] for row in listed] == sorted(pf.SOLVERS)
     for row in listed:
-        n = max(row["min_steps"], 5)
-        assert (
-            pf.make_plan(row["name"], steps=n).nfe == SOLVER_INFO[row["name"]].calls(n)
-            and row["about"]
-            and row["arxiv"]
-        )
+        assert row["calls"] == SOLVER_INFO[row["name"]].formula() and row["about"] and row["arxiv"]
         assert all(paper in result.stdout for paper in row["arxiv"].split(", "))
         assert re.search(rf"^{row['name']} .* {row['spacing']} ", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_what_to_install_is_told(missing, monkeypatch, capsys):
+    for name in list(sys.modules):
+        if name.startswith(("pndm_fast.cli.", f"{missing}.")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    told = "error: the command line needs typer and rich: pip install 'pndm_fast[cli]'\n"
+    assert capsys.readouterr() == ("", told)
 
 
 def test_version_help_and_unknown_command():

@@ -16,6 +16,7 @@ from pndm_fast.plan.grids import BETA, beta_quantiles
 from pndm_fast.solvers import SOLVER_INFO
 
 
+@pytest.mark.filterwarnings("ignore:.* diverges in")  # seven steps are few for some
 @pytest.mark.parametrize("solver", sorted(pf.SOLVERS))
 def test_json_round_trip(solver, tmp_path):
     prediction = "eps" if SOLVER_INFO[solver].space == "phase" else "v"
@@ -169,7 +170,8 @@ def test_more_grids():
     assert pf.make_plan("ddim", steps=4, spacing="leading", final="min").rows[-1].levels.y.sigma == LINEAR.sigma(0)
     trailing = pf.make_plan("ddim", steps=3, spacing="trailing", final="min")
     assert trailing.times == (999, 666, 333) and trailing.rows[-1].levels.y.sigma == LINEAR.sigma(0)
-    assert pf.make_plan("heun", steps=4, final="min").nfe == 8 == pf.make_plan("heun", nfe=8, final="min").nfe
+    for length in ({"steps": 8}, {"nfe": 16}):
+        assert pf.make_plan("heun", final="min", **length).nfe == 16
     flow = pf.make_plan("euler", pf.Schedule.flow(3.0, 1000), steps=4, prediction="flow")
     u = np.array([1, 0.75, 0.5, 0.25])
     assert flow.times == pytest.approx(1000 * 3 * u / (1 + 2 * u))

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pndm_fast.demo import load_unet
+from pndm_fast.demo import mnist_unet
 from pndm_fast.demo.unet import UNet, UNetConfig
 from pndm_fast.plan.atomic import atomic_path
 
@@ -94,7 +94,7 @@ def new_run(recipe: Recipe, device: str) -> Run:
     parts = PROCESSES[recipe.process].parts
     net = UNet(UNetConfig(in_channels=parts, out_channels=parts))
     if parts > 1:
-        widen(load_unet(Path(__file__).parent / "mnist.safetensors"), net)
+        widen(mnist_unet(), net)
     ema = UNet(net.config)
     ema.load_state_dict(net.state_dict())
     for model in (net, ema):

@@ -212,10 +212,3 @@ def check_conditioning(
         return with_cond, None
     without = conditioning.complete(conditioning.check("uncond", uncond or {}, batch, device), with_cond)
     return with_cond, without if guided else None
-
-
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
-    """One of the choices, or ValueError."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-    return str(value)

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 
 from pndm_fast.loop import nvtx
-from pndm_fast.loop.checks import check_choice
 from pndm_fast.loop.evaluation import InputWritten, Output, OutputMisfit
 from pndm_fast.loop.learn import learn
 from pndm_fast.loop.positions import Positions
@@ -20,6 +19,7 @@ from pndm_fast.loop.results import Cancel, Report
 from pndm_fast.loop.run import RunRows, eager_rows
 from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.workspace import BufferSpec, OutputSpec, Workspace
+from pndm_fast.plan.checks import choose
 from pndm_fast.row.device import stream_of
 from pndm_fast.runtime.cache import Cache
 from pndm_fast.runtime.cuda import Cuda, Event, cuda_of
@@ -60,7 +60,7 @@ def check_graph(graph: str, device: torch.device) -> str:
     Raises:
         ValueError: unknown, or named where there is no CUDA device.
     """
-    check_choice("graph", graph, GRAPHS)
+    choose("graph", graph, GRAPHS)
     if graph in AUTO and cuda_of(device) is None:
         raise ValueError(f"graph {graph!r} cannot be had: {_need(device)}")
     return graph

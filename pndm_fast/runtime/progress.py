@@ -1,4 +1,4 @@
-"""A progress bar over rows."""
+"""A progress bar over rows, which needs rich."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from contextlib import AbstractContextManager
 
 
 def progress_bar(show: bool, text: str, total: int) -> AbstractContextManager[Callable[[], None]]:
-    """Yields a function to call after each of `total` pieces of work; it draws a bar where `show` asks for one."""
+    """Yields a function to call after each of `total` pieces of work; it draws a bar where `show` asks for one.
+
+    Raises:
+        ImportError: a bar is asked for, and rich is missing.
+    """
     return _bar(text, total) if show else _HIDDEN
 
 
@@ -17,8 +21,11 @@ _HIDDEN = contextlib.nullcontext(lambda: None)
 
 @contextlib.contextmanager
 def _bar(text: str, total: int) -> Iterator[Callable[[], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError as error:
+        raise ImportError("progress=True needs rich: pip install 'pndm_fast[cli]'") from error
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True)) as bar:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pndm_fast.loop import nvtx
 from pndm_fast.loop.call import Call, Setup, resolve
-from pndm_fast.loop.checks import check_choice, check_shape, check_sizes
+from pndm_fast.loop.checks import check_shape, check_sizes
 from pndm_fast.loop.evaluation import evaluation_of
 from pndm_fast.loop.network import check_dtype, config_shape, networks_of, parameter
 from pndm_fast.loop.positions import Kind, Positions
@@ -23,6 +23,7 @@ from pndm_fast.loop.results import BadSample, Cancelled, NonFiniteError, Result
 from pndm_fast.loop.run import bad_samples, check_ended, run_segment, samples_of
 from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.short_form import with_fields_of
+from pndm_fast.plan.checks import choose
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row.backends import BACKENDS, choose_backend
 from pndm_fast.row.device import stream_of
@@ -76,7 +77,7 @@ class Sampler:
         if plan is not None and not isinstance(plan, Plan):
             raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
         like = parameter(models[0])
-        self.backend = check_choice("backend", backend, BACKENDS)
+        self.backend = choose("backend", backend, BACKENDS)
         self.concurrency = check_sizes("concurrency", [concurrency])[0]
         place = torch.empty(0, device=device or (like.device if like is not None else "cpu")).device
         self.graph = check_graph(graph, place)

@@ -1,0 +1,115 @@
+"""The networks that `--model` names: the demonstration's, or what a factory of your own makes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pndm_fast import demo
+from pndm_fast.cli.outputs import UsageError
+from pndm_fast.loop.network import config_shape
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DEMO, DEMO_PSLD = "demo:mnist", "demo:psld"
+DEMOS = {DEMO: demo.mnist_unet, DEMO_PSLD: demo.mnist_psld_unet}
+
+
+class JobError(Exception):
+    """The model failed, or a file could not be written."""
+
+
+@dataclass(frozen=True)
+class ModelArgs:
+    """Which network, and how to run it."""
+
+    name: str = DEMO
+    trust: bool = False
+    shape: tuple[int, ...] | None = None
+    null_class: int | None = None
+    device: torch.device = torch.device("cpu")
+    dtype: str = "fp32"
+    backend: str = "auto"
+    graph: str = "auto"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network and what it takes.
+
+    Attributes:
+        shape: of one sample.
+        classes: labels are 0 ... classes - 1; None where that is not known.
+        null: the label that means none, for guidance.
+        default: the classes where none are asked for.
+    """
+
+    net: Callable[..., Any]
+    shape: tuple[int, ...]
+    classes: int | None = None
+    null: int | None = None
+    default: tuple[int, ...] = ()
+
+
+def load_model(args: ModelArgs) -> Model:
+    """The network, on its device and in its dtype.
+
+    Raises:
+        UsageError: no such model, or one that may not be imported.
+        JobError: its factory failed.
+    """
+    dtype = DTYPES[args.dtype]
+    if args.name in DEMOS:
+        if args.shape is not None or args.null_class is not None:
+            raise UsageError(f"--shape and --null-class must not be given for {args.name}, which has its own")
+        unet, none = DEMOS[args.name](dtype, args.device), demo.null_class  # labels: the digits, then "none"
+        shape = unet.config.in_channels, unet.config.sample_size, unet.config.sample_size
+        return Model(unet, shape, none, none, tuple(range(none)))
+    module, _, factory = args.name.partition(":")
+    if module == "demo" or not all(part.isidentifier() for part in (*module.split("."), factory)):
+        raise UsageError(f"--model must be {', '.join(DEMOS)} or package.module:factory, got {args.name!r}")
+    if not args.trust:
+        raise UsageError(f"--model {args.name} runs that module's code: it must be allowed by --trust")
+    net = _made(args.name, module, factory)
+    if isinstance(net, nn.Module):
+        net = net.to(device=args.device, dtype=dtype).eval().requires_grad_(False)
+    found = args.shape or config_shape(net)
+    if found is None:
+        raise UsageError(f"--shape must be given for {args.name}: its config has no in_channels and sample_size")
+    config = getattr(net, "config", None)
+    embeds = (
+        config.get("num_class_embeds") if isinstance(config, Mapping) else getattr(config, "num_class_embeds", None)
+    )
+    return Model(net, found, embeds if isinstance(embeds, int) else None, args.null_class)
+
+
+def _made(name: str, module: str, factory: str) -> Callable[..., Any]:
+    sys.path.append(os.getcwd())  # a console script does not look there; last, so that it hides no installed package
+    try:
+        make = getattr(importlib.import_module(module), factory)
+    except Exception as error:
+        raise UsageError(f"--model {name} must be importable: {told(error)}") from error
+    if not callable(make):
+        raise UsageError(f"--model {name} must be a factory, got {type(make).__name__}")
+    try:
+        net: Callable[..., Any] = make()
+    except Exception as error:
+        raise JobError(f"the factory of --model {name} failed: {told(error)}") from error
+    if not callable(net):
+        raise UsageError(f"--model {name} must make something callable as model(x, t), got {type(net).__name__}")
+    return net
+
+
+def told(error: Exception) -> str:
+    """An exception in one line, with the place that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text} ({Path(frame.filename).name}:{frame.lineno})"
