@@ -1,5 +1,6 @@
 """The benchmarks' own parts that decide what is compared: networks, loops, and what is made of results."""
 
+# ruff: noqa: E402
 import json
 import sys
 from pathlib import Path
@@ -12,14 +13,12 @@ if not FOLDER.is_dir():
     pytest.skip("no benchmarks beside the tests", allow_module_level=True)
 sys.path.append(str(FOLDER))
 
-import compare  # noqa: E402
-import networks  # noqa: E402
-import run  # noqa: E402
-import samples  # noqa: E402
-import shows  # noqa: E402
-import sweep  # noqa: E402
+from gpu import networks, samples, sweep
+from gpu import verdict as shows
+from speed import harness as compare
+from speed import run
 
-from pndm_fast.row.noise import normals, seed_tensor  # noqa: E402
+from pndm_fast.row.noise import normals, seed_tensor
 
 
 @pytest.mark.parametrize("name", networks.NETWORKS)

@@ -1,5 +1,6 @@
-"""`benchmarks/quality.py`'s own parts: what is tried, kept and told, and A-FloPS."""
+"""`benchmarks/quality/`'s own parts: what is tried, kept and told, and A-FloPS."""
 
+# ruff: noqa: E402
 import json
 import sys
 from pathlib import Path
@@ -17,10 +18,9 @@ if not FOLDER.is_dir():
     pytest.skip("no benchmarks beside the tests", allow_module_level=True)
 sys.path.append(str(FOLDER))
 
-import aflops  # noqa: E402
-import quality  # noqa: E402
-import quality_cases as cases  # noqa: E402
-import quality_report as report  # noqa: E402
+from quality import aflops, report
+from quality import solvers as cases
+from quality import survey as quality
 
 VP = pf.Schedule.vp()
 

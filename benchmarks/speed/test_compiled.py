@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import Steps
-from compare import Side, Target, contest, skip_unless_full
+from speed.harness import Side, Target, contest, skip_unless_full
+from speed.steps import Steps
 
 SHAPES = {
     "3x32x32-B1": (1, 3, 32, 32),

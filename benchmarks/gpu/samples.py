@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import networks
 import torch
-from compare import Side
+from gpu import networks
+from speed.harness import Side
 from torch import Tensor, nn
 
 import pndm_fast as pf

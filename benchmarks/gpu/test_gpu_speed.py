@@ -3,9 +3,9 @@
 import machine
 import pytest
 import torch
-from cases import FIRST, Diffusers, Steps, against_diffusers
-from compare import Side, Target, contest, record, skip_unless_full
-from loops import overhead
+from speed.calls import overhead
+from speed.harness import Side, Target, contest, record, skip_unless_full
+from speed.steps import FIRST, Diffusers, Steps, against_diffusers
 
 import pndm_fast as pf
 from pndm_fast.phase_space import PSLD
@@ -132,7 +132,7 @@ def test_gpu_step_against_diffusers(benchmark, rounds, batch, guidance):
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("batch", [1, 16, 256])
 def test_gpu_step_against_inductor(benchmark, rounds, batch, network):
-    from test_compiled import Compiled, Side, check
+    from speed.test_compiled import Compiled, Side, check
 
     steps = Steps((batch, *SAMPLE), NETWORKS[network], device="cuda")
     fresh, into = Compiled(steps, False), Compiled(steps, True)

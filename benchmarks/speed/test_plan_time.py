@@ -1,7 +1,7 @@
 """Building a 50-step plan of every solver."""
 
 import pytest
-from compare import Target, record
+from speed.harness import Target, record
 
 import pndm_fast as pf
 from pndm_fast.solvers import SOLVER_INFO

@@ -1,4 +1,4 @@
-"""A-FloPS, which is no plan: its coefficient depends on the samples. Evaluated by `quality.py`, in plain torch."""
+"""A-FloPS, which is no plan: its coefficient depends on the samples. Evaluated by `survey.py`, in plain torch."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 import torch
-from cases import Steps, copied
-from compare import Side, Target, contest, skip_unless_full
+from speed.harness import Side, Target, contest, skip_unless_full
+from speed.steps import Steps, copied
 
 from pndm_fast.row import reference
 

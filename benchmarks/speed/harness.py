@@ -154,4 +154,4 @@ def record(
 def skip_unless_full(request: pytest.FixtureRequest, benchmark: Any) -> None:
     """Leave a large or slow case to full runs."""
     if benchmark.disabled or request.config.getoption("--quick"):
-        pytest.skip("only in a full run of benchmarks/run.py")
+        pytest.skip("only in a full run of `python benchmarks speed`")

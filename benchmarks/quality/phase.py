@@ -1,6 +1,6 @@
 """Phase-space integrators side by side on the packaged networks, with variance-preserving ones on the same data.
 
-`python benchmarks/phase.py --data DIR` (idx files of MNIST) writes results/phase/mnist.json and .md, and resumes.
+`python benchmarks phase --data DIR` (idx files of MNIST) writes results/phase/mnist.json and .md, and resumes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from digits import Judge, train_judge
 from machine import describe
-from quality_cases import apart
+from quality.judge import Judge, train_judge
+from quality.solvers import apart
 from torch import Tensor
 
 import pndm_fast as pf
@@ -30,7 +30,7 @@ from pndm_fast.phase_space import position
 from pndm_fast.plan.atomic import atomic_path
 from pndm_fast.solvers import SOLVER_INFO
 
-OUT = Path(__file__).parent / "results" / "phase"
+OUT = Path(__file__).parents[1] / "results" / "phase"
 BUDGETS = (10, 25, 50, 100)
 ONES = ((1.0, 1.0), (1.0, 1.0))
 
@@ -216,7 +216,7 @@ def text(tree: dict[str, Any]) -> str:
     setting, floor = tree["setting"], tree["floor"]
     parts = [
         "# Phase space: quality for a number of network calls",
-        f"`python benchmarks/phase.py --data DIR` makes this page: {setting['images']} digits in turn, no guidance, "
+        f"`python benchmarks phase --data DIR` makes this page: {setting['images']} digits in turn, no guidance, "
         f"float32, on the packaged networks of PSLD (`demo:psld`) and of the variance-preserving diffusion "
         f"(`demo:mnist`, lines vp). Written on {tree['machine']['cpu']}, torch {tree['machine']['torch']}.",
         "- RMS: distance of an image to the fine solution of the same network from the same noise (pixels are in "

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import torch
-from compare import Target, record
+from speed.harness import Target, record
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pndm_fast as pf

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from compare import Side
+from speed.harness import Side
 from torch import Tensor
 
 import pndm_fast as pf

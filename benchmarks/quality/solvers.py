@@ -1,4 +1,4 @@
-"""What `quality.py` compares: solvers with the options that matter, grids, and how one sample is judged."""
+"""What `survey.py` compares: solvers with the options that matter, grids, and how one sample is judged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from aflops import aflops
+from quality.aflops import aflops
 from torch import Tensor
 
 import pndm_fast as pf

@@ -20,17 +20,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import shows
-from run import cases, folder_of, outcome
+from gpu import verdict as shows
+from speed.run import cases, folder_of, outcome
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
+COMMAND = [
+    sys.executable,
+    "-P",
+    str(ROOT / "benchmarks"),
+]  # -P: the folder kernels/ must not become importable as `kernels`
 LOGS = ROOT / "build" / "gpu"
 SITE = ROOT / "build" / "gpu-site"  # the wheels that travelled; the machine's own packages stay as they are
 TOTAL = 525  # seconds for all steps
 MARGIN = 45  # seconds that a benchmark may go on for after the last was begun
 GRACE = 10  # seconds to write what there is, once interrupted
 
-PYTEST = [sys.executable, "-P", "-m", "pytest"]  # -P: the folder kernels/ must not become importable as `kernels`
+PYTHON = [sys.executable, "-P"]  # the folder kernels/ must not become importable as `kernels`
+PYTEST = [*PYTHON, "-m", "pytest"]
+COMMAND = [*PYTHON, str(ROOT / "benchmarks")]
 JUNIT = ["-o", "junit_family=legacy"]  # the form that keeps what tests record
 SANITIZED = {
     "sanitizer": [
@@ -73,9 +80,8 @@ def tests(name: str, limit: float, *arguments: str, under: list[str] | None = No
 
 
 def bench(suite: str, limit: float, options: list[str]) -> Step:
-    script = str(ROOT / "benchmarks" / "run.py")
     budget = f"--budget={max(limit - MARGIN, 10):.0f}"
-    return Step(suite, limit, [sys.executable, script, "--device=cuda", budget, *options, suite], shown=40)
+    return Step(suite, limit, [*COMMAND, "speed", "--device=cuda", budget, *options, suite], shown=40)
 
 
 def sanitizer() -> str | None:
@@ -99,7 +105,7 @@ def steps(options: list[str]) -> list[Step]:
     wheels = sorted(glob.glob(str(ROOT / ".whl" / "*.whl")))
     target = ["--no-compile", "--upgrade", "--target", str(SITE)]
     parallel = ["-n", "8"] if importlib.util.find_spec("xdist") else []
-    sweep = [sys.executable, str(ROOT / "benchmarks" / "sweep.py"), "--budget=40", *options]
+    sweep = [*COMMAND, "sweep", "--budget=40", *options]
     return [
         Step("wheels", 30, [*pip, *target, *wheels] if wheels else None),
         Step("build", 60, [*pip, "--no-build-isolation", "--editable", str(ROOT)]),

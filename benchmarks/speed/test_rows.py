@@ -4,9 +4,9 @@ import ctypes
 
 import pytest
 import torch
-from cases import Steps
-from compare import Side, Target, contest
-from test_stream import library  # noqa: F401
+from speed.harness import Side, Target, contest
+from speed.steps import Steps
+from speed.test_stream import library  # noqa: F401
 
 import pndm_fast as pf
 from pndm_fast.plan.plan import MAX_SLOTS, SAME_X, SAME_Y

@@ -1,8 +1,8 @@
 """One solver step through Python, as `Sampler` makes it, against diffusers' `PNDMScheduler.step`."""
 
 import pytest
-from cases import against_diffusers
-from compare import Target, contest, skip_unless_full
+from speed.harness import Target, contest, skip_unless_full
+from speed.steps import against_diffusers
 
 SHAPES = {
     "4x64x64-B1": ((1, 4, 64, 64), 12.0),

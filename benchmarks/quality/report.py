@@ -1,4 +1,4 @@
-"""The table and the plot of `quality.py`'s results."""
+"""The table and the plot of `survey.py`'s results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from quality_cases import BUDGETS, GRIDS, LINES, REFERENCES
+from quality.solvers import BUDGETS, GRIDS, LINES, REFERENCES
 
 from pndm_fast.plan.atomic import atomic_path
 from pndm_fast.solvers import SOLVER_INFO
@@ -47,7 +47,7 @@ def _head(tree: One) -> str:
     noisy = ", ".join(name for name, facts in sorted(SOLVER_INFO.items()) if facts.stochastic)
     return f"""# Quality for a number of network calls
 
-`python benchmarks/quality.py` makes this page, on the packaged MNIST network (class-conditional, the digits in turn, no
+`python benchmarks quality` makes this page, on the packaged MNIST network (class-conditional, the digits in turn, no
 guidance, float32). Written on {machine["cpu"]}, torch {machine["torch"]}.
 
 A number is the distance of an image to the fine solution from the same noise: the RMS over its pixels, whose range is

@@ -3,8 +3,8 @@
 import machine
 import pytest
 import torch
-from compare import Side, Target, contest
-from samples import Alone, Diffusers, Job, Unrolled, apart, synchronize
+from gpu.samples import Alone, Diffusers, Job, Unrolled, apart, synchronize
+from speed.harness import Side, Target, contest
 
 from pndm_fast.row.noise import normals, seed_tensor
 

@@ -1,6 +1,6 @@
 """Quality for a number of network calls: every deterministic solver on every grid, on the packaged MNIST network.
 
-`python benchmarks/quality.py` writes results/quality/mnist.json, .md and .png; stopped, it resumes where it was.
+`python benchmarks quality` writes results/quality/mnist.json, .md and .png; stopped, it resumes where it was.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from machine import describe
-from quality_cases import BUDGETS, GRIDS, LINES, REFERENCES, Artist, apart, interval
-from quality_report import plot, text
+from quality.report import plot, text
+from quality.solvers import BUDGETS, GRIDS, LINES, REFERENCES, Artist, apart, interval
 
 from pndm_fast.plan.atomic import atomic_path
 
-OUT = Path(__file__).parent / "results" / "quality"
+OUT = Path(__file__).parents[1] / "results" / "quality"
 HOPELESS = 0.3  # of the pixels' range of 2, an image unlike the fine one: the next budget is then not tried
 FINALISTS = {"rms": 8, "median": 4}  # of each budget by either, drawn again from other noise
 FINAL_SEED = 1000

@@ -5,8 +5,8 @@ import time
 
 import pytest
 import torch
-from compare import Target, quartiles, record
-from loops import overhead
+from speed.calls import overhead
+from speed.harness import Target, quartiles, record
 
 import pndm_fast as pf
 from pndm_fast.demo import mnist_unet

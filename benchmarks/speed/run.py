@@ -15,6 +15,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results"
+FOLDERS = {"cpu": HERE, "cuda": HERE.parent / "gpu"}
 SUITES = {
     "cpu": ("stream", "rows", "diffusers_step", "compiled", "overhead", "plan_time"),
     "cuda": ("gpu_sample", "gpu_speed"),
@@ -40,10 +42,17 @@ def run_suite(suite: str, device: str, options: list[str]) -> tuple[int, dict[st
     """A fresh process for each suite. Returns pytest's exit status, its report and the names of what failed."""
     with tempfile.TemporaryDirectory() as folder:
         report, junit = Path(folder) / "report.json", Path(folder) / "junit.xml"
-        command = [sys.executable, "-m", "pytest", str(HERE / f"test_{suite}.py"), "--benchmark-enable"]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "pytest",
+            str(FOLDERS[device] / f"test_{suite}.py"),
+            "--benchmark-enable",
+        ]
         command += [f"--benchmark-json={report}", "--benchmark-quiet", "--benchmark-disable-gc", "-o", "timeout=1200"]
         command += [f"--junitxml={junit}", *options]
-        status = wait(subprocess.Popen(command, cwd=HERE.parent, env=environment(device)))
+        status = wait(subprocess.Popen(command, cwd=HERE.parents[1], env=environment(device)))
         written = report.is_file() and report.stat().st_size
         bad = [case.get("name", "") for case in cases(junit) if outcome(case) == "failed"]
         return status, json.loads(report.read_text()) if written else {"benchmarks": [], "machine_info": {}}, bad
@@ -92,7 +101,7 @@ def folder_of(device: str, machine: dict[str, Any]) -> Path:
     """results/cpu, or the GPU's name in lower case with hyphens."""
     gpu = machine.get("gpu") or {}
     name = "cpu" if device == "cpu" else re.sub(r"[^a-z0-9]+", "-", (gpu.get("name") or "gpu").lower()).strip("-")
-    return HERE / "results" / name
+    return RESULTS / name
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 
 import torch
-from samples import Job, synchronize
+from gpu.samples import Job, synchronize
 
 import pndm_fast as pf
 
