@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpu import verdict as shows
-from speed.run import cases, folder_of, outcome
+from gpu import verdict
+from speed.run import folder_of, outcome, test_cases
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [
@@ -171,7 +171,7 @@ def end_group(leader: int) -> None:
 
 
 def read_tests(done: Done) -> None:
-    for case in cases(junit(done.name)):
+    for case in test_cases(junit(done.name)):
         if not case.get("name"):  # an interrupted one
             continue
         done.tests[case.get("name", "")] = outcome(case)
@@ -226,13 +226,13 @@ def report(finished: list[Done], machine: dict[str, Any], folder: Path) -> int:
     kept = [step for step in earlier if step["name"] not in names]
     kept += [{**vars(done), "commit": machine.get("commit")} for done in finished]
     path.write_text(json.dumps({"machine": machine, "steps": kept}, indent=1) + "\n")
-    table = shows.table(folder)
+    table = verdict.table(folder)
     (folder / "must_show.json").write_text(json.dumps({"machine": machine, "shows": table}, indent=1) + "\n")
     for done in finished:
         how = "not run" if done.code is None else "ok" if done.code == 0 else f"FAILED ({done.code})"
         print(f"{done.name:<16} {how:<13} {done.seconds:>6.1f} s  {done.note}")
-    print(f"\n{folder.relative_to(ROOT)}: {shows.commits(folder)}")
-    print(shows.text(table))
+    print(f"\n{folder.relative_to(ROOT)}: {verdict.commits(folder)}")
+    print(verdict.text(table))
     return 1 if any(done.code for done in finished) else 0
 
 

@@ -3,14 +3,14 @@
 import machine
 import pytest
 import torch
-from gpu.samples import Alone, Diffusers, Job, Unrolled, apart, synchronize
+from gpu.samples import Alone, DiffusersLoop, Job, Unrolled, relative, synchronize
 from speed.harness import Side, Target, contest
 
 from pndm_fast.row.noise import normals, seed_tensor
 
 pytestmark = pytest.mark.gpu
 
-BOUND = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # on `apart`: convolutions round to tf32 and bf16
+BOUND = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # on `relative`: convolutions round to tf32 and bf16
 REPORTED = Target(None)
 
 
@@ -94,12 +94,16 @@ def test_modes(benchmark, rounds, case):
 def test_against_diffusers(benchmark, rounds, case):
     """The same network in the loop of diffusers' pipelines, not compiled on either side."""
     job = job_of(case)
-    sampler, theirs = job.sampler(), Diffusers(job)
+    sampler, theirs = job.sampler(), DiffusersLoop(job)
     equal_to_eager(job, sampler)
     start, got = same_start(job), job.sample(sampler)
-    off = apart(got, Diffusers(job, state=torch.float32)(start))
+    off = relative(got, DiffusersLoop(job, state=torch.float32)(start))
     assert off <= BOUND[job.network.dtype], f"differs from diffusers by {off}"
-    more = {"graph": sampler.report.graph, "apart": off, "apart_in_their_dtype": apart(got, theirs(start))}
+    more = {
+        "graph": sampler.report.graph,
+        "relative_distance": off,
+        "relative_distance_in_their_dtype": relative(got, theirs(start)),
+    }
     target = Target(2.0) if case == "cifar-B1" else REPORTED
     measure(benchmark, job, job.ours(sampler), {"diffusers": job.side(theirs)}, target, rounds, **more)
 
@@ -153,11 +157,11 @@ def test_against_reduce_overhead(benchmark, rounds, case):
     sampler = job.sampler(network=compiled)
     equal_to_eager(job, sampler)
     rival = torch.compile(job.module, mode="reduce-overhead", dynamic=False)
-    theirs = Diffusers(job, rival, clone=True)
+    theirs = DiffusersLoop(job, rival, clone=True)
     start = same_start(job)
-    off = apart(job.sample(sampler), Diffusers(job, rival, torch.float32, clone=True)(start))
+    off = relative(job.sample(sampler), DiffusersLoop(job, rival, torch.float32, clone=True)(start))
     assert off <= BOUND[job.network.dtype], f"differs from diffusers by {off}"
     theirs(start)
     target = Target(1.05) if case == "cifar-B1" else REPORTED
-    more = {"graph": sampler.report.graph, "graph_reason": sampler.report.graph_reason, "apart": off}
+    more = {"graph": sampler.report.graph, "graph_reason": sampler.report.graph_reason, "relative_distance": off}
     measure(benchmark, job, job.ours(sampler), {"reduce-overhead": job.side(theirs)}, target, rounds, **more)

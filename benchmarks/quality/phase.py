@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from machine import describe
 from quality.judge import Judge, train_judge
-from quality.solvers import apart
+from quality.solvers import distance
 from torch import Tensor
 
 import pndm_fast as pf
@@ -162,7 +162,7 @@ def _measure(name: str, budget: int, fine: np.ndarray) -> dict[str, Any] | None:
     samples = _artist.draw(line, plan)
     values: dict[str, Any] = {"line": name, "budget": budget, "nfe": plan.nfe, **_artist.score(samples)}
     if not SOLVER_INFO[plan.solver].stochastic:
-        distances = apart(samples, torch.from_numpy(fine))
+        distances = distance(samples, torch.from_numpy(fine))
         finite = bool(distances.isfinite().all())
         values["rms"] = round(float(distances.square().mean().sqrt()), 4) if finite else None
         values["median"] = round(float(distances.median()), 4) if finite else None

@@ -101,7 +101,7 @@ def _verdict(tree: One) -> str:
     return f"""## A-FloPS
 
 A-FloPS (arXiv:2509.00036) is no plan: its coefficient depends on the samples, so it would need a second kernel between
-network calls. Here it is a plain loop (`aflops.py`) with its coefficient guarded, |c dt| <= 1, and second-order
+network calls. Here it is a plain loop (`aflops`) with its coefficient guarded, |c dt| <= 1, and second-order
 Adams-Bashforth in the same variable (c = 0) where the guard trips; each at its best grid, RMS on the survey's images:
 
 {_table(head, rows)}
