@@ -50,7 +50,10 @@ def job(request, monkeypatch):
     text = networks.Network(lambda: Text(4, 8, 2), latent.shape, latent.dtype, 0, latent.schedule, text=True)
     monkeypatch.setitem(networks.NETWORKS, "text", text)
     name, batch = request.param.split("-")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine, two threads of a network this small wait for each other
     yield samples.Job(name, int(batch), steps=12, device="cpu")
+    torch.set_num_threads(threads)
     networks.module.cache_clear()
 
 

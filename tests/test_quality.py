@@ -91,7 +91,7 @@ def test_aflops_is_second_order(guard):
         times = [1 - 0.9 * i / steps for i in range(steps + 1)]
         return solvers.aflops(model, VP, times, noise, guard=guard).double()
 
-    exact = draw(320)
+    exact = draw(160)
     errors = [float((draw(n) - exact).norm()) for n in (20, 40)]
     assert exact.isfinite().all() and errors[0] / errors[1] > 3.2
 
