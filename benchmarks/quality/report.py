@@ -44,7 +44,7 @@ def _head(tree: One) -> str:
     setting, floor, machine = tree["setting"], tree["floor"], tree["machine"]
     fine = ", ".join(f"{name} ({how['steps']} steps, {how['spacing']})" for name, how in REFERENCES.items())
     remark = f"\n- {tree['remark']}" if tree["remark"] else ""
-    noisy = ", ".join(name for name, facts in sorted(SOLVER_INFO.items()) if facts.stochastic)
+    noisy = ", ".join(name for name, info in sorted(SOLVER_INFO.items()) if info.stochastic and info.space != "phase")
     return f"""# Quality for a number of network calls
 
 `python benchmarks quality` makes this page, on the packaged MNIST network (class-conditional, the digits in turn, no

@@ -185,6 +185,8 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     sizes = {"images": arguments.images, "finals": arguments.finals}
     rules = {"hopeless": HOPELESS, "finalists": FINALISTS, "final_seed": FINAL_SEED}
+    if arguments.report and not (arguments.out / "mnist.json").is_file():
+        sys.exit(f"--out must hold mnist.json, got {arguments.out}")
     store = ResultFile(arguments.out / "mnist.json", {**sizes, **rules, "references": REFERENCES})
     if not arguments.report:
         try:
