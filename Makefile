@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # the pins reach isolated builds too
 export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-SOURCES = setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
+SOURCES = setup.py pyproject.toml constraints.txt pndm_fast/row/schema.py $(wildcard csrc/*.* csrc/*/*.*)
 
 .PHONY: demo test lint bench gpu clean
 

@@ -1,5 +1,6 @@
 """Builds `pndm_fast._C` from csrc/ with pybind11 and ninja. Everything else is in pyproject.toml."""
 
+import runpy
 import shlex
 import subprocess
 from pathlib import Path
@@ -20,6 +21,17 @@ COMPILE = [
 ]
 
 
+def write_registers(path: Path) -> None:
+    """The registers of pndm_fast/row/schema.py, for csrc/row/registers.h."""
+    text = ""
+    for name, register in runpy.run_path("pndm_fast/row/schema.py")["REGISTERS"].items():
+        elements = " * ".join(map(str, register.shape))
+        marks = f"{register.changed:d}, {register.optional:d}"
+        text += f"REGISTER({name}, k{register.element.title()}, {elements}, {marks})\n"
+    if not path.exists() or path.read_text() != text:  # what includes it is built again when it changes
+        path.write_text(text)
+
+
 class NinjaBuild(build_ext):
     """One ninja edge per source: objects build in parallel, and only what changed is built again."""
 
@@ -27,7 +39,10 @@ class NinjaBuild(build_ext):
         target, work = Path(self.get_ext_fullpath(ext.name)).resolve(), Path(self.build_temp).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         work.mkdir(parents=True, exist_ok=True)
-        includes = [f"-I{Path(path).resolve()}" for path in ["csrc", *ext.include_dirs, *self.compiler.include_dirs]]
+        write_registers(work / "registers.inc")
+        includes = [
+            f"-I{Path(path).resolve()}" for path in ["csrc", work, *ext.include_dirs, *self.compiler.include_dirs]
+        ]
         compile_ = escape(shlex.join([*self.compiler.compiler_so_cxx, *includes, *ext.extra_compile_args]))
         link = escape(shlex.join(self.compiler.linker_so_cxx))
         libraries = escape(shlex.join(ext.extra_link_args))

@@ -1,8 +1,12 @@
+// Python's view of the row operation. What a run is given is checked here, once, before a row.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
-#include <array>
+#include <map>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "cuda/graph_bindings.h"
 #include "row/apply_row.h"
@@ -74,17 +78,10 @@ class RowOp {
       refuse("channels", "1 in phase space", std::to_string(r_.channels));
     }
     if (r_.n_slots > kMaxSlots) refuse("n_slots", "at most 6", std::to_string(r_.n_slots));
-    const int64_t state = r_.batch * r_.stride, inputs = r_.cfg_copies * r_.batch;
-    ours_ = {range(r_.x, state * 4),
-             range(r_.y, state * 4),
-             range(r_.slots, slot_offset(r_.n_slots, 0, r_.batch, r_.stride) * size_of(r_.slot)),
-             range(r_.net_in, inputs * r_.n * size_of(r_.net)),
-             range(r_.t, inputs * (r_.integer_time ? 8 : 4)),
-             range(r_.row, r_.batch * 4),
-             range(r_.seeds, r_.batch * 8),
-             range(r_.first_bad, r_.batch * 4),
-             range(r_.active, 4),
-             range(r_.table, r_.table_rows * width(r_.components) * 4)};
+    r_.each([this](const char*, const void* start, int64_t bytes, bool) {
+      ours_.push_back(range(start, bytes));
+    });
+    ours_.push_back(range(r_.table, r_.table_rows * width(r_.components) * 4));
   }
 
   // False, with nothing done, where an output overlaps our memory.
@@ -114,25 +111,31 @@ class RowOp {
   }
 
   Registers r_;
-  std::array<Range, 10> ours_;
+  std::vector<Range> ours_;
 };
 
-RowOp make_row_op(uintptr_t x, uintptr_t y, uintptr_t slots, uintptr_t row, uintptr_t t,
-                  uintptr_t net_in, uintptr_t seeds, uintptr_t first_bad, uintptr_t active,
-                  uintptr_t table, int64_t batch, int64_t n, int64_t stride, int64_t n_slots,
-                  int64_t table_rows, int64_t table_width, int64_t channels, int64_t cfg_copies,
-                  const std::string& out_dtype, const std::string& slot_dtype,
+using Addresses = std::map<std::string, uintptr_t>;
+
+// Takes the registers from their addresses by name.
+void take(Addresses addresses, Registers& r) {
+  r.each([&](const char* name, auto*& start, int64_t, bool optional) {
+    const auto found = addresses.find(name);
+    if (found == addresses.end()) refuse("registers", std::string("given with ") + name, "none");
+    using Type = std::remove_pointer_t<std::remove_reference_t<decltype(start)>>;
+    start = pointer<Type>(name, found->second, optional);
+    addresses.erase(found);
+  });
+  if (!addresses.empty()) {
+    refuse("registers", "those that the extension was built with", addresses.begin()->first);
+  }
+}
+
+RowOp make_row_op(Addresses registers, uintptr_t table, int64_t batch, int64_t n, int64_t stride,
+                  int64_t n_slots, int64_t table_rows, int64_t table_width, int64_t channels,
+                  int64_t cfg_copies, const std::string& out_dtype, const std::string& slot_dtype,
                   const std::string& net_dtype, const std::string& time_dtype, int64_t threads) {
-  Registers r;
-  r.x = pointer<float>("x", x);
-  r.y = pointer<float>("y", y);
-  r.slots = pointer<void>("slots", slots);
-  r.row = pointer<int32_t>("row", row);
-  r.t = pointer<void>("t", t);
-  r.net_in = pointer<void>("net_in", net_in, true);
-  r.seeds = pointer<const uint64_t>("seeds", seeds);
-  r.first_bad = pointer<int32_t>("first_bad", first_bad);
-  r.active = pointer<int32_t>("active", active);
+  Registers r{};
+  take(std::move(registers), r);
   r.table = pointer<const float>("table", table);
   r.batch = number("batch", batch, 1, "positive");
   r.n = number("n", n, 1, "positive");
@@ -144,7 +147,7 @@ RowOp make_row_op(uintptr_t x, uintptr_t y, uintptr_t slots, uintptr_t row, uint
   r.cfg_copies = number("cfg_copies", cfg_copies, 1, "positive");
   r.out = dtype_of("out_dtype", out_dtype);
   r.slot = dtype_of("slot_dtype", slot_dtype);
-  r.net = net_in ? dtype_of("net_dtype", net_dtype) : Dtype::kFloat32;
+  r.net = dtype_of("net_dtype", net_dtype);
   r.integer_time = integer_time(time_dtype);
   r.threads = number("threads", threads, 1, "positive");
   return RowOp(r);
@@ -218,11 +221,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("width", &width, "components"_a, "How many numbers a line of the table has.");
   m.def("normals", &fill_normals, "out"_a, "seeds"_a, "batch"_a, "index"_a, "n"_a, "stride"_a,
         "channels"_a,
-        "Fill float32 [batch, n], rows `stride` component_stride, with a noise index's normals.");
-  m.def(
-      "use_pool", &use_pool, "parallel"_a, "index"_a, "size"_a,
-      "RowOp large rows on the threads of an OpenMP runtime: GOMP_parallel, omp_get_thread_num and "
-      "omp_get_num_threads.");
+        "Fill float32 [batch, n], rows `stride` apart, with a noise index's normals.");
+  m.def("use_pool", &use_pool, "parallel"_a, "index"_a, "size"_a,
+        "Run large rows on the threads of an OpenMP runtime: GOMP_parallel, omp_get_thread_num and "
+        "omp_get_num_threads.");
   m.def("slot_offset", &slot_offset, "slot"_a, "sample"_a, "batch"_a, "stride"_a,
         "Where a sample's slot begins, in elements.");
   m.def("instruction_sets", &choose_instruction_set, "use"_a = "",
@@ -230,8 +232,7 @@ PYBIND11_MODULE(_C, m) {
   bind_graph(m);
   py::class_<RowOp>(m, "RowOp",
                     "One row of the table for every sample, on memory that Python owns.")
-      .def(py::init(&make_row_op), py::kw_only(), "x"_a, "y"_a, "slots"_a, "row"_a, "t"_a,
-           "net_in"_a, "seeds"_a, "first_bad"_a, "active"_a, "table"_a, "batch"_a, "n"_a,
+      .def(py::init(&make_row_op), "registers"_a, py::kw_only(), "table"_a, "batch"_a, "n"_a,
            "stride"_a, "n_slots"_a, "table_rows"_a, "table_width"_a, "channels"_a, "cfg_copies"_a,
            "out_dtype"_a, "slot_dtype"_a, "net_dtype"_a, "time_dtype"_a, "threads"_a = 1)
       .def("__call__", &RowOp::operator(), "out"_a, "uncond"_a = 0, "z"_a = 0, py::pos_only(),

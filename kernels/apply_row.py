@@ -7,11 +7,11 @@ each element once. What stands for an operand is a tuple of its components.
 import torch
 import triton
 import triton.language as tl
-from pndm_fast.kernels.blocks import add, added, both, coefficient, entries, scaled, takes, width
+from pndm_fast.kernels.matrix2 import add, added, both, coefficient, entries, scaled, takes, width
 from pndm_fast.kernels.philox import normals_block
 from torch import Tensor
 
-from pndm_fast.plan.plan import MAX_SLOTS, WIDTH_FORM
+from pndm_fast.plan.row import MAX_SLOTS, WIDTH_FORM
 from pndm_fast.row import table as columns
 from pndm_fast.row.registers import Registers
 
@@ -148,7 +148,7 @@ def _input(y, in_scale, COMPONENTS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["batch", "channels"])
 def _apply_row_kernel(
-    x_ptr,  # anchor, fp32 [batch, stride]
+    x_ptr,  # the registers, in the order of pndm_fast/row/schema.py: anchor, fp32 [batch, stride]
     y_ptr,  # state, the same
     slots_ptr,  # past converted outputs [slots, batch, stride]
     row_ptr,  # int32 [batch]
@@ -274,17 +274,17 @@ def _apply_row_kernel(
         following = _combine(y_ptr + own, component_stride, lane, left, operands, forms, 1, COMPONENTS)
     if net_in_ptr is not None:
         values = _input(following, next_scale, COMPONENTS)
-        for half in tl.static_range(CFG_COPIES):
+        for copy in tl.static_range(CFG_COPIES):
             _write(
-                net_in_ptr + half * batch * COMPONENTS * n + outer, component_stride, lane, inside, values, COMPONENTS
+                net_in_ptr + copy * batch * COMPONENTS * n + outer, component_stride, lane, inside, values, COMPONENTS
             )
 
     if ticket == blocks - 1:
         tl.store(done_ptr + b, 0)
         tl.store(row_ptr + b, row + 1)
         t = next_t.to(t_ptr.dtype.element_ty)
-        for half in tl.static_range(CFG_COPIES):
-            tl.store(t_ptr + half * batch + b, t)
+        for copy in tl.static_range(CFG_COPIES):
+            tl.store(t_ptr + copy * batch + b, t)
         if next_halt != 0:
             tl.atomic_add(active_ptr, -1, sem="relaxed")
 
@@ -307,7 +307,7 @@ def _check_device(name: str, tensor: Tensor) -> None:
 
 def _check_components(components: int, r: Registers) -> None:
     if components > 1 and (r.n % components or r.channels > 1):
-        raise ValueError(f"a table of blocks must have an even n and channels 1, got {r.n} and {r.channels}")
+        raise ValueError(f"a table of 2x2 matrices must have an even n and channels 1, got {r.n} and {r.channels}")
 
 
 def _check_operand(name: str, tensor: Tensor | None, r: Registers) -> None:
@@ -330,7 +330,7 @@ def apply_row(
 
     Raises:
         ValueError: tensors are not on a CUDA device, x is not float32, an operand is not a dense [B, n], or samples
-            have no two halves for a table of blocks.
+            cannot be two components for a table of 2x2 matrices.
     """
     r = registers
     _check_device("x", r.x)
@@ -344,16 +344,7 @@ def apply_row(
     n, block = r.n // components, BLOCK // components
     length = stride if components == 1 else n
     _apply_row_kernel[(triton.cdiv(length, block) * batch,)](
-        r.x,
-        r.y,
-        r.slots,
-        r.row,
-        r.t,
-        r.net_in,
-        r.seeds,
-        r.first_bad,
-        r.active,
-        r.done,
+        *r.tensors(),
         table,
         out,
         uncond,

@@ -3,26 +3,21 @@
 columns: dict[str, int]
 
 def column(first: int, components: int) -> int:
-    """Where a coefficient begins, given its column in a line of one part."""
+    """Where a coefficient begins, given its column in a line of one component."""
 
 def width(components: int) -> int:
     """How many numbers a line of the table has."""
 
 class RowOp:
-    """One row of the table for every sample, on raw pointers that the caller keeps alive."""
+    """One row of the table for every sample, on raw pointers that the caller keeps alive.
+
+    `registers` are the addresses by name, 0 where an optional one is missing.
+    """
 
     def __init__(
         self,
+        registers: dict[str, int],
         *,
-        x: int,
-        y: int,
-        slots: int,
-        row: int,
-        t: int,
-        net_in: int,
-        seeds: int,
-        first_bad: int,
-        active: int,
         table: int,
         batch: int,
         n: int,
@@ -45,7 +40,7 @@ def normals(out: int, seeds: int, batch: int, index: int, n: int, stride: int, c
     """Fill float32 [batch, n], rows `stride` apart, with a noise index's normals."""
 
 def use_pool(parallel: int, index: int, size: int) -> None:
-    """RowOp large rows on an OpenMP runtime: addresses of GOMP_parallel, omp_get_thread_num and omp_get_num_threads."""
+    """Run large rows on an OpenMP runtime: addresses of GOMP_parallel, omp_get_thread_num and omp_get_num_threads."""
 
 def slot_offset(slot: int, sample: int, batch: int, stride: int) -> int:
     """Where a sample's slot begins, in elements."""

@@ -15,9 +15,12 @@ from pndm_fast.solvers.make import make_plan
 
 if TYPE_CHECKING:
     from pndm_fast import phase_space
+    from pndm_fast.loop.guidance import Guidance
     from pndm_fast.loop.nvtx import nvtx_ranges
-    from pndm_fast.loop.results import BadSample, Cancel, Cancelled, NonFiniteError, Report, Step
-    from pndm_fast.loop.wrappers import Guided, Thresholded
+    from pndm_fast.loop.request import Request
+    from pndm_fast.loop.results import BadSample, Cancel, Cancelled, NonFiniteError, Report, Result, Step
+    from pndm_fast.loop.starts import Image, Inpaint, Noise, State
+    from pndm_fast.loop.wrappers import Thresholded
     from pndm_fast.row import op as ops
     from pndm_fast.runtime.cache import clear
     from pndm_fast.runtime.sample import sample
@@ -29,10 +32,16 @@ _LATER = {
     "BadSample": "loop.results",
     "Cancel": "loop.results",
     "Cancelled": "loop.results",
-    "Guided": "loop.wrappers",
+    "Guidance": "loop.guidance",
+    "Image": "loop.starts",
+    "Inpaint": "loop.starts",
+    "Noise": "loop.starts",
     "NonFiniteError": "loop.results",
     "Report": "loop.results",
+    "Request": "loop.request",
+    "Result": "loop.results",
     "Sampler": "runtime.sampler",
+    "State": "loop.starts",
     "Step": "loop.results",
     "Thresholded": "loop.wrappers",
     "clear": "runtime.cache",
@@ -47,17 +56,23 @@ __all__ = [
     "BadSample",
     "Cancel",
     "Cancelled",
-    "Guided",
+    "Guidance",
+    "Image",
+    "Inpaint",
     "Level",
     "Levels",
+    "Noise",
     "NonFiniteError",
     "OutputMap",
     "Plan",
     "Prologue",
     "Report",
+    "Request",
+    "Result",
     "Row",
     "Sampler",
     "Schedule",
+    "State",
     "Step",
     "Thresholded",
     "clear",

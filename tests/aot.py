@@ -44,12 +44,12 @@ def _source(kernel, slots="fp32", network="fp32", time="fp32", guided=False, net
             scattered=False, aligned=True, components=1):  # fmt: skip
     from triton.compiler import ASTSource
 
-    signature = {
-        "x_ptr": "*fp32", "y_ptr": "*fp32", "slots_ptr": f"*{slots}", "row_ptr": "*i32", "t_ptr": f"*{time}",
-        "net_in_ptr": f"*{network}", "seeds_ptr": "*i64", "first_bad_ptr": "*i32", "active_ptr": "*i32",
-        "done_ptr": "*i32", "table_ptr": "*fp32", "out_ptr": f"*{network}", "uncond_ptr": f"*{network}",
-        "z_ptr": "*fp32", "n": "i32", "stride": "i32", "batch": "i32", "channels": "i32",
-    }  # fmt: skip
+    from pndm_fast.row.schema import REGISTERS
+
+    kinds = {"state": "fp32", "slot": slots, "time": time, "network": network, "int32": "i32", "int64": "i64"}
+    signature = {f"{name}_ptr": f"*{kinds[register.element]}" for name, register in REGISTERS.items()}
+    signature |= {"table_ptr": "*fp32", "out_ptr": f"*{network}", "uncond_ptr": f"*{network}", "z_ptr": "*fp32"}
+    signature |= dict.fromkeys(("n", "stride", "batch", "channels"), "i32")
     constants = {
         "COMPONENTS": components,
         "CFG_COPIES": 2 if guided else 1,

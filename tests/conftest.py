@@ -17,10 +17,10 @@ def stand_in(monkeypatch):
     from cuda_stand_in import StandIn
     from fake_cuda import FakeDriver
 
-    from pndm_fast.runtime import executor as places
+    from pndm_fast.runtime import executor
 
     device = StandIn(FakeDriver())
-    monkeypatch.setattr(places, "cuda_of", lambda _: device)
+    monkeypatch.setattr(executor, "cuda_of", lambda _: device)
     return device
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from drawing import Reporting
 from torch import Tensor, nn
 
 import pndm_fast as pf
@@ -51,7 +52,7 @@ def conv(dtype: torch.dtype = torch.float32, seed: int = 0) -> Conv:
 
 def sampler(
     model: Any, graph: str, solver: str = "f-pndm", *, steps: int = 6, batch: int = 3, **options: Any
-) -> pf.Sampler:
+) -> Reporting:
     """On the GPU, with a plan of few steps."""
     options = {"shape": (batch, *SHAPE), "device": DEVICE} | options
-    return pf.Sampler(model, pf.make_plan(solver, steps=steps), graph=graph, **options)
+    return Reporting(model, pf.make_plan(solver, steps=steps), graph=graph, **options)

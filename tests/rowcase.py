@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pndm_fast.plan.plan import MAX_SLOTS, WIDTH_FORM
+from pndm_fast.plan.row import MAX_SLOTS, WIDTH_FORM
 from pndm_fast.row import table as columns
 from pndm_fast.row.registers import NEVER, Registers, allocate
 
@@ -66,12 +66,12 @@ def random_case(
     """Plans of random sparsity, clamps, store maps and noise, each sample at a row of its own.
 
     Args:
-        guidance: give unconditional outputs, and two halves to `t` and `net_in`.
+        guidance: give unconditional outputs, and two copies to `t` and `net_in`.
         halt_some: let some samples stand at a halt row from the start, or reach one early.
         z: give normals in place of Philox.
         calls: how many rows each sample executes, unless it halts.
         bad: put NaN and infinities into some outputs.
-        components: 2 for rows of blocks, of which some are multiples of the identity, on samples of two halves.
+        components: 2 for rows of 2x2 matrices, of which some are multiples of the identity.
     """
     rng = np.random.default_rng(seed)
     anchor = bool(rng.integers(2))  # whether x holds numbers before a row writes it
@@ -79,7 +79,7 @@ def random_case(
     plans = [_random_plan(rng, length, slots, anchor, components) for length in lengths]
     first = np.cumsum([0, *(length + 1 for length in lengths)])
     starts = [*first[:2], *((first[1] - 1, *first[2:4]) if halt_some else ())]
-    halves = 2 if guidance else 1
+    cfg_copies = 2 if guidance else 1
     r = allocate(
         batch,
         n,
@@ -88,7 +88,7 @@ def random_case(
         slot=slot_dtype,
         time=time_dtype,
         network=net_dtype,
-        cfg_copies=halves,
+        cfg_copies=cfg_copies,
         channels=channels,
     )
     _fill(r, rng, anchor)
@@ -110,7 +110,7 @@ def clone(registers: Registers) -> Registers:
     return _map(registers, Tensor.clone)
 
 
-def assert_same(a: Registers, b: Registers, *, pads: bool = True) -> None:
+def assert_same(a: Registers, b: Registers, *, pads: bool = True, where: str = "") -> None:
     """Every register holds the same bits, any NaN equal to any other; `pads=False` leaves the elements past n out."""
     for field in dataclasses.fields(Registers):
         left, right = getattr(a, field.name), getattr(b, field.name)
@@ -120,7 +120,7 @@ def assert_same(a: Registers, b: Registers, *, pads: bool = True) -> None:
         left, right = left.cpu(), right.cpu()
         if field.name in ("x", "y", "slots") and not pads:
             left, right = left[..., : a.n], right[..., : a.n]
-        assert_equal_bits(left, right, field.name)
+        assert_equal_bits(left, right, where + field.name)
 
 
 def assert_equal_bits(left: Tensor, right: Tensor, name: str = "tensor") -> None:
@@ -178,14 +178,16 @@ def _random_plan(rng: np.random.Generator, length: int, slots: int, anchor: bool
     """[length + 1, WIDTHS[components]]: rows read only what is written before, and the last line halts."""
     out = np.zeros((length + 1, columns.WIDTHS[components]))
     first, count = columns.column(columns.IN_SCALE, components), columns.Y + WIDTH_FORM - columns.IN_SCALE
-    blocks = out[:, first : first + count * components * components].reshape(length + 1, count, components, components)
+    matrices = out[:, first : first + count * components * components].reshape(
+        length + 1, count, components, components
+    )
     written: set[int] = set()
-    for i, (line, block) in enumerate(zip(out, blocks, strict=True)):
+    for i, (line, own) in enumerate(zip(out, matrices, strict=True)):
 
-        def put(column: int, coefficients: object, block: np.ndarray = block) -> None:
+        def put(column: int, coefficients: object, own: np.ndarray = own) -> None:
             at = column - columns.IN_SCALE
             for k, c in enumerate(np.atleast_1d(coefficients)):
-                block[at + k] = _random_block(rng, float(c), components)
+                own[at + k] = _random_matrix(rng, float(c), components)
 
         line[columns.T] = rng.integers(1000)
         put(columns.IN_SCALE, rng.choice([1.0, rng.uniform(0.2, 1.5)]))
@@ -204,18 +206,18 @@ def _random_plan(rng: np.random.Generator, length: int, slots: int, anchor: bool
             put(columns.X, _random_form(rng, readable, noisy))
             anchor = True
         else:
-            block[columns.X - columns.IN_SCALE + _X] = np.eye(components)
+            own[columns.X - columns.IN_SCALE + _X] = np.eye(components)
         if rng.random() < 0.9:
             line[columns.WRITE_Y] = 1
             put(columns.Y, _random_form(rng, readable, noisy))
         else:
-            block[columns.Y - columns.IN_SCALE + _Y] = np.eye(components)
+            own[columns.Y - columns.IN_SCALE + _Y] = np.eye(components)
         line[columns.NOISE] = (i + 2) * noisy
     return out
 
 
-def _random_block(rng: np.random.Generator, c: float, components: int) -> np.ndarray:
-    """c times a block that is the identity, diagonal, triangular, or full; often with zeros on the diagonal."""
+def _random_matrix(rng: np.random.Generator, c: float, components: int) -> np.ndarray:
+    """c times a matrix that is the identity, diagonal, triangular, or full; often with zeros on the diagonal."""
     if components == 1 or rng.random() < 0.2:
         return c * np.eye(components)
     return (

@@ -138,7 +138,7 @@ def test_what_is_given_of_the_grid_stands():
     [
         ({"eta": 0.5}, "'eta' cannot go with solver 'auto'"),
         ({"order": 3}, "'order' cannot go with solver 'auto'"),
-        ({"compat": "diffusers"}, "'compat' cannot go"),
+        ({"compat": "diffusers"}, "solver must be one of .* for compat='diffusers', got 'auto'"),
         ({"nfe": 0}, "nfe must be at least"),
         ({"steps": 5.0}, "steps must be an integer"),
         ({"steps": 5, "nfe": 5}, "exclude one another"),

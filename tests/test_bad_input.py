@@ -1,11 +1,13 @@
 """What a user can get wrong: each is refused by name, with what was got, before the first network call."""
 
 import dataclasses
+import inspect
 import math
 
 import numpy as np
 import pytest
 import torch
+from drawing import REQUEST, SAMPLER, draw
 
 import pndm_fast as pf
 
@@ -18,12 +20,18 @@ ANCHORED = list(pf.make_plan("f-pndm", steps=5).rows)
 ANCHORED[1] = dataclasses.replace(ANCHORED[1], levels=ANCHORED[1].levels._replace(x=ANCHORED[1].levels.y))
 
 
+# arguments that the short form does not have
+LONG = SAMPLER | REQUEST | inspect.signature(pf.make_plan).parameters.keys()
+LONG -= inspect.signature(pf.sample).parameters.keys()
+
+
 def network(x, t, **cond):
     raise AssertionError("the network was called")
 
 
 def sample(**arguments):
-    return lambda: pf.sample(network, **{"steps": 5, "shape": SHAPE, "solver": "ddim", **arguments})
+    call = draw if arguments.keys() & LONG else pf.sample
+    return lambda: call(network, **{"steps": 5, "shape": SHAPE, "solver": "ddim", **arguments})
 
 
 def plan(*positional, **arguments):
@@ -69,7 +77,7 @@ CASES = [
     ),
     (plan("ddim", S, sigmas="abc", steps=None), TypeError, "sigmas must be a decreasing sequence"),
     (plan("ddim", S, sigmas=[3.0, 5.0], steps=None), ValueError, "times must decrease"),
-    (plan("ddim", S, final="nil"), ValueError, "final must be one of min, zero, got 'nil'"),
+    (plan("ddim", S, final="nil"), ValueError, "final must be one of zero, min, got 'nil'"),
     (plan("ddim", S, spacing="karras", t_min=-1), ValueError, "t_min must be later than -1 for karras"),
     (plan("ddim", S, spacing="karras", t_min=1000), ValueError, r"t_min must be in \[-1, 999\), got 1000"),
     (plan("ddim", S, spacing="karras", t_min="a"), TypeError, "t_min must be float, got 'a'"),
@@ -104,11 +112,23 @@ CASES = [
     (sample(schedule="linear"), TypeError, "schedule must be a Schedule or a PSLD, got str"),
     (sample(compat="k-diffusion", solver="plms"), ValueError, "compat must be one of diffusers"),
     (sample(compat="diffusers", solver="s-pndm"), ValueError, "solver must be one of ddim, .*for compat.*got 's-pndm'"),
-    (sample(compat="diffusers", solver="plms", prediction="x0"), ValueError, "prediction must be 'eps' or 'v'"),
+    (
+        sample(compat="diffusers", solver="plms", prediction="x0"),
+        ValueError,
+        "prediction must be one of eps, v for",
+    ),
     (sample(compat="diffusers", solver="plms", steps=1000, steps_offset=1), ValueError, "steps_offset must keep"),
     (plan("euler", compat="diffusers", final="min"), ValueError, "final cannot go with compat='diffusers'"),
-    (plan("euler", compat="diffusers", spacing="karras"), ValueError, "spacing must be leading, linspace or trailing"),
-    (plan("euler", compat="diffusers", sigma_spacing="cosine"), ValueError, "sigma_spacing must be karras, .*'cosine'"),
+    (
+        plan("euler", compat="diffusers", spacing="karras"),
+        ValueError,
+        "spacing must be one of leading, lin",
+    ),
+    (
+        plan("euler", compat="diffusers", sigma_spacing="cosine"),
+        ValueError,
+        "sigma_spacing must be .*'cosine'",
+    ),
     (plan("deis", S, steps=61, compat="diffusers", spacing="trailing"), ValueError, "steps must be a number whose"),
     (plan("lcm", compat="diffusers", steps=60), ValueError, r"original_inference_steps must be in .60, 1000.*got 50"),
     (plan("unipc", pf.Schedule.vp(), compat="diffusers"), ValueError, "must have a discrete schedule, got vp"),
@@ -119,7 +139,7 @@ CASES = [
     (sample(eta=-0.1), ValueError, "eta must be in .*got -0.1"),
     (sample(eta="abc"), TypeError, "eta must be float, got 'abc'"),
     (sample(eta=True), TypeError, "eta must be float, got True"),
-    (sample(clip="1"), TypeError, "clip must be float, got '1'"),
+    (sample(clip="1"), TypeError, "clip must be a number, got '1'"),
     (sample(solver="ipndm", order=2.0), TypeError, "order must be int, got 2.0"),
     (sample(clip=0.0), ValueError, "clip must be positive, got 0.0"),
     (
@@ -132,12 +152,12 @@ CASES = [
         ValueError,
         "'eta' is neither an argument nor an option of s-pndm .its options: none",
     ),
-    (sample(solver="ddpm", variance="learned"), ValueError, "variance must be 'small' or 'large', got 'learned'"),
-    (sample(solver="ipndm", order=5), ValueError, "order must be 1, 2, 3 or 4, got 5"),
+    (sample(solver="ddpm", variance="learned"), ValueError, "variance must be one of small, large, got 'learned'"),
+    (sample(solver="ipndm", order=5), ValueError, "order must be 1 to 4, got 5"),
     (sample(solver="deis", variable="x"), ValueError, "variable must be one of t, rho, log_rho, got 'x'"),
     (sample(solver="deis", order=4), ValueError, "order must be 1 to 3, got 4"),
     (sample(solver="lms", order=0), ValueError, "order must be 1 to 4, got 0"),
-    (sample(solver="unipc", order=4), ValueError, "order must be 1, 2 or 3, got 4"),
+    (sample(solver="unipc", order=4), ValueError, "order must be 1 to 3, got 4"),
     (sample(solver="unipc", variant="bh3"), ValueError, "variant must be one of bh1, bh2, got 'bh3'"),
     (sample(solver="dpmpp-2m", solver_type="bh1"), ValueError, "solver_type must be one of midpoint, heun, got 'bh1'"),
     (sample(solver="dpmpp-2m-sde", eta=-1.0), ValueError, "eta must be 0 or positive, got -1"),
@@ -145,7 +165,7 @@ CASES = [
     (sample(solver="edm", churn=-1.0), ValueError, "churn must be 0 or positive, got -1"),
     (sample(solver="lcm", sigma_data=0.0), ValueError, "sigma_data must be positive, got 0"),
     (sample(solver="lambda-ddim", lam=math.inf), ValueError, r"lam must be in \[-100, 100\], got inf"),
-    (sample(solver="ddim-inverse"), ValueError, "the grid starts pure noise at .* or give state="),
+    (sample(solver="ddim-inverse"), ValueError, "the grid starts pure noise at .* or give start=State"),
     (
         sample(solver="ddim-inverse", schedule=pf.Schedule.edm(), prediction="x0"),
         ValueError,
@@ -154,7 +174,7 @@ CASES = [
     (
         sample(solver="ddim-inverse", schedule=pf.Schedule.edm()),
         ValueError,
-        "the grid starts pure noise .* give state=",
+        "the grid starts pure noise .* give start=State",
     ),
     (
         plan("ddim-inverse", pf.Schedule.edm(), prediction="edm"),
@@ -180,21 +200,24 @@ CASES = [
     (sample(seeds="12"), TypeError, "seeds must be an integer or a sequence"),
     (sample(seeds=None), TypeError, "seeds must be an integer or a sequence of integers, got None"),
     (sample(seeds=[]), ValueError, "seeds must have"),
-    (sample(noise=torch.zeros(2, 9)), ValueError, r"noise must have shape \(batch, 8\), got \(2, 9\)"),
-    (sample(noise=torch.zeros(3, 8)), ValueError, "noise must have batch 2.*got 3"),
-    (sample(noise=[0.0]), TypeError, "noise must be a floating-point tensor, got list"),
+    (sample(start=pf.Noise(torch.zeros(2, 9))), ValueError, r"noise must have shape \(batch, 8\), got \(2, 9\)"),
+    (sample(start=pf.Noise(torch.zeros(3, 8))), ValueError, "noise must have batch 2.*got 3"),
+    (sample(start=pf.Noise([0.0])), TypeError, "noise must be a floating-point tensor, got list"),
     (
-        sample(noise=torch.zeros(2, 8, dtype=torch.int64)),
+        sample(start=pf.Noise(torch.zeros(2, 8, dtype=torch.int64))),
         TypeError,
         "noise must be a floating-point tensor, got torch",
     ),
-    (sample(noise=X + math.nan), ValueError, "noise must be finite, got NaN or infinity in sample 0"),
-    (sample(state=X + math.inf), ValueError, "state must be finite"),
-    (sample(noise=X, state=X), ValueError, "noise and state exclude each other"),
-    (sample(noise=X.to("meta")), ValueError, "noise must be on cpu, got meta"),
-    (sample(noises=3), TypeError, "noises must be callable, got 3"),
-    (sample(noises=lambda i: 0), TypeError, r"noises\(0\) must return a tensor, got int"),
-    (sample(noises=lambda i: torch.zeros(2, 7)), ValueError, r"noises\(0\) must have shape \(2, 8\), got \(2, 7\)"),
+    (sample(start=pf.Noise(X + math.nan)), ValueError, "noise must be finite, got NaN or infinity in sample 0"),
+    (sample(start=pf.State(X + math.inf)), ValueError, "state must be finite"),
+    (sample(start=pf.Noise(X.to("meta"))), ValueError, "noise must be on cpu, got meta"),
+    (sample(noise_sampler=3), TypeError, "noise_sampler must be callable, got 3"),
+    (sample(noise_sampler=lambda i: 0), TypeError, r"noise_sampler\(0\) must return a tensor, got int"),
+    (
+        sample(noise_sampler=lambda i: torch.zeros(2, 7)),
+        ValueError,
+        r"noise_sampler\(0\) must have shape \(2, 8\), got \(2, 7\)",
+    ),
     # conditioning
     (sample(cond=[1]), TypeError, "cond must be a dict.*got list"),
     (sample(cond={1: 2}), TypeError, "cond must be a dict of the network's keyword arguments"),
@@ -218,8 +241,15 @@ CASES = [
         "guidance must be .* one for each of the 5 rows, got 2",
     ),
     (sample(generator=torch.Generator()), ValueError, "generator is no argument here: seeds="),
+    (lambda: pf.sample(network, 5, clip=1.0, shape=SHAPE), TypeError, "clip is an argument of make_plan: .*clip="),
+    (lambda: pf.sample(network, 5, graph="eager", shape=SHAPE), TypeError, "graph is an argument of Sampler: "),
+    (lambda: pf.sample(network, 5, on_nan="mark", shape=SHAPE), TypeError, "on_nan is an argument of Request: "),
+    (sample(uncond={}), ValueError, "uncond must come with guidance, or a plan that has it"),
+    (sample(guidance=pf.Guidance(None, rescale=0.5)), ValueError, "guidance without a scale must come with a guided"),
+    (lambda: pf.Sampler(network, shape=SHAPE)(), ValueError, "plan must be given: the sampler has none of its own"),
+    (lambda: pf.Sampler(network, PLAN, shape=SHAPE)(cancel=3), TypeError, "cancel must be a Cancel, got int"),
     (sample(prediction="v_prediction"), ValueError, "did you mean 'v'"),
-    (sample(noises=lambda i: X + math.nan), ValueError, r"noises\(0\) must be finite"),
+    (sample(noise_sampler=lambda i: X + math.nan), ValueError, r"noise_sampler\(0\) must be finite"),
     (sample(seeds=(s for s in (1, 2, 3))), ValueError, "seeds must have one entry for each of the 2 samples, got 3"),
     (sample(seeds=torch.tensor([True, False])), TypeError, "seeds must be integers, got True at position 0"),
     (sample(guidance=np.ones(3), uncond={}), ValueError, "guidance must be .* 5 rows, got 3: plans of several lengths"),
@@ -229,7 +259,7 @@ CASES = [
     # dtypes, devices, callbacks
     (sample(dtype=torch.int8), TypeError, "dtype must be one of .*got torch.int8"),
     (sample(time_dtype=torch.float16), TypeError, "time_dtype must be one of float32, int64, got torch.float16"),
-    (sample(backend="cpp", noise=X.double()), ValueError, "backend must be 'reference' for a float64 state"),
+    (sample(backend="cpp", start=pf.Noise(X.double())), ValueError, "backend must be 'reference' for a float64 state"),
     (sample(on_step=1), TypeError, "on_step must be callable, got 1"),
     (lambda: pf.Sampler(network, "ddim"), TypeError, "plan must be a Plan, got str"),
     (lambda: pf.Sampler(network, PLAN, shape=SHAPE)(plan=3), TypeError, "plan must be a Plan or one for each"),

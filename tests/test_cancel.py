@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from drawing import draw
 from test_sampler import Pointwise
 
 import pndm_fast as pf
@@ -27,7 +28,7 @@ class CancelsAt(Pointwise):
 
 def states(plan):
     kept = []
-    pf.sample(Pointwise(), solver=plan, shape=SHAPE, on_step=lambda step: kept.append(step.state))
+    draw(Pointwise(), solver=plan, shape=SHAPE, on_step=lambda step: kept.append(step.state))
     return kept
 
 
@@ -35,7 +36,7 @@ def test_ends_with_the_row_under_way():
     plan, cancel = pf.make_plan("f-pndm", steps=6), pf.Cancel()
     network = CancelsAt(3, cancel)
     with pytest.raises(pf.Cancelled) as error:
-        pf.sample(network, solver=plan, shape=SHAPE, cancel=cancel)
+        draw(network, solver=plan, shape=SHAPE, cancel=cancel)
     assert error.value.index == 2 and network.calls == 3 and error.value.x0 is None
     assert torch.equal(error.value.state, states(plan)[2])
 
@@ -49,15 +50,15 @@ def test_from_another_thread():
 
     threading.Thread(target=lambda: called.wait() and cancel.set(), daemon=True).start()
     with pytest.raises(pf.Cancelled):
-        pf.sample(network, 1000, solver="ddim", shape=(1, 4096), cancel=cancel)
+        draw(network, 1000, solver="ddim", shape=(1, 4096), cancel=cancel)
 
 
 def test_unset_changes_nothing_and_the_last_row_is_a_result():
     plan = pf.make_plan("ddim", steps=4)
     wanted = pf.sample(Pointwise(), solver=plan, shape=SHAPE)
     cancel = pf.Cancel()
-    assert torch.equal(pf.sample(Pointwise(), solver=plan, shape=SHAPE, cancel=cancel), wanted)
-    assert torch.equal(pf.sample(CancelsAt(4, cancel), solver=plan, shape=SHAPE, cancel=cancel), wanted)
+    assert torch.equal(draw(Pointwise(), solver=plan, shape=SHAPE, cancel=cancel), wanted)
+    assert torch.equal(draw(CancelsAt(4, cancel), solver=plan, shape=SHAPE, cancel=cancel), wanted)
     assert cancel.is_set()
 
 
@@ -74,4 +75,4 @@ def test_linked_flags_follow():
 
 def test_another_kind_of_object():
     with pytest.raises(TypeError, match="cancel must be a Cancel, got Event"):
-        pf.sample(Pointwise(), 4, solver="ddim", shape=SHAPE, cancel=threading.Event())
+        draw(Pointwise(), 4, solver="ddim", shape=SHAPE, cancel=threading.Event())

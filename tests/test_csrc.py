@@ -1,6 +1,5 @@
 """The C++ row operation equals `reference`, bit for bit, on every instruction set of this machine."""
 
-import dataclasses
 import threading
 
 import numpy as np
@@ -9,58 +8,36 @@ import torch
 from rowcase import assert_equal_bits, assert_same, clone, random_case, shapes
 
 from pndm_fast import _C
-from pndm_fast.plan.plan import WIDTH_FORM
-from pndm_fast.row import noise, reference, table
+from pndm_fast.plan.row import WIDTH_FORM
+from pndm_fast.row import cpp, noise, reference, table
 from pndm_fast.row.registers import NEVER
-from pndm_fast.row.threads import share_threads
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 SETS = _C.instruction_sets()
 
 
-@pytest.fixture(params=SETS)
-def instruction_set(request):
-    yield _C.instruction_sets(request.param)
+@pytest.fixture(autouse=True)
+def best_instruction_set():
+    yield
     _C.instruction_sets(SETS[0])
 
 
-def name(dtype):
-    return str(dtype).removeprefix("torch.")
-
-
-def arguments(r, plans, out_dtype, threads=1):
-    given = {
-        field.name: getattr(r, field.name)
-        for field in dataclasses.fields(r)
-        if field.name not in ("done", "n", "channels")
-    }
-    pointers = {key: 0 if tensor is None else tensor.data_ptr() for key, tensor in given.items()}
-    return dict(
-        **pointers,
-        table=plans.data_ptr(),
-        batch=r.batch,
-        n=r.n,
-        stride=r.y.shape[1],
-        n_slots=len(r.slots),
-        table_rows=len(plans),
-        table_width=plans.shape[1],
-        channels=r.channels,
-        cfg_copies=r.cfg_copies,
-        out_dtype=name(out_dtype),
-        slot_dtype=name(r.slots.dtype),
-        net_dtype=name(F32 if r.net_in is None else r.net_in.dtype),
-        time_dtype=name(r.t.dtype),
-        threads=threads,
-    )
-
-
 def apply_row(r, plans, out, uncond=None, z=None, threads=1):
-    run = _C.RowOp(**arguments(r, plans, out.dtype, threads))
+    run = _C.RowOp(**cpp.arguments(r, plans, out.dtype, threads))
     assert run(out.data_ptr(), 0 if uncond is None else uncond.data_ptr(), 0 if z is None else z.data_ptr())
 
 
 def assert_matches(case):
-    assert_same(case.run(apply_row), case.run(reference.apply_row))
+    """On every instruction set."""
+    wanted = case.run(reference.apply_row)
+    for name in each_set():
+        assert_same(case.run(apply_row), wanted, where=f"{name}: ")
+
+
+def each_set():
+    for name in SETS:
+        _C.instruction_sets(name)
+        yield name
 
 
 def test_columns_are_those_of_the_table():
@@ -72,38 +49,34 @@ def test_columns_are_those_of_the_table():
             assert _C.column(first, components) == table.column(first, components)
 
 
-@pytest.mark.parametrize("net_dtype", [None, F32, F16, BF16], ids=str)
-@pytest.mark.parametrize("slot_dtype", [F32, F16, BF16], ids=str)
-@pytest.mark.parametrize("out_dtype", [F32, F16, BF16], ids=str)
-def test_every_dtype(instruction_set, out_dtype, slot_dtype, net_dtype):
-    dtypes = {"out_dtype": out_dtype, "slot_dtype": slot_dtype, "net_dtype": net_dtype}
-    for seed in range(4):
-        guidance, z = bool(seed & 1), seed == 3
+# every pair of an output's, a slot's and a network input's dtype: the row has loops for two of them at most
+PAIRS = [
+    ((F32, F16, BF16)[(i + j) % 3], slot, network)
+    for i, network in enumerate((None, F32, F16, BF16))
+    for j, slot in enumerate((F32, F16, BF16))
+]
+
+
+@pytest.mark.parametrize("components", [1, 2])
+@pytest.mark.parametrize("out_dtype, slot_dtype, net_dtype", PAIRS, ids=str)
+def test_every_dtype(out_dtype, slot_dtype, net_dtype, components):
+    dtypes = {"out_dtype": out_dtype, "slot_dtype": slot_dtype, "net_dtype": net_dtype, "components": components}
+    for seed in range(4 * components):
+        guidance, z = bool(seed & 1), seed % 4 == 3
         time_dtype = torch.int64 if seed & 1 else F32
         assert_matches(random_case(seed, 3, 784, guidance=guidance, z=z, time_dtype=time_dtype, **dtypes))
 
 
 @pytest.mark.parametrize("batch, n", [*shapes(), (4, 1024), (2, 1025)], ids=str)
-def test_every_size(instruction_set, batch, n):
+def test_every_size(batch, n):
     for seed in range(6):
         options = {"guidance": bool(seed & 1), "slots": 1 + seed, "halt_some": seed > 2}
         assert_matches(random_case(seed, batch, n, net_dtype=BF16, out_dtype=F16, **options))
 
 
-@pytest.mark.parametrize("net_dtype", [None, F32, F16, BF16], ids=str)
-@pytest.mark.parametrize("slot_dtype", [F32, F16, BF16], ids=str)
-@pytest.mark.parametrize("out_dtype", [F32, F16, BF16], ids=str)
-def test_two_parts_of_every_dtype(instruction_set, out_dtype, slot_dtype, net_dtype):
-    dtypes = {"out_dtype": out_dtype, "slot_dtype": slot_dtype, "net_dtype": net_dtype}
-    for seed in range(8):
-        guidance, z = bool(seed & 1), seed % 3 == 2
-        time_dtype = torch.int64 if seed & 1 else F32
-        assert_matches(random_case(seed, 3, 784, components=2, guidance=guidance, z=z, time_dtype=time_dtype, **dtypes))
-
-
-# halves of one element, of an odd number, of more than one tile, and of more tiles than threads
+# components of one element, of an odd number, of more than one tile, and of more tiles than threads
 @pytest.mark.parametrize("batch, n", [(1, 2), (3, 14), (5, 784), (4, 1024), (2, 1026), (2, 65_538)], ids=str)
-def test_two_parts_of_every_size(instruction_set, batch, n):
+def test_two_components_of_every_size(batch, n):
     for seed in range(8):
         options = {"guidance": bool(seed & 1), "slots": 1 + seed % 6, "halt_some": seed % 4 > 1, "z": seed % 5 == 4}
         assert_matches(random_case(seed, batch, n, components=2, net_dtype=F32, **options))
@@ -123,8 +96,8 @@ def test_x_and_y_of_one_value(components):
 @pytest.mark.parametrize("net_dtype", [None, F32, BF16], ids=str)
 @pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
 @pytest.mark.parametrize("slots", range(1, 7))
-def test_two_parts_of_raw_outputs(slots, dtype, net_dtype):
-    """The usual row: the slot is the output, and Y takes full blocks of the state and of all slots, and noise."""
+def test_two_components_of_raw_outputs(slots, dtype, net_dtype):
+    """The usual row: the slot is the output, and Y takes full matrices of the state and of all slots, and noise."""
     rng = np.random.default_rng(slots)
     case = random_case(
         slots, 2, 1300, components=2, slots=slots, slot_dtype=dtype, out_dtype=dtype, net_dtype=net_dtype
@@ -140,20 +113,20 @@ def test_two_parts_of_raw_outputs(slots, dtype, net_dtype):
     assert_matches(case)
 
 
-def put(lines, first, block):
-    """One block in all lines."""
+def put(lines, first, matrix):
+    """One matrix in all lines."""
     at = table.column(first, 2)
-    lines[:, at : at + 4] = torch.from_numpy(block).float().flatten()
+    lines[:, at : at + 4] = torch.from_numpy(matrix).float().flatten()
 
 
 @pytest.mark.parametrize("channels, n", [(3, 3 * 700), (4, 4 * 33), (320, 320 * 9), (5, 5)])
-def test_channels_last_numbers_elements_logically(instruction_set, channels, n):
+def test_channels_last_numbers_elements_logically(channels, n):
     for seed in range(4):
         assert_matches(random_case(seed, 2, n, channels=channels))
 
 
 @pytest.mark.parametrize("components", [1, 2])
-def test_not_finite_outputs_are_found_and_survive_the_clamp(instruction_set, components):
+def test_not_finite_outputs_are_found_and_survive_the_clamp(components):
     found = 0
     for seed in range(24):
         dtype = (F32, F16, BF16)[seed % 3]
@@ -165,13 +138,15 @@ def test_not_finite_outputs_are_found_and_survive_the_clamp(instruction_set, com
 
 
 @pytest.mark.parametrize("n, channels", [(1, 1), (5, 1), (65_537, 1), (3 * 1111, 3), (1 << 18, 1)])
-def test_normals_are_the_reference_s(instruction_set, n, channels):
+def test_normals_are_the_reference_s(n, channels):
     seeds = noise.seed_tensor([2**64 - 1, 0, 2**63, 12345])
     for index in (0, 1, 2, 65_537):
-        out = torch.full((4, n + 3), torch.nan)
-        _C.normals(out.data_ptr(), seeds.data_ptr(), 4, index, n, n + 3, channels)
-        assert_equal_bits(out[:, :n].contiguous(), noise.normals(seeds, index, n, channels))
-        assert out[:, n:].isnan().all()
+        wanted = noise.normals(seeds, index, n, channels)
+        for name in each_set():
+            out = torch.full((4, n + 3), torch.nan)
+            _C.normals(out.data_ptr(), seeds.data_ptr(), 4, index, n, n + 3, channels)
+            assert_equal_bits(out[:, :n].contiguous(), wanted, name)
+            assert out[:, n:].isnan().all(), name
 
 
 def convert(values, dtype):
@@ -187,15 +162,16 @@ def convert(values, dtype):
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
-def test_widening_is_exact_for_all_values(instruction_set, dtype):
+def test_widening_is_exact_for_all_values(dtype):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-    wide, again = convert(every, dtype)
-    assert_equal_bits(wide, every.float() + 0.0)  # a sum that starts at zero has no -0
-    assert_equal_bits(again, (every.float() + 0.0).to(dtype))
+    for name in each_set():
+        wide, again = convert(every, dtype)
+        assert_equal_bits(wide, every.float() + 0.0, name)  # a sum that starts at zero has no -0
+        assert_equal_bits(again, (every.float() + 0.0).to(dtype), name)
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
-def test_narrowing_rounds_to_nearest_even(instruction_set, dtype):
+def test_narrowing_rounds_to_nearest_even(dtype):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
     every = every[every.isfinite()]
     above = torch.nextafter(every, torch.tensor(torch.inf, dtype=dtype))
@@ -203,7 +179,8 @@ def test_narrowing_rounds_to_nearest_even(instruction_set, dtype):
     rng = np.random.default_rng(0)
     anything = torch.from_numpy(rng.integers(-(2**31), 2**31, 1 << 18).astype(np.int32)).view(F32)
     values = torch.cat([middle, bits_around(middle, 1), bits_around(middle, -1), anything])
-    assert_equal_bits(convert(values, dtype)[1], (values + 0.0).to(dtype))
+    for name in each_set():
+        assert_equal_bits(convert(values, dtype)[1], (values + 0.0).to(dtype), name)
 
 
 def bits_around(values, step):
@@ -211,7 +188,7 @@ def bits_around(values, step):
 
 
 @pytest.mark.parametrize("components, n", [(1, 1_500_001), (2, 1_500_002)])
-@pytest.mark.skipif(not share_threads(), reason="torch has no OpenMP runtime here")
+@pytest.mark.skipif(not cpp.share_threads(), reason="torch has no OpenMP runtime here")
 def test_threads_do_not_change_the_bits(components, n):
     case = random_case(5, 3, n, guidance=True, net_dtype=F16, calls=2, bad=True, components=components)
     one = case.run(apply_row)
@@ -234,9 +211,9 @@ def test_runs_in_several_python_threads():
 def test_an_output_in_our_own_memory_is_refused_and_nothing_changes():
     case = random_case(1, 2, 784, net_dtype=F32, guidance=True)
     r, before = case.registers, clone(case.registers)
-    run = _C.RowOp(**arguments(r, case.table, F32))
+    run = _C.RowOp(**cpp.arguments(r, case.table, F32, 1))
     elsewhere = torch.zeros(2, 784)
-    for own in (r.x, r.y, r.slots, r.t, r.net_in, r.row, r.seeds, r.first_bad, r.active, case.table):
+    for own in (*r.tensors(), case.table):
         last = own.data_ptr() + own.nbytes - 1
         for address in (own.data_ptr(), last, own.data_ptr() - elsewhere.nbytes + 1):
             assert run(address) is False
@@ -280,15 +257,26 @@ def test_a_row_outside_its_range_raises_before_anything_changes(row, message, co
         ({"stride": 783}, "RowOp: stride must be at least n, got 783"),
         ({"channels": 5}, "RowOp: channels must be a divisor of n, got 5"),
         ({"n": 2**35, "stride": 2**35}, "RowOp: n must be at most 2\\^34, got 34359738368"),
-        ({"y": 0}, "RowOp: y must be an address, got 0"),
+        ({"registers": {"y": 0}}, "RowOp: y must be an address, got 0"),
+        ({"registers": {"lane": 1}}, "RowOp: registers must be those that the extension was built with, got lane"),
         ({"out_dtype": "float64"}, "RowOp: out_dtype must be float32, float16 or bfloat16, got float64"),
         ({"time_dtype": "int32"}, "RowOp: time_dtype must be float32 or int64, got int32"),
     ],
 )
 def test_bad_arguments_are_named(change, message):
     case = random_case(0, 2, 784)
+    given = cpp.arguments(case.registers, case.table, F32, 1)
+    change = change | {"registers": given["registers"] | change.get("registers", {})}
     with pytest.raises(ValueError, match=message):
-        _C.RowOp(**(arguments(case.registers, case.table, F32) | change))
+        _C.RowOp(**(given | change))
+
+
+def test_a_register_that_is_not_given_is_named():
+    case = random_case(0, 2, 784)
+    given = cpp.arguments(case.registers, case.table, F32, 1)
+    del given["registers"]["row"]
+    with pytest.raises(ValueError, match="RowOp: registers must be given with row, got none"):
+        _C.RowOp(**given)
 
 
 def test_normals_check_their_arguments():

@@ -6,14 +6,15 @@ import time
 import numpy as np
 import pytest
 import torch
+from drawing import Reporting, draw
 from golden_data import FROM_NOISE
 
 import pndm_fast as pf
 from pndm_fast.plan.levels import Level, Levels
-from pndm_fast.plan.plan import ANCHOR, NOISE, SLOT, STATE, OutputMap
+from pndm_fast.plan.row import ANCHOR, NOISE, SLOT, STATE, OutputMap
 from pndm_fast.row import registers
 from pndm_fast.row.noise import normals, seed_tensor
-from pndm_fast.runtime import cache as memory
+from pndm_fast.runtime import cache
 
 pytestmark = pytest.mark.filterwarnings("ignore:the grid starts")
 AT = Level(0.05, 1.0)
@@ -71,7 +72,7 @@ def close(got, wanted):
 
 @pytest.fixture(params=["cpp", "reference"])
 def sampler(request):
-    return pf.Sampler(network, LONG, shape=(3, 32), backend=request.param)
+    return Reporting(network, LONG, shape=(3, 32), backend=request.param)
 
 
 def test_a_plan_by_hand(sampler):
@@ -119,7 +120,7 @@ def test_nan_is_laid_to_the_right_row_of_the_right_plan(sampler):
             out[1] = float("nan")
         return out
 
-    broken = pf.Sampler(breaks, LONG, shape=(2, 32), backend=sampler.backend)
+    broken = Reporting(breaks, LONG, shape=(2, 32), backend=sampler.backend)
     with pytest.raises(pf.NonFiniteError) as caught:
         broken(plan=[LONG, SHORT])
     assert caught.value.bad == (pf.BadSample(1, 1, 1.0),)
@@ -140,10 +141,10 @@ def test_callers_noise_is_asked_for_once(dtype):
         asked.append(index)
         return torch.full((2, 32), float(len(asked)))
 
-    x = pf.sample(lambda x, t: x * 0.5, 4, solver="ddim", shape=(2, 32), dtype=dtype, noises=noises)
+    x = draw(lambda x, t: x * 0.5, 4, solver="ddim", shape=(2, 32), dtype=dtype, noise_sampler=noises)
     assert asked == [0]
     start = torch.ones(2, 32)
-    assert torch.equal(x, pf.sample(lambda x, t: x * 0.5, 4, solver="ddim", noise=start, dtype=dtype))
+    assert torch.equal(x, draw(lambda x, t: x * 0.5, 4, solver="ddim", start=pf.Noise(start), dtype=dtype))
 
 
 def test_two_calls_of_a_network_that_writes_its_inputs():
@@ -163,7 +164,7 @@ def test_two_calls_of_a_network_that_writes_its_inputs():
 def test_a_network_may_change_its_form_between_calls():
     """Another dtype or layout at the first output of a call is learned, not refused for good."""
     form = {"dtype": torch.float32}
-    sampler = pf.Sampler(lambda x, t: (x * 0.5).to(form["dtype"]), SHORT, shape=(2, 32))
+    sampler = Reporting(lambda x, t: (x * 0.5).to(form["dtype"]), SHORT, shape=(2, 32))
     first = sampler()
     form["dtype"] = torch.bfloat16
     rounded = [sampler(), sampler()]
@@ -180,7 +181,7 @@ def test_a_passing_failure_is_no_refusal():
             raise failures.pop()
         return network(x, t, shift)
 
-    sampler = pf.Sampler(moody, SHORT, shape=(2, 32))
+    sampler = Reporting(moody, SHORT, shape=(2, 32))
     arguments = {"cond": {"shift": torch.ones(2)}, "uncond": {"shift": torch.zeros(2)}, "guidance": 2.0}
     sampler(**arguments)
     assert sampler.report.guidance == "batched"
@@ -188,7 +189,7 @@ def test_a_passing_failure_is_no_refusal():
 
 def test_steps_are_read_inside_the_callback():
     kept = []
-    pf.sample(network, solver=SHORT, shape=(2, 32), on_step=lambda step: kept.append((step, step.state)))
+    draw(network, solver=SHORT, shape=(2, 32), on_step=lambda step: kept.append((step, step.state)))
     assert kept[0][0].state is kept[0][1]  # read once, kept
     with pytest.raises(RuntimeError, match="inside on_step"):
         _ = kept[0][0].x0
@@ -202,7 +203,7 @@ def test_a_step_is_over_when_its_callback_fails():
         raise KeyError("mine")
 
     with pytest.raises(KeyError):
-        pf.sample(network, solver=SHORT, shape=(2, 32), on_step=fail)
+        draw(network, solver=SHORT, shape=(2, 32), on_step=fail)
     with pytest.raises(RuntimeError, match="inside on_step"):
         _ = kept[0].state
 
@@ -227,7 +228,7 @@ def test_conditioning_trees():
             "nothing": None,
         }
 
-    sampler = pf.Sampler(reads, SHORT, shape=(2, 32))
+    sampler = Reporting(reads, SHORT, shape=(2, 32))
     guided = sampler(cond=tree(0.2), uncond=tree(0.0), guidance=2.0)
     assert sampler.report.guidance == "batched"
     torch.testing.assert_close(guided, sampler(cond=tree(0.4)), rtol=1e-5, atol=1e-6)
@@ -236,7 +237,7 @@ def test_conditioning_trees():
 def test_memory_that_nobody_wrote_is_not_read(monkeypatch):
     """Every buffer starts as NaN: a register read before it is written shows."""
     plain = {name: pf.sample(network, 6, solver=name, shape=(2, 33), seeds=3) for name in FROM_NOISE}
-    memory.clear()
+    cache.clear()
     empty = torch.empty
 
     def poisoned(*args, **kwargs):
@@ -250,10 +251,10 @@ def test_memory_that_nobody_wrote_is_not_read(monkeypatch):
 
 
 def test_buffers_go_back():
-    sampler = pf.Sampler(network, LONG, shape=(2, 32))
+    sampler = Reporting(network, LONG, shape=(2, 32))
     for _ in range(6):
         sampler()
-    kept = [workspace for idle in sampler.memory.idle._values.values() for workspace in idle]
+    kept = [workspace for idle in sampler.cache.idle._values.values() for workspace in idle]
     assert len(kept) == 1
 
 
@@ -290,8 +291,8 @@ def test_large_rows_release_the_interpreter():
 
 
 def test_sample_takes_times_and_clear_frees():
-    x = pf.sample(network, times=[900, 500, -1], solver="ddim", shape=(2, 32))
+    x = draw(network, times=[900, 500, -1], solver="ddim", shape=(2, 32))
     assert torch.equal(x, pf.sample(network, solver=pf.make_plan("ddim", times=[900, 500, -1]), shape=(2, 32)))
-    assert len(memory._OF_MODEL) > 0
+    assert len(cache._OF_MODEL) > 0
     pf.clear()
-    assert len(memory._OF_MODEL) == 0
+    assert len(cache._OF_MODEL) == 0

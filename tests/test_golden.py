@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from drawing import draw
 from golden_data import DATA, START, Recorder, mixture, relative, schedule
 from oracle import probability_flow
 
@@ -18,7 +19,7 @@ ILL_CONDITIONED = {"cosine": 1e-9}
 def test_paper(key):
     _, method, name, steps = key.split("_")
     network = Recorder(mixture(schedule(name)))
-    x = pf.sample(network, int(steps), solver=SOLVER[method], schedule=schedule(name), noise=START)
+    x = pf.sample(network, int(steps), solver=SOLVER[method], schedule=schedule(name), start=pf.Noise(START))
     assert x.dtype is torch.float64
     assert relative(x, DATA[f"{key}_x"]) < 1e-12
     assert network.times == DATA[f"{key}_t"].tolist()
@@ -36,12 +37,12 @@ def test_paper_states(key):
         if step.row.ends_step:
             states.append(step.state)
 
-    pf.sample(
+    draw(
         mixture(schedule(name)),
         int(steps),
         solver=SOLVER[method],
         schedule=schedule(name),
-        noise=START,
+        start=pf.Noise(START),
         on_step=keep,
     )
     wanted = DATA[f"{key}_traj"]
@@ -62,7 +63,7 @@ def test_diffusers(key):
     }
     network = Recorder(mixture(schedule(name), options["prediction"]))
     common = {"solver": solver, "schedule": schedule(name), "compat": "diffusers"}
-    x = pf.sample(network, int(steps), noise=START, **common, **options)
+    x = draw(network, int(steps), start=pf.Noise(START), **common, **options)
     bound = ILL_CONDITIONED.get(name, 1e-12) if options["spacing"] != "leading" else 1e-12
     assert relative(x, DATA[f"{key}_x"]) < bound
     assert network.times == DATA[f"{key}_t"].tolist()
@@ -90,7 +91,7 @@ def test_stock_diffusers(solver, skip, steps):
     x = START.float()
     for t in scheduler.timesteps:
         x = scheduler.step(network(x, t), t, x).prev_sample
-    ours = pf.sample(network, steps, solver=solver, compat="diffusers", noise=START)
+    ours = draw(network, steps, solver=solver, compat="diffusers", start=pf.Noise(START))
     assert relative(x.double(), ours) < 5e-5
 
 

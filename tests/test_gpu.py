@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from drawing import draw
 from golden_data import FROM_NOISE, PHASE
 
 import pndm_fast as pf
@@ -22,7 +23,7 @@ def pointwise(x, t):
 @pytest.mark.parametrize("size", [(5,), SHAPE, (1031,)])
 def test_same_bits_as_the_cpu(solver, size):
     results = [
-        pf.sample(pointwise, 6, solver=solver, shape=(3, *size), seeds=9, device=device) for device in ("cpu", "cuda")
+        draw(pointwise, 6, solver=solver, shape=(3, *size), seeds=9, device=device) for device in ("cpu", "cuda")
     ]
     assert torch.equal(results[0], results[1].cpu())
 
@@ -32,9 +33,7 @@ def test_same_bits_as_the_cpu(solver, size):
 @pytest.mark.parametrize("size", [(2, 5), (6, 8, 8), (2, 1031)], ids=str)
 def test_same_bits_as_the_cpu_in_phase_space(solver, size):
     plan = pf.make_plan(solver, PSLD(), steps=6)
-    results = [
-        pf.sample(pointwise, solver=plan, shape=(3, *size), seeds=9, device=device) for device in ("cpu", "cuda")
-    ]
+    results = [draw(pointwise, solver=plan, shape=(3, *size), seeds=9, device=device) for device in ("cpu", "cuda")]
     assert torch.equal(results[0], results[1].cpu())
 
 
@@ -45,7 +44,7 @@ def test_triton_is_the_reference(dtype, layout):
         return pointwise(x, t).to(dtype).contiguous(memory_format=layout)
 
     results = [
-        pf.sample(network, 6, solver="ddpm", shape=(2, *SHAPE), device="cuda", dtype=dtype, backend=backend)
+        draw(network, 6, solver="ddpm", shape=(2, *SHAPE), device="cuda", dtype=dtype, backend=backend)
         for backend in ("triton", "reference")
     ]
     assert torch.equal(*results)
@@ -53,7 +52,7 @@ def test_triton_is_the_reference(dtype, layout):
 
 def test_noise_is_the_cpus():
     seen = []
-    pf.sample(lambda x, t: seen.append(x.clone()) or x * 0, 4, shape=(2, 784), seeds=3, device="cuda")
+    draw(lambda x, t: seen.append(x.clone()) or x * 0, 4, shape=(2, 784), seeds=3, device="cuda")
     assert torch.equal(seen[0].cpu(), normals(seed_tensor([3, 4]), 0, 784))
 
 
@@ -96,7 +95,7 @@ def test_guidance_and_nan():
         k: {n: v.cuda() for n, v in value.items()} if k != "guidance" else value for k, value in arguments.items()
     }
     cpu = pf.sample(network, 5, shape=(2, *SHAPE), **arguments)
-    gpu = pf.sample(network, 5, shape=(2, *SHAPE), device="cuda", **on_gpu)
+    gpu = draw(network, 5, shape=(2, *SHAPE), device="cuda", **on_gpu)
     assert torch.equal(cpu, gpu.cpu())
     with pytest.raises(pf.NonFiniteError, match="sample 0 at row 0"):
-        pf.sample(lambda x, t: x / 0, 5, shape=(1, 8), device="cuda")
+        draw(lambda x, t: x / 0, 5, shape=(1, 8), device="cuda")

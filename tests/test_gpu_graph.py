@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawing import Reporting, draw
 from golden_data import FROM_NOISE
 from gpu_networks import DEVICE, MODES, SHAPE, conv, pointwise, sampler
 
@@ -60,7 +61,7 @@ def test_phase_space_graph_is_eager(solver, mode):
     """Rows of blocks; after them a scalar plan on the same sampler, and blocks again."""
     plans = [pf.make_plan(solver, PSLD(), steps=20), pf.make_plan("ddpm", steps=9)]
     shape = (3, 6, 8, 8)
-    eager, ours = (pf.Sampler(pointwise, plans[0], shape=shape, device=DEVICE, graph=g) for g in ("eager", mode))
+    eager, ours = (Reporting(pointwise, plans[0], shape=shape, device=DEVICE, graph=g) for g in ("eager", mode))
     for plan in (plans[0], plans[0], plans[1], plans[0]):
         assert torch.equal(ours(seeds=5, plan=plan), eager(seeds=5, plan=plan))
         captured(ours, mode)
@@ -84,9 +85,9 @@ def test_what_needs_no_new_capture(mode):
 def test_a_default_sample_is_captured():
     model = conv()
     options = {"shape": (2, *SHAPE), "device": DEVICE, "seeds": 4}
-    wanted = pf.sample(model, 6, graph="eager", **options)
+    wanted = draw(model, 6, graph="eager", **options)
     for graph in ("auto", *MODES):
-        assert torch.equal(pf.sample(model, 6, graph=graph, **options), wanted)
+        assert torch.equal(draw(model, 6, graph=graph, **options), wanted)
     ours = sampler(model, "auto")
     ours()
     assert ours.report.graph in MODES and ours.report.graph_bytes >= 0
@@ -175,8 +176,8 @@ def test_a_hundred_thousand_replays_at_mixed_rows(mode):
     plans = [pf.make_plan(solver, steps=steps) for solver, steps in chosen.items()]
     shape = (len(plans), PROGRAMS * BLOCK)
     options = {"shape": shape, "device": DEVICE}
-    wanted = pf.Sampler(pointwise, plans[0], graph="eager", backend="reference", **options)(plan=plans)
-    ours = pf.Sampler(pointwise, plans[0], graph=mode, **options)
+    wanted = Reporting(pointwise, plans[0], graph="eager", backend="reference", **options)(plan=plans)
+    ours = Reporting(pointwise, plans[0], graph=mode, **options)
     wrong = torch.zeros((), dtype=torch.int64, device=DEVICE)
     for _ in range(REPLAYS // ROWS):
         wrong += (ours(plan=plans, on_nan="ignore") != wanted).sum()
@@ -233,7 +234,7 @@ def test_prepared_batches(mode):
     """A request that is filled up to a prepared size gives each sample the bits that it has alone."""
     cond = {"shift": torch.tensor([0.5, -1.0, 2.0], device=DEVICE)}
     eager, ours = sampler(pointwise, "eager"), sampler(pointwise, mode)
-    ours.prepare(batches=[2, 4], cond=cond)
+    ours.prepare([2, 4], pf.Request(cond=cond))
     ours(cond=cond)
     captures = ours.report.captures
     assert captures == 2
@@ -267,7 +268,7 @@ def test_another_stream_and_back(mode):
     """A captured call is ordered after the work that its stream waits for, and before what waits for its stream."""
     ours = sampler(pointwise, mode)
     noise = torch.randn(3, *SHAPE, device=DEVICE)
-    wanted = sampler(pointwise, "eager")(noise=noise)
+    wanted = sampler(pointwise, "eager")(start=pf.Noise(noise))
     ours()
     stream = torch.cuda.Stream()
     for _ in range(5):
@@ -276,10 +277,10 @@ def test_another_stream_and_back(mode):
         late.copy_(noise)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            got = ours(noise=late, on_nan="ignore")
+            got = ours(start=pf.Noise(late), on_nan="ignore")
         torch.cuda.current_stream().wait_stream(stream)
         assert torch.equal(got, wanted)
-        assert torch.equal(ours(noise=noise), wanted)
+        assert torch.equal(ours(start=pf.Noise(noise)), wanted)
 
 
 @pytest.mark.parametrize("mode", MODES)

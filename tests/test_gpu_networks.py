@@ -99,10 +99,10 @@ def test_callers_noise_is_not_captured(mode):
         return torch.randn(3, *SHAPE, generator=torch.Generator(DEVICE).manual_seed(index), device=DEVICE)
 
     ours = sampler(conv(), "auto", "ddpm")
-    assert torch.equal(ours(noises=noises), sampler(conv(), "eager", "ddpm")(noises=noises))
-    assert ours.report.graph == "eager" and "noises" in ours.report.graph_reason
-    with pytest.raises(ValueError, match="noises"):
-        sampler(conv(), mode, "ddpm")(noises=noises)
+    assert torch.equal(ours(noise_sampler=noises), sampler(conv(), "eager", "ddpm")(noise_sampler=noises))
+    assert ours.report.graph == "eager" and "noise_sampler" in ours.report.graph_reason
+    with pytest.raises(ValueError, match="noise_sampler"):
+        sampler(conv(), mode, "ddpm")(noise_sampler=noises)
 
 
 def test_an_error_of_the_network_is_the_callers():

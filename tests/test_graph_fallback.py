@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from drawing import Reporting, draw
 from test_sampler import Conv, Pointwise
 
 import pndm_fast as pf
@@ -20,7 +21,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore:the grid starts"), pytest.mark.
 def pair(model, plan, graph="while", **arguments):
     """A sampler with graphs, and one without."""
     arguments = {"shape": SHAPE, **arguments}
-    return pf.Sampler(model, plan, graph=graph, **arguments), pf.Sampler(model, plan, graph="eager", **arguments)
+    return Reporting(model, plan, graph=graph, **arguments), Reporting(model, plan, graph="eager", **arguments)
 
 
 def counting():
@@ -48,7 +49,7 @@ UNFIT = {
     "training": (lambda: Conv().train(), {}, "training mode"),
     "draws": (lambda: drawing, {}, "draws from torch's generator"),
     "counter": (counting, {}, "gives other values at each call"),
-    "noises": (Pointwise, {"noises": lambda index: torch.zeros(SHAPE)}, "noises is called between rows"),
+    "noises": (Pointwise, {"noise_sampler": lambda index: torch.zeros(SHAPE)}, "noise_sampler is called between rows"),
     "mapping": (
         lambda: lambda x, t, added: x * added["scale"],
         {"cond": {"added": collections.OrderedDict(scale=0.5)}},
@@ -62,12 +63,12 @@ UNFIT = {
 @pytest.mark.filterwarnings("ignore:the model is in training mode")
 def test_unfit_networks_run_eagerly_with_the_reason(kind):
     make, arguments, reason = UNFIT[kind]
-    sampler = pf.Sampler(make(), pf.make_plan("ddpm", steps=4), shape=SHAPE)
+    sampler = Reporting(make(), pf.make_plan("ddpm", steps=4), shape=SHAPE)
     for _ in range(2):
         sampler(**arguments)
         assert sampler.report.graph == "eager" and reason in sampler.report.graph_reason
     with pytest.raises(ValueError, match=f"graph 'replay' cannot be had: .*{reason}"):
-        pf.Sampler(make(), pf.make_plan("ddpm", steps=4), shape=SHAPE, graph="replay")(**arguments)
+        Reporting(make(), pf.make_plan("ddpm", steps=4), shape=SHAPE, graph="replay")(**arguments)
 
 
 def test_a_graph_that_is_not_what_the_network_does_is_refused(stand_in):
@@ -82,7 +83,7 @@ def test_a_graph_that_is_not_what_the_network_does_is_refused(stand_in):
         return run
 
     stand_in.recorded = frozen
-    sampler = pf.Sampler(lambda x, t: x * factor, pf.make_plan("ddim", steps=4), shape=SHAPE)
+    sampler = Reporting(lambda x, t: x * factor, pf.make_plan("ddim", steps=4), shape=SHAPE)
     sampler()
     assert sampler.report.graph == "eager"
     assert sampler.report.graph_reason == "the captured graph gives other values than the network does"
@@ -93,7 +94,7 @@ def test_a_graph_that_is_not_what_the_network_does_is_refused(stand_in):
 def test_networks_that_repeat_themselves_but_for_rounding():
     """Atomic additions make the last bits differ from call to call: no reason to refuse."""
     factors = itertools.cycle([0.5, 0.5 + 1e-6, 0.5 - 1e-6])
-    sampler = pf.Sampler(lambda x, t: x * next(factors), pf.make_plan("ddim", steps=4), shape=SHAPE)
+    sampler = Reporting(lambda x, t: x * next(factors), pf.make_plan("ddim", steps=4), shape=SHAPE)
     sampler()
     assert sampler.report.graph == "while"
 
@@ -108,7 +109,7 @@ def test_the_reason_is_the_first_error(stand_in):
             raise RuntimeError("operation failed due to a previous error during capture")
 
     stand_in.during = refuse
-    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
+    sampler = Reporting(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
     sampler()
     assert sampler.report.graph_reason == "the network cannot be captured: a host read at line 7"
 
@@ -125,7 +126,7 @@ def test_what_passes_is_tried_again(stand_in):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     stand_in.during = full
-    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
+    sampler = Reporting(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
     sampler()
     assert sampler.report.graph_reason == "out of memory: CUDA out of memory"
     stand_in.during = lambda: None
@@ -135,7 +136,7 @@ def test_what_passes_is_tried_again(stand_in):
 
 def test_another_threads_random_numbers_are_not_the_networks():
     draws = iter([True] + [False] * 100)
-    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
+    sampler = Reporting(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
     plain = sampler.model
 
     class Beside:
@@ -144,17 +145,17 @@ def test_another_threads_random_numbers_are_not_the_networks():
                 torch.rand(1)
             return plain(x, t)
 
-    sampler = pf.Sampler(Beside(), sampler.plan, shape=SHAPE)
+    sampler = Reporting(Beside(), sampler.plan, shape=SHAPE)
     sampler()
     assert sampler.report.graph == "while"
 
 
 def test_a_call_inside_a_call_does_not_wait_for_itself():
-    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
+    sampler = Reporting(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
     wanted, inner = sampler(), []
     assert torch.equal(sampler(on_step=lambda step: inner.append(sampler())), wanted)
     assert len(inner) == 3 and all(torch.equal(result, wanted) for result in inner)
-    nested = pf.Sampler(lambda x, t: sampler() * 0 + x * 0.5, pf.make_plan("ddim", steps=3), shape=SHAPE)
+    nested = Reporting(lambda x, t: sampler() * 0 + x * 0.5, pf.make_plan("ddim", steps=3), shape=SHAPE)
     assert torch.isfinite(nested()).all()
 
 
@@ -166,13 +167,13 @@ def test_sample_captures_what_comes_twice(stand_in):
     for _ in range(3):
         pf.sample(lambda x, t: x * 0.5, 4, solver="ddim", shape=SHAPE)
     assert stand_in.counts["capture"] == 1
-    pf.sample(lambda x, t: x * 0.5, 4, solver="ddim", shape=SHAPE, graph="replay")
+    draw(lambda x, t: x * 0.5, 4, solver="ddim", shape=SHAPE, graph="replay")
     assert stand_in.counts["capture"] == 2
 
 
 def test_a_cancel_reaches_its_own_call_alone(stand_in, monkeypatch):
     """The flag is the graph's: the call before must have left the device."""
-    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=4), shape=SHAPE)
+    sampler = Reporting(Pointwise(), pf.make_plan("ddim", steps=4), shape=SHAPE)
     sampler()
     stand_in.counts.clear()
     seen, linked = [], pf.Cancel.linked
@@ -188,7 +189,7 @@ def test_a_cancel_reaches_its_own_call_alone(stand_in, monkeypatch):
 
 def test_a_swap_frees_the_old_weights_everywhere(stand_in):
     network = Conv()
-    sampler = pf.Sampler(network, pf.make_plan("ddim", steps=4), shape=SHAPE)
+    sampler = Reporting(network, pf.make_plan("ddim", steps=4), shape=SHAPE)
     sampler.prepare([1, 2, 4])
     old = weakref.ref(network.first.weight)
     network.load_state_dict(Conv(seed=3).state_dict(), assign=True)
@@ -199,7 +200,7 @@ def test_a_swap_frees_the_old_weights_everywhere(stand_in):
 
 def test_a_network_that_always_changes_is_left_alone(stand_in):
     network = Conv()
-    sampler = pf.Sampler(network, pf.make_plan("ddim", steps=3), shape=SHAPE)
+    sampler = Reporting(network, pf.make_plan("ddim", steps=3), shape=SHAPE)
     for i in range(8):
         network.first.count = i
         sampler()
@@ -210,7 +211,7 @@ def test_a_network_that_always_changes_is_left_alone(stand_in):
 def test_switches_of_torch_belong_to_the_key():
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3, spacing="trailing"), shape=SHAPE)
+    sampler = Reporting(Pointwise(), pf.make_plan("ddim", steps=3, spacing="trailing"), shape=SHAPE)
     sampler()
     with sdpa_kernel(SDPBackend.MATH):
         sampler()
@@ -230,8 +231,8 @@ def test_a_failed_capture_is_not_tried_again(stand_in):
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with ...")
 
     stand_in.during = refuse
-    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
-    wanted = pf.sample(Pointwise(), 3, solver="ddim", shape=SHAPE, graph="eager")
+    sampler = Reporting(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
+    wanted = draw(Pointwise(), 3, solver="ddim", shape=SHAPE, graph="eager")
     for _ in range(3):
         assert torch.equal(sampler(), wanted)
     assert stand_in.counts["capture"] == 1
@@ -243,7 +244,7 @@ def test_a_failed_capture_is_not_tried_again(stand_in):
 @pytest.mark.parametrize("function", ["cuGraphInstantiateWithFlags", "cuGraphGetNodes", "cuModuleLoadDataEx"])
 def test_a_driver_that_fails_is_named(stand_in, function):
     stand_in.fake.fail(function, 2)
-    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
+    sampler = Reporting(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
     sampler()
     assert sampler.report.graph == "replay"
     assert function in sampler.report.graph_reason and "CUDA_ERROR_OUT_OF_MEMORY" in sampler.report.graph_reason

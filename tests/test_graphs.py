@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from drawing import Reporting, draw
 from fake_cuda import FakeDriver
 from golden_data import FROM_NOISE
 from test_sampler import Conv, Pointwise
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore:the grid starts"), pytest.mark.
 def pair(model, plan, graph="while", **arguments):
     """A sampler with graphs, and one without."""
     arguments = {"shape": SHAPE, **arguments}
-    return pf.Sampler(model, plan, graph=graph, **arguments), pf.Sampler(model, plan, graph="eager", **arguments)
+    return Reporting(model, plan, graph=graph, **arguments), Reporting(model, plan, graph="eager", **arguments)
 
 
 @pytest.mark.parametrize("graph", MODES)
@@ -128,7 +129,7 @@ def test_channels_last_and_integer_times():
 
 
 def test_auto_takes_the_first_that_can_be_had(stand_in):
-    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
+    sampler = Reporting(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
     sampler()
     assert sampler.report.graph == "while"
 
@@ -136,11 +137,11 @@ def test_auto_takes_the_first_that_can_be_had(stand_in):
 def test_an_old_driver_replays(stand_in):
     old = FakeDriver(version=12020)
     stand_in.fake, stand_in.driver = old, _C.Driver(old.path)
-    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
+    sampler = Reporting(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
     sampler()
     assert sampler.report.graph == "replay" and "12.4" in sampler.report.graph_reason
     with pytest.raises(ValueError, match="graph 'while' cannot be had: WHILE nodes need a driver of CUDA 12.4"):
-        pf.sample(Pointwise(), 3, solver="ddim", shape=SHAPE, graph="while")
+        draw(Pointwise(), 3, solver="ddim", shape=SHAPE, graph="while")
 
 
 @pytest.mark.parametrize("graph", MODES)
@@ -187,7 +188,7 @@ def test_cancel_from_another_thread(stand_in, graph):
         return x * 0.5
 
     armed = False
-    sampler = pf.Sampler(network, pf.make_plan("ddim", steps=9), shape=SHAPE, graph=graph)
+    sampler = Reporting(network, pf.make_plan("ddim", steps=9), shape=SHAPE, graph=graph)
     wanted = sampler(cancel=cancel)
     states = []
     sampler(on_step=lambda step: states.append(step.state))
@@ -202,7 +203,7 @@ def test_cancel_from_another_thread(stand_in, graph):
 
 def test_nan_and_a_network_that_fails_leave_the_sampler_whole(stand_in):
     factor = torch.tensor(0.5)
-    sampler = pf.Sampler(lambda x, t: x * factor, pf.make_plan("ddim", steps=5), shape=SHAPE)
+    sampler = Reporting(lambda x, t: x * factor, pf.make_plan("ddim", steps=5), shape=SHAPE)
     wanted = sampler()
     factor.fill_(float("nan"))
     with pytest.raises(pf.NonFiniteError, match="sample 0 at row 0"):
@@ -217,8 +218,8 @@ def test_nan_and_a_network_that_fails_leave_the_sampler_whole(stand_in):
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_threads(concurrency):
     network, plan = Conv(), pf.make_plan("plms", steps=4)
-    sampler = pf.Sampler(network, plan, shape=SHAPE, concurrency=concurrency)
-    eager = pf.Sampler(network, plan, shape=SHAPE, graph="eager")
+    sampler = Reporting(network, plan, shape=SHAPE, concurrency=concurrency)
+    eager = Reporting(network, plan, shape=SHAPE, graph="eager")
     wanted = [eager(seeds=seed) for seed in range(8)]
     failed = []
 
@@ -237,9 +238,9 @@ def test_threads(concurrency):
 
 @pytest.mark.parametrize("concurrency", [1, 2])
 def test_prepare_captures_everything(stand_in, concurrency):
-    sampler = pf.Sampler(Conv(), pf.make_plan("plms", steps=4), shape=(1, *SHAPE[1:]), concurrency=concurrency)
+    sampler = Reporting(Conv(), pf.make_plan("plms", steps=4), shape=(1, *SHAPE[1:]), concurrency=concurrency)
     labels = {"labels": torch.tensor([3])}
-    sampler.prepare([1, 2, 4], cond=labels)
+    sampler.prepare([1, 2, 4], pf.Request(cond=labels))
     assert stand_in.counts["capture"] == 3 * concurrency
     for batch in (1, 2, 3, 4):
         sampler(seeds=range(batch), cond={"labels": torch.arange(batch)})
@@ -249,7 +250,7 @@ def test_prepare_captures_everything(stand_in, concurrency):
 
 
 def test_nothing_piles_up(stand_in):
-    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=2), shape=SHAPE)
+    sampler = Reporting(Pointwise(), pf.make_plan("ddim", steps=2), shape=SHAPE)
     sampler()
     live = stand_in.fake.live
     for seed in range(200):
@@ -277,13 +278,13 @@ def test_graphs_go_with_the_network_of_sample(stand_in):
 
 
 def test_graphs_on_the_cpu_are_refused(monkeypatch):
-    from pndm_fast.runtime import executor as places
+    from pndm_fast.runtime import executor
 
-    monkeypatch.setattr(places, "cuda_of", lambda _: None)
-    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=2), shape=SHAPE)
+    monkeypatch.setattr(executor, "cuda_of", lambda _: None)
+    sampler = Reporting(Pointwise(), pf.make_plan("ddim", steps=2), shape=SHAPE)
     sampler()
     assert sampler.report.graph == "eager" and sampler.report.graph_reason == "graphs need a CUDA device, got cpu"
     with pytest.raises(ValueError, match="graph 'while' cannot be had: graphs need a CUDA device, got cpu"):
-        pf.sample(Pointwise(), 2, solver="ddim", shape=SHAPE, graph="while")
+        draw(Pointwise(), 2, solver="ddim", shape=SHAPE, graph="while")
     with pytest.raises(ValueError, match="graph must be one of auto, while, replay, eager, got 'always'"):
-        pf.sample(Pointwise(), 2, solver="ddim", shape=SHAPE, graph="always")
+        draw(Pointwise(), 2, solver="ddim", shape=SHAPE, graph="always")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from drawing import Reporting, draw
 from golden_data import mixture
 from test_sampler import Conv, Pointwise
 
@@ -28,21 +29,21 @@ def normal(seed, shape=(3, 8)):
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("middle", [{"start": 590}, {"strength": 0.6}])
+@pytest.mark.parametrize("middle", [{"t_start": 590}, {"strength": 0.6}])
 def test_image_to_image_is_the_loop_from_there(middle):
     network, init, noise = mixture(SCHEDULE), normal(0), normal(1)
     plan = pf.make_plan("ddim", SCHEDULE, steps=10, **middle)
     assert plan.times == (500.0, 400.0, 300.0, 200.0, 100.0, 0.0)
-    got = pf.sample(network, solver=plan, init=init, noise=noise)
+    got = pf.sample(network, solver=plan, start=pf.Image(init, noise))
     y = float(SCHEDULE.alpha(500)) * init + float(SCHEDULE.sigma(500)) * noise
     wanted = ddim_loop(network, y, [*plan.times, -1.0])
     assert torch.allclose(got, wanted, atol=1e-12)
-    assert torch.allclose(got, pf.sample(network, 10, solver="ddim", init=init, noise=noise, **middle), atol=0)
+    assert torch.equal(got, draw(network, 10, solver="ddim", schedule=SCHEDULE, start=pf.Image(init, noise), **middle))
 
 
 @pytest.mark.parametrize("solver", ["f-pndm", "s-pndm", "plms", "fon"])
 def test_a_start_in_the_middle_has_a_warm_up_of_its_own(solver):
-    whole, part = (pf.make_plan(solver, SCHEDULE, steps=20, **extra) for extra in ({}, {"start": 700}))
+    whole, part = (pf.make_plan(solver, SCHEDULE, steps=20, **extra) for extra in ({}, {"t_start": 700}))
     assert part.times[0] == 700 and part.nfe - part.steps == whole.nfe - whole.steps
     assert part.rows == pf.make_plan(solver, SCHEDULE, times=[*range(700, -1, -50), -1]).rows
 
@@ -50,15 +51,16 @@ def test_a_start_in_the_middle_has_a_warm_up_of_its_own(solver):
 def test_a_noisy_start_keeps_its_churn():
     """What a prologue adds comes on top: the data is noised to the level below it."""
     schedule = pf.Schedule.edm()
-    plan = pf.make_plan("edm", schedule, steps=6, churn=3.0, start=10.0, prediction="x0")
+    plan = pf.make_plan("edm", schedule, steps=6, churn=3.0, t_start=10.0, prediction="x0")
     alpha, sigma = plan.entry
     assert alpha == pytest.approx(1.0) and sigma < plan.start.sigma and sigma <= 10.0
     init, noise, z = torch.full((1, 8), 3.0), torch.ones(1, 8), 0.5
     seen = []
-    pf.sample(
-        lambda x, t: seen.append(x.clone()) or x * 0, solver=plan, init=init,
-        noises=lambda index: noise if index == 0 else torch.full((1, 8), z),
-    )  # fmt: skip
+
+    def normals(index):
+        return noise if index == 0 else torch.full((1, 8), z)
+
+    draw(lambda x, t: seen.append(x.clone()) or x * 0, solver=plan, start=pf.Image(init), noise_sampler=normals)
     y = (3.0 * alpha + sigma) * plan.prologue.a0 + plan.prologue.c0 * z
     assert torch.allclose(seen[0], torch.full((1, 8), y * plan.rows[0].in_scale), rtol=1e-6)
 
@@ -68,18 +70,18 @@ def test_mixed_starts_of_one_batch(layout):
     def network(x, t):
         return (x * 0.5 + (t / 1000).view(-1, 1, 1, 1)).contiguous(memory_format=layout)
 
-    plans = [pf.make_plan("ddim", steps=8, start=900), pf.make_plan("plms", steps=8, start=400)]
+    plans = [pf.make_plan("ddim", steps=8, t_start=900), pf.make_plan("plms", steps=8, t_start=400)]
     init = torch.randn(SHAPE)
-    sampler = pf.Sampler(network, plans[0], shape=SHAPE)
-    both = sampler(plan=plans, init=init, seeds=3)
+    sampler = Reporting(network, plans[0], shape=SHAPE)
+    both = sampler(plan=plans, start=pf.Image(init), seeds=3)
     for b, plan in enumerate(plans):
-        assert torch.equal(both[b : b + 1], sampler(plan=plan, init=init[b : b + 1], seeds=[3 + b]))
+        assert torch.equal(both[b : b + 1], sampler(plan=plan, start=pf.Image(init[b : b + 1]), seeds=[3 + b]))
 
 
 @pytest.mark.parametrize("solver", ["ddim", "plms", "f-pndm"])
 def test_what_is_known_is_there_in_the_end(solver):
     known, mask = torch.rand(SHAPE), (torch.rand(2, 1, 8, 8) > 0.5).float()
-    got = pf.sample(Conv(), 8, solver=solver, known=known, mask=mask, seeds=5)
+    got = pf.sample(Conv(), 8, solver=solver, start=pf.Inpaint(known, mask), seeds=5)
     free = pf.sample(Conv(), 8, solver=solver, shape=SHAPE, seeds=5)
     kept = mask.expand(SHAPE) == 0
     assert torch.allclose(got[kept], known[kept], atol=1e-6) and not torch.equal(got[~kept], free[~kept])
@@ -93,7 +95,7 @@ def test_inpainting_is_the_loop_that_puts_the_known_part():
         at = float(SCHEDULE.alpha(t)) * known + float(SCHEDULE.sigma(t)) * noise
         return torch.where(mask.bool(), y, at)
 
-    got = pf.sample(network, 12, solver="ddim", known=known, mask=mask, noise=noise)
+    got = pf.sample(network, 12, solver="ddim", start=pf.Inpaint(known, mask, pf.Noise(noise)))
     times = [*pf.make_plan("ddim", SCHEDULE, steps=12).times, -1.0]
     assert torch.allclose(got, ddim_loop(network, noise, times, put), atol=1e-12)
 
@@ -103,31 +105,38 @@ def test_both_in_graphs_and_padded(stand_in, graph):
     plan = pf.make_plan("plms", steps=8, strength=0.75)
     known, init, mask = torch.rand(3, *SHAPE[1:]), torch.rand(3, *SHAPE[1:]), torch.zeros(8, 8)
     mask[2:5] = 1
-    captured = pf.Sampler(Pointwise(), plan, shape=SHAPE, graph=graph)
+    captured = Reporting(Pointwise(), plan, shape=SHAPE, graph=graph)
     captured.prepare([4])
-    arguments = {"seeds": range(3), "init": init, "known": known, "mask": mask}
+    arguments = {"seeds": range(3), "start": pf.Inpaint(known, mask, pf.Image(init))}
     steps = []
     got = captured(**arguments, on_step=lambda step: steps.append(step.state))
-    wanted = pf.Sampler(Pointwise(), plan, shape=SHAPE, graph="eager")(**arguments)
+    wanted = Reporting(Pointwise(), plan, shape=SHAPE, graph="eager")(**arguments)
     assert torch.equal(got, wanted) and captured.report.graph == graph and torch.equal(steps[-1], got)
 
 
 NEED = torch.zeros(SHAPE)
 BAD = {
     "strength 0": ({"strength": 0.0}, "strength must be in (0, 1]"),
-    "strength and start": ({"strength": 0.5, "start": 300}, "exclude each other"),
-    "too late": ({"start": -1}, "start must leave at least 1 steps"),
-    "a word": ({"start": "half"}, "start must be"),
+    "strength and t_start": ({"strength": 0.5, "t_start": 300}, "exclude each other"),
+    "too late": ({"t_start": -1}, "t_start must leave at least 1 steps"),
+    "a word": ({"t_start": "half"}, "t_start must be"),
     "compat": ({"strength": 0.5, "solver": "plms", "compat": "diffusers"}, "strength cannot go with compat"),
-    "init and state": ({"init": NEED, "state": NEED}, "init and state exclude each other"),
-    "known alone": ({"known": NEED}, "known and mask come together"),
-    "mask alone": ({"mask": NEED}, "known and mask come together"),
-    "grey mask": ({"known": NEED, "mask": torch.full((1,), 0.5)}, "mask must be 1"),
-    "mask of another shape": ({"known": NEED, "mask": torch.ones(5)}, "mask must fit"),
-    "mask as numbers": ({"known": NEED, "mask": np.ones(SHAPE)}, "mask must be a tensor"),
-    "known and noises": ({"known": NEED, "mask": NEED, "noises": lambda i: NEED}, "known and noises exclude"),
-    "batches": ({"init": NEED, "known": NEED[:1], "mask": NEED[:1]}, "known must have batch 2"),
-    "not finite": ({"init": NEED / 0}, "init must be finite"),
+    "a tensor": ({"start": NEED}, "start must be a Noise, State, Image or Inpaint, which says what its tensor is"),
+    "inpainting within": (
+        {"start": pf.Inpaint(NEED, NEED, pf.Inpaint(NEED, NEED))},
+        "Inpaint's start must be a Noise, State or Image, got Inpaint",
+    ),
+    "no mask": ({"start": pf.Inpaint(NEED, None)}, "mask must be a tensor, got NoneType"),
+    "grey mask": ({"start": pf.Inpaint(NEED, torch.full((1,), 0.5))}, "mask must be 1"),
+    "mask of another shape": ({"start": pf.Inpaint(NEED, torch.ones(5))}, "mask must fit"),
+    "mask as numbers": ({"start": pf.Inpaint(NEED, np.ones(SHAPE))}, "mask must be a tensor"),
+    "known and noises": (
+        {"start": pf.Inpaint(NEED, NEED), "noise_sampler": lambda i: NEED},
+        "noise_sampler cannot go with Inpaint",
+    ),
+    "batches": ({"start": pf.Inpaint(NEED[:1], NEED[:1], pf.Image(NEED))}, "known must have batch 2"),
+    "not finite": ({"start": pf.Image(NEED / 0)}, "image must be finite"),
+    "nothing": ({"start": pf.State(None)}, "state must be a floating-point tensor, got NoneType"),
 }
 
 
@@ -137,7 +146,7 @@ def test_bad_input(case):
     calls = []
     arguments = {"solver": "ddim", "steps": 5, "shape": SHAPE, **arguments}
     with pytest.raises((ValueError, TypeError)) as error:
-        pf.sample(lambda x, t: calls.append(1) or x, **arguments)
+        draw(lambda x, t: calls.append(1) or x, **arguments)
     assert message in str(error.value) and not calls
 
 
@@ -154,7 +163,7 @@ def test_learned_variance_takes_the_mean(layout, guidance):
         return torch.cat([mean(x, t, shift), torch.full_like(x, 7.0)], 1).contiguous(memory_format=layout)
 
     arguments = {"cond": {"shift": torch.ones(2)}, "uncond": {"shift": torch.zeros(2)}, "guidance": guidance}
-    sampler = pf.Sampler(both, pf.make_plan("plms", steps=5), shape=SHAPE)
+    sampler = Reporting(both, pf.make_plan("plms", steps=5), shape=SHAPE)
     wanted = pf.sample(mean, 5, solver="plms", shape=SHAPE, **arguments)
     for _ in range(2):
         assert torch.equal(sampler(**arguments), wanted)
@@ -172,8 +181,10 @@ def test_networks_with_and_without_a_variance_beside_each_other():
 
     call = {"steps": 5, "solver": "plms", "shape": SHAPE}
     wanted = pf.sample(combined, **call)
-    assert torch.allclose(pf.sample(plain, negative=both, guidance=2.0, **call), wanted, rtol=1e-5, atol=1e-4)
-    other = pf.sample(lambda x, t: torch.cat([x * 0.5, x], 1), negative=lambda x, t: x * 0.25, guidance=2.0, **call)
+    mixed = pf.sample(plain, guidance=pf.Guidance(2.0, weaker=both), **call)
+    assert torch.allclose(mixed, wanted, rtol=1e-5, atol=1e-4)
+    quarter = pf.Guidance(2.0, weaker=lambda x, t: x * 0.25)
+    other = pf.sample(lambda x, t: torch.cat([x * 0.5, x], 1), guidance=quarter, **call)
     assert torch.allclose(other, wanted, rtol=1e-5, atol=1e-4)
     plan = pf.make_plan("ddim", steps=5)
     alone, wrapped = (pf.Thresholded(net, plan) for net in (lambda x, t: x * 0.25, both))
@@ -186,55 +197,95 @@ def test_the_network_sees_what_is_known_at_every_call(solver):
     known, noise = torch.rand(SHAPE), torch.randn(SHAPE)
     mask, calls = torch.zeros(8, 8), []
     mask[:4] = 1
-    pf.sample(lambda x, t: calls.append(x.clone()) or x * 0.1, solver=plan, known=known, mask=mask, noise=noise)
+    pf.sample(
+        lambda x, t: calls.append(x.clone()) or x * 0.1, solver=plan, start=pf.Inpaint(known, mask, pf.Noise(noise))
+    )
     for x, row in zip(calls[-plan.nfe :], plan.rows, strict=True):
         alpha, sigma = row.levels.call
         assert torch.allclose(x[..., 4:, :], (alpha * known + sigma * noise)[..., 4:, :], atol=1e-5)
 
 
-def test_guided_rescales():
-    """The result has the condition's standard deviation at rescale 1, and is plain guidance at 0."""
-    net, labels, none = Conv(), torch.tensor([1, 2]), torch.tensor([10, 10])
-    x, t = torch.randn(SHAPE), torch.full((2,), 500.0)
-    cond, uncond = net(x, t, labels), net(x, t, none)
-    plain = (cond - uncond) * 5.0 + uncond
-    for rescale, wanted in ((0.0, plain), (1.0, None), (0.7, None)):
-        got = pf.Guided(net, {"labels": none}, 5.0, rescale)(x, t, labels=labels)
-        std = cond.std((1, 2, 3), keepdim=True) / plain.std((1, 2, 3), keepdim=True)
-        wanted = plain * (rescale * std + 1 - rescale)
-        assert torch.allclose(got, wanted, atol=1e-5)
-    guided = pf.sample(
-        pf.Guided(net, {"labels": none}, 3.0, 0.0), 5, solver="ddim", shape=SHAPE, cond={"labels": labels}
+@pytest.mark.parametrize("calls", ["batched", "separate"])
+@pytest.mark.parametrize("phi", [0.7, 1.0])
+def test_rescaled_guidance_is_the_loop(calls, phi):
+    """Lin et al.'s equations 14 to 16 in a DDIM loop in float64; rows outside the interval are the condition alone."""
+    interval = (0.2, 3.0)
+
+    def net(x, t, shift):
+        return torch.sin(x * 1.3 + shift) + 0.1 * x
+
+    def guided(y, t):
+        cond, uncond = net(y, t, torch.tensor(0.5)), net(y, t, torch.tensor(0.0))
+        rho = float(SCHEDULE.sigma(float(t[0])) / SCHEDULE.alpha(float(t[0])))
+        if not interval[0] < rho <= interval[1]:
+            return cond
+        plain = (cond - uncond) * 4.0 + uncond
+        return plain * (phi * cond.std(1, keepdim=True) / plain.std(1, keepdim=True) + 1 - phi)
+
+    noise = normal(3)
+    trees = {"cond": {"shift": torch.full((3, 1), 0.5).double()}, "uncond": {"shift": torch.zeros(3, 1).double()}}
+    guidance = pf.Guidance(4.0, interval, rescale=phi, calls=calls)
+    plan = pf.make_plan("ddim", SCHEDULE, steps=10)
+    got = draw(net, solver=plan, start=pf.Noise(noise), guidance=guidance, **trees)
+    wanted = ddim_loop(guided, noise, [*plan.times, -1.0])
+    assert torch.allclose(got, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("graph", ["while", "replay"])
+def test_rescaled_guidance_in_graphs(stand_in, graph):
+    """The scale is read on the device: one capture serves all scales, and another rescaling takes its own."""
+    arguments = {"cond": {"shift": torch.ones(2)}, "uncond": {"shift": torch.zeros(2)}}
+    captured, eager = (
+        Reporting(Pointwise(), pf.make_plan("plms", steps=6), shape=SHAPE, graph=g) for g in (graph, "eager")
     )
-    inside = pf.sample(
-        net, 5, solver="ddim", shape=SHAPE, cond={"labels": labels}, uncond={"labels": none}, guidance=3.0
+    for scale, phi, captures in ((2.0, 0.5, 1), (7.0, 0.5, 1), (2.0, 0.9, 2), (2.0, 0.0, 3)):
+        guidance = pf.Guidance(scale, rescale=phi)
+        assert torch.equal(captured(guidance=guidance, **arguments), eager(guidance=guidance, **arguments))
+        assert captured.report.graph == graph and captured.report.captures == captures
+
+
+def test_rescaling_a_constant_leaves_it():
+    x = torch.ones(2, 3, 4, 4)
+    got = pf.sample(
+        lambda x, t, c: c.view(-1, 1, 1, 1).expand_as(x).contiguous(),
+        4,
+        solver="ddim",
+        shape=tuple(x.shape),
+        cond={"c": torch.ones(2)},
+        uncond={"c": torch.zeros(2)},
+        guidance=pf.Guidance(3.0, rescale=0.7),
     )
-    assert torch.allclose(guided, inside, atol=1e-4)
-    for arguments, message in (
-        (({}, 3.0, 1.5), "rescale must be in"),
-        (({}, float("nan")), "scale must be finite"),
-        ((None, 1.0), "uncond must be a dict"),
-    ):
-        with pytest.raises((ValueError, TypeError), match=message):
-            pf.Guided(net, *arguments)
+    assert bool(got.isfinite().all())
 
 
-def test_guided_in_prepared_sizes():
-    """An unconditional argument of batch 1 stands for any batch, and the two evaluations stay one call."""
-    batches = []
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"scale": 3.0, "rescale": 1.5}, "rescale must be a number in"),
+        ({"scale": float("nan")}, "guidance must be finite"),
+        ({"scale": 2.0, "calls": "twice"}, "calls must be one of auto, batched, separate, got 'twice'"),
+        ({"scale": 2.0, "weaker": Conv(), "calls": "batched"}, "calls must be separate or auto with a weaker network"),
+        ({"scale": None, "interval": (1.0, 2.0)}, "interval must come with scale"),
+        ({"scale": 2.0, "weaker": 3}, "weaker must be callable"),
+    ],
+)
+def test_bad_guidance(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        pf.Guidance(**arguments)
 
-    class Noted(Conv):
-        def forward(self, x, t, labels):
-            batches.append(len(x))
-            return super().forward(x, t, labels)
 
-    guided = pf.Guided(Noted(), {"labels": torch.tensor([10])}, 3.0)
-    sampler = pf.Sampler(guided, pf.make_plan("ddim", steps=3), shape=SHAPE)
-    labels = {"labels": torch.tensor([1, 2, 3])}
-    wanted = sampler(seeds=range(3), cond=labels)
-    sampler.prepare([8], cond={"labels": torch.tensor([1, 2])})
-    assert torch.allclose(sampler(seeds=range(3), cond=labels), wanted, atol=1e-5)
-    assert set(batches) == {6, 16}
+def test_one_call_that_cannot_be_is_refused():
+    trees = {"cond": {"words": torch.ones(2, 5)}, "uncond": {"words": torch.ones(2, 3)}}
+    with pytest.raises(ValueError, match="calls='batched' cannot be had: tensors of shapes"):
+        pf.sample(Pointwise(), 4, solver="ddim", shape=SHAPE, guidance=pf.Guidance(2.0, calls="batched"), **trees)
+
+
+def test_separate_calls_as_asked():
+    sampler = Reporting(Pointwise(), pf.make_plan("ddim", steps=4), shape=SHAPE)
+    arguments = {"cond": {"shift": torch.ones(2)}, "uncond": {"shift": torch.zeros(2)}}
+    apart = sampler(guidance=pf.Guidance(2.0, calls="separate"), **arguments)
+    assert sampler.report.calls == 8 and sampler.report.guidance == "two calls: as asked"
+    assert torch.equal(apart, sampler(guidance=2.0, **arguments)) and sampler.report.calls == 4
 
 
 def test_thresholds_know_their_times():
@@ -242,8 +293,8 @@ def test_thresholds_know_their_times():
     with pytest.raises(pf.NonFiniteError):
         pf.sample(pf.Thresholded(Pointwise(), plan), 37, solver="ddim", shape=SHAPE)
     noise = normal(0)
-    clipped = pf.sample(lambda x, t: x * 0.3, solver=plan.with_clip(1.0), noise=noise)
-    thresholded = pf.sample(pf.Thresholded(lambda x, t: x * 0.3, plan, 1.0, 1.0), solver=plan, noise=noise)
+    clipped = pf.sample(lambda x, t: x * 0.3, solver=plan.with_clip(1.0), start=pf.Noise(noise))
+    thresholded = pf.sample(pf.Thresholded(lambda x, t: x * 0.3, plan, 1.0, 1.0), solver=plan, start=pf.Noise(noise))
     assert torch.allclose(thresholded, clipped, atol=1e-10)
     with pytest.raises(ValueError, match="plan must be called at alpha and sigma above 0"):
         pf.Thresholded(Pointwise(), pf.make_plan("ddim-inverse", steps=4))

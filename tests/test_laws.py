@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from drawing import draw
 from golden_data import SCALAR, mixture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pndm_fast as pf
-from pndm_fast.plan.plan import MAX_SLOTS
+from pndm_fast.plan.row import MAX_SLOTS
 from pndm_fast.row import table
 from pndm_fast.solvers import SOLVER_INFO
 
@@ -208,8 +209,14 @@ def test_solvers_that_coincide(one, options, other, same):
 
     def run(solver, spacing="trailing", **options):
         network = mixture(pf.Schedule.linear())
-        return pf.sample(
-            network, 11, solver=solver, spacing=spacing, noise=noise, noises=lambda i: noise * (i + 1) / 9, **options
+        return draw(
+            network,
+            11,
+            solver=solver,
+            spacing=spacing,
+            start=pf.Noise(noise),
+            noise_sampler=lambda i: noise * (i + 1) / 9,
+            **options,
         )
 
     torch.testing.assert_close(run(one, **options), run(other, **same), rtol=1e-10, atol=1e-10)

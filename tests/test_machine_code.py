@@ -6,6 +6,8 @@ from collections import Counter
 import pytest
 from aot import ARCHITECTURES, BLOCK, VARIANTS, compile_all
 
+pytestmark = pytest.mark.machine_code
+
 # Most registers, most conversions.
 HARDEST = ("fp32-guided", "mixed-guided", "bf16", "channels-last", "odd-bf16", "phase", "phase-guided", "phase-z")
 EVERY = [(name, arch) for arch in ARCHITECTURES for name in VARIANTS if arch == 90 or name in HARDEST]
@@ -24,11 +26,11 @@ def opcodes(code):
 
 
 def expected(name):
-    """Loads and stores of operands by their bytes: one access per thread, operand and part where it fits in 16."""
+    """Loads and stores of operands by their bytes: one access per thread, operand and component where it fits in 16."""
     v = {"network": "fp32", "slots": "fp32", "components": 1} | VARIANTS[name]
     network, slot, components, copies = v["network"], v["slots"], v["components"], 1 + v.get("guided", False)
     each = BLOCK // components // THREADS
-    split = v.get("scattered", False) and components > 1  # the second part begins anywhere
+    split = v.get("scattered", False) and components > 1  # the second component begins anywhere
     ragged = split or (components == 1 and not v.get("aligned", True))
 
     def count(ours, theirs):
@@ -53,7 +55,7 @@ def test_every_element_is_accessed_once_in_wide_vectors(name, architecture, comp
     scalar_loads = sum(c for op, c in count.items() if op.startswith("LDG")) - loads.total()
     scalar_stores = sum(c for op, c in count.items() if op.startswith("STG")) - stores.total()
     assert 0 < scalar_loads <= SCALARS[VARIANTS[name].get("components", 1)]
-    assert 0 < scalar_stores <= 4  # done, row, t of both halves
+    assert 0 < scalar_stores <= 4  # done, row, t of both copies
 
 
 @pytest.mark.parametrize("name, architecture", EVERY)

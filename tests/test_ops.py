@@ -1,20 +1,20 @@
 """The row operation as a torch operator."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from rowcase import assert_same, clone, random_case
 
 import pndm_fast as pf
 import pndm_fast.row.op  # registers torch.ops.pndm_fast.apply_row
-from pndm_fast.row import reference
+from pndm_fast.row import reference, schema
 
 
 def arguments(case):
     r, (out, uncond, z) = case.registers, case.calls[0]
-    return (
-        r.x, r.y, r.slots, r.row, r.t, r.net_in, r.seeds, r.first_bad, r.active, r.done, r.n, r.channels,
-        case.table, out, uncond, z,
-    )  # fmt: skip
+    return *r.tensors(), r.n, r.channels, case.table, out, uncond, z
 
 
 CASES = [
@@ -28,7 +28,7 @@ CASES = [
 def test_opcheck(case):
     # NaN marks memory that must not be read; opcheck compares with plain equality
     quiet = [a.nan_to_num() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments(case)]
-    quiet[12] = case.table  # its infinite clamps mean none
+    quiet[-4] = case.table  # its infinite clamps mean none
     torch.library.opcheck(torch.ops.pndm_fast.apply_row.default, tuple(quiet))
 
 
@@ -72,6 +72,7 @@ def test_compile_has_no_graph_break():
     "change, message",
     [
         ({"y": torch.zeros(3, 64)}, r"x must have shape \(3, 64\)"),
+        ({"y": torch.zeros(3, 48, dtype=torch.float16)}, "y must be torch.float32 or torch.float64, got torch.float16"),
         ({"row": torch.zeros(3, dtype=torch.int64)}, "row must be torch.int32, got torch.int64"),
         ({"n": 49}, r"n must be in \[1, 48\], got 49"),
         ({"channels": 5}, "channels must divide n = 48, got 5"),
@@ -86,6 +87,13 @@ def test_wrong_tensors_are_named(change, message):
     case = CASES[0]
     with pytest.raises(ValueError, match=message):
         pf.ops.apply_row(dataclasses.replace(clone(case.registers), **change), case.table, *case.calls[0])
+
+
+def test_the_schema_needs_the_standard_library_alone():
+    """A build reads it where nothing is installed."""
+    code = f"import runpy; print(*runpy.run_path({schema.__file__!r})['REGISTERS'])"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == list(schema.REGISTERS)
 
 
 def test_wrong_operands_are_named():

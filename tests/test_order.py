@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawing import draw
 from golden_data import SCALAR, START, mixture
 from oracle import probability_flow
 
@@ -58,7 +59,7 @@ def exact(end=0.1):
 def error(solver, steps, **options):
     plan = pf.make_plan(solver, VP, times=np.linspace(1.0, 0.1, steps + 1), **options)
     start, end = (exact(), START) if SOLVER_INFO[solver].inverts else (START, exact())
-    x = pf.sample(mixture(VP), solver=plan, state=start)
+    x = pf.sample(mixture(VP), solver=plan, start=pf.State(start))
     return float((x - end).square().mean().sqrt())
 
 
@@ -115,7 +116,7 @@ def test_observed_order_elsewhere(schedule, solver, order):
         times = np.linspace(start, end, n + 1)
         if schedule.scale == "sigma":  # uniform steps of log sigma
             times = schedule.time_at(np.linspace(*lam, n + 1))
-        x = pf.sample(mixture(schedule), solver=pf.make_plan(solver, schedule, times=times), state=state)
+        x = pf.sample(mixture(schedule), solver=pf.make_plan(solver, schedule, times=times), start=pf.State(state))
         errors.append(float((x - reference).square().mean().sqrt()))
     seen = -np.polyfit(np.log((48, 96, 192)), np.log(errors), 1)[0]
     assert order - 0.5 <= seen <= order + 0.5, (errors, seen)
@@ -129,8 +130,8 @@ def test_predictions_agree(solver, prediction):
     plans = [pf.make_plan(solver, VP, times=times, prediction=p) for p in ("eps", prediction)]
     if SOLVER_INFO[solver].inverts:  # told another time than the state's: the conversion differs with the network
         return
-    by_eps = pf.sample(mixture(VP), solver=plans[0], state=START, noises=lambda i: START)
-    other = pf.sample(mixture(VP, prediction), solver=plans[1], state=START, noises=lambda i: START)
+    by_eps = draw(mixture(VP), solver=plans[0], start=pf.State(START), noise_sampler=lambda i: START)
+    other = draw(mixture(VP, prediction), solver=plans[1], start=pf.State(START), noise_sampler=lambda i: START)
     torch.testing.assert_close(other, by_eps, rtol=1e-9, atol=1e-9)
 
 

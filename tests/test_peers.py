@@ -18,6 +18,7 @@ import pytest
 import torch
 
 pytest.importorskip("diffusers", reason="the peer is diffusers")
+from drawing import draw
 from golden_data import START, Recorder, mixture, relative
 from peers import trajectory
 
@@ -66,7 +67,7 @@ def compare(scheduler, plan, network, config, steps, bound=1e-9):
     drawn = {call + 2: normal(k) for k, call in enumerate(peer.draws)}
     recorder = Recorder(network)
     start = {"state": START} if plan.start.sigma < 0.5 else {"noise": START}
-    x = pf.sample(recorder, solver=plan, noises=lambda i: drawn.get(i, START), **start)
+    x = draw(recorder, solver=plan, noise_sampler=lambda i: drawn.get(i, START), **start)
     assert recorder.times == pytest.approx(peer.times, rel=1e-12, abs=1e-9)
     assert relative(x, peer.final) < bound
     return peer
@@ -199,7 +200,7 @@ def test_edm(scheduler, solver):
     for steps in (4, 10, 25):
         plan = pf.make_plan(solver, schedule, steps=steps, prediction="edm")
         peer = trajectory(scheduler, network, START, steps, {})
-        x = pf.sample(network, solver=plan, state=peer.start)
+        x = pf.sample(network, solver=plan, start=pf.State(peer.start))
         assert plan.times == pytest.approx(peer.times, rel=1e-12)
         assert relative(x, peer.final) < 1e-9
 
@@ -213,7 +214,7 @@ def test_flow_matching(scheduler, solver, shift):
         peer = trajectory(scheduler, network, START, steps, {"shift": shift})
         sigmas = [peer.seen[0].sigma, *(level.sigma for level in peer.levels)]
         plan = pf.make_plan(solver, schedule, sigmas=sorted(set(sigmas), reverse=True), prediction="flow")
-        x = pf.sample(network, solver=plan, state=peer.start)
+        x = pf.sample(network, solver=plan, start=pf.State(peer.start))
         assert plan.times == pytest.approx(peer.times, rel=1e-12)
         assert relative(x, peer.final) < 1e-9
 
@@ -235,7 +236,7 @@ def test_a_network(solver):
     start = torch.randn(2, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     scheduler, config, options = PEERS[solver]
     plan = pf.make_plan(solver, LINEAR, steps=10, compat="diffusers", **options)
-    x = pf.sample(network, solver=plan, noise=start)
+    x = pf.sample(network, solver=plan, start=pf.Noise(start))
     assert relative(x, trajectory(scheduler, network, start, 10, config).final) < 1e-9
     assert relative(x, trajectory(scheduler, network, start, 10, config, stock=True).final) < 5e-5
 
@@ -249,7 +250,9 @@ def response(plan, schedule):
         alpha, sigma = float(schedule.alpha(float(t[0]))), float(schedule.sigma(float(t[0])))
         return sigma * x / (alpha**2 / 4 + sigma**2)
 
-    out = pf.sample(network, solver=plan, noise=eye[:, 0].contiguous(), noises=lambda i: eye[:, i].contiguous())
+    out = draw(
+        network, solver=plan, start=pf.Noise(eye[:, 0].contiguous()), noise_sampler=lambda i: eye[:, i].contiguous()
+    )
     return float(out.square().sum()) / 0.25
 
 
@@ -273,7 +276,7 @@ def test_churn_before_the_call():
     schedule = pf.Schedule.edm(sigma_max=80.0)
     network = mixture(schedule)
     plan = pf.make_plan("edm", schedule, steps=12, churn=5.0, churn_min=0.05, churn_max=50.0, churn_noise=1.003)
-    x = pf.sample(network, solver=plan, noise=START, noises=lambda i: normal(i))
+    x = draw(network, solver=plan, start=pf.Noise(START), noise_sampler=lambda i: normal(i))
     sigmas = [*pf.make_plan("euler", schedule, steps=12).times, 0.0]
     y = 80.0 * START
     for i in range(12):

@@ -7,6 +7,7 @@ recalled in them: they say that the tables are right, not what the papers meant.
 import numpy as np
 import pytest
 import torch
+from drawing import draw
 from golden_data import Recorder, relative
 from phase_case import DATA, START, T_MIN, Mixture, one_a_step, spread, two_a_step
 from scipy.integrate import quad
@@ -73,7 +74,7 @@ def test_golden(key):
     noises = one_a_step(plan, len(calls), DATA["noise"])
     if solver == "sscs":
         noises = two_a_step(PROCESS, times, DATA["noise"])
-    x = pf.sample(network, solver=plan, state=START, noises=noises)
+    x = draw(network, solver=plan, start=pf.State(START), noise_sampler=noises)
     assert x.dtype is torch.float64 and relative(x, DATA[key]) < 1e-9
     told = [t if call == "t" else u for t, u in zip(times, times[1:], strict=False) for call in calls]
     assert network.times == pytest.approx([*told, T_MIN] if denoised else told, rel=1e-14)
@@ -98,7 +99,7 @@ def composed(name):
 
 @pytest.mark.parametrize("name", [key.split("|")[1] for key in DATA.files if key.startswith("tab_A")])
 def test_golden_tables(name):
-    """The rows' blocks, not only what they lead to."""
+    """The rows' matrices, not only what they lead to."""
     plan, rows = plan_of(name, "quadratic", 10), composed(name)
     assert len(rows) == len(plan)
     for row, (A, B, t) in zip(plan, rows, strict=True):
@@ -188,7 +189,7 @@ def test_lambda_ddim(key, lam):
     wanted, times = scalar_loop(network, lam, 0.0), DATA["vp_ts"].tolist()
     for solver, options in (("conjugate", {"B": lam}), ("lambda-ddim", {"lam": lam})):
         plan = pf.make_plan(solver, VP, times=times, **options)
-        x = pf.sample(network, solver=plan, state=torch.from_numpy(DATA["vp_x0"]))
+        x = pf.sample(network, solver=plan, start=pf.State(torch.from_numpy(DATA["vp_x0"])))
         assert relative(x, wanted) < 1e-12
         assert relative(x, DATA[key]) < 2e-8
         if lam == 0:

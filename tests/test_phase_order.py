@@ -39,7 +39,7 @@ def flow(process):
 
 def error(solver, steps, process=PROCESS, network=None, **options):
     plan = pf.SOLVERS[solver](process, spread(2, steps), **options)
-    x = pf.sample(network or Mixture(process), solver=plan, state=START)
+    x = pf.sample(network or Mixture(process), solver=plan, start=pf.State(START))
     return float((x - torch.from_numpy(flow(process)))[:, 0].square().mean().sqrt())
 
 

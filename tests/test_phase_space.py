@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from drawing import draw
 from golden_data import Recorder
 from phase_case import DATA, PROCESSES, START, T_MIN, Mixture, act, relative, smooth
 from scipy.integrate import solve_ivp
@@ -52,7 +53,7 @@ def run(name, process, network, **noises):
     solver, _, frame = name.partition(" ")
     plan = pf.SOLVERS[solver](process, TIMES, **({"frame": frame} if frame else {}))
     noise = np.random.default_rng(5).standard_normal((99, *START.shape))
-    return pf.sample(network, solver=plan, state=START, noises=lambda i: torch.from_numpy(noise[i]))
+    return draw(network, solver=plan, start=pf.State(START), noise_sampler=lambda i: torch.from_numpy(noise[i]))
 
 
 @pytest.mark.parametrize("i, t", list(enumerate(DATA["chk_t"])), ids=str)
@@ -201,7 +202,7 @@ def test_momentum_only_fills_in_the_position(name):
     def samples(process, model):
         plan = pf.make_plan(name, process, steps=12, clip=1.0)
         noise = np.random.default_rng(5).standard_normal((99, *START.shape))
-        return pf.sample(model, solver=plan, state=START, noises=lambda i: torch.from_numpy(noise[i]))
+        return draw(model, solver=plan, start=pf.State(START), noise_sampler=lambda i: torch.from_numpy(noise[i]))
 
     wanted = samples(CLD, network)
     torch.testing.assert_close(samples(CLD.momentum_only(), half), wanted, rtol=0, atol=1e-11)
@@ -335,4 +336,4 @@ def test_shortest_grids(times, process):
     """One step, one to zero, and both, with nothing added to Sigma or no first momentum too: finite, and no warning."""
     for name in PHASE:
         plan = pf.SOLVERS[name](process, times)
-        assert pf.sample(smooth, solver=plan, state=START, seeds=1).isfinite().all()
+        assert pf.sample(smooth, solver=plan, start=pf.State(START), seeds=1).isfinite().all()

@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from drawing import draw
 from phase_case import PROCESSES, START, act, one_a_step, relative, smooth, spread, two_a_step
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
@@ -292,7 +293,7 @@ def compared(name, function, options, more, process, power, denoise, steps):
     noises = one_a_step(plan, {"noba": 2, "obab": 2, "nobab": 3}.get(name, 1), NOISE)
     if name == "sscs":
         noises = two_a_step(process, times[: -1 if denoise else None], NOISE)
-    x = pf.sample(smooth, solver=plan, state=START, noises=noises)
+    x = draw(smooth, solver=plan, start=pf.State(START), noise_sampler=noises)
     wanted = direct(
         function, Direct(process), times, {**options, **more}, "ode" if name == "euler" and denoise else denoise
     )

@@ -1,6 +1,9 @@
 """Plans and schedules as objects: printing, JSON, guidance, inverse times."""
 
+import copy
 import json
+import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,6 +57,25 @@ def test_plans_are_values():
     assert hash(pf.make_plan("f-pndm", steps=9)) == hash(pf.make_plan("f-pndm", steps=9))
     with pytest.raises(AttributeError):
         pf.make_plan("ddim", steps=3).rows = ()
+
+
+def test_facts_are_found_once_and_are_no_part_of_the_value():
+    facts = ("times", "n_slots", "kinds", "run_ends", "raw", "unscaled", "guided", "noisy", "components", "models")
+    plan = pf.make_plan("ddpm", steps=6).with_guidance([2, 2, 1, 1, 1, 3]).with_models([0, 1, 1, 1, 0, 0])
+    assert plan.run_ends == (1, 2, 4, 4, 5, 6)
+    assert plan.noisy == (True,) * 5 + (False,) and plan.models == 1 and plan.guided and plan.unscaled and not plan.raw
+    fresh = replace(plan)
+    for fact in facts:
+        assert getattr(plan, fact) is getattr(plan, fact)
+    assert plan == fresh and hash(plan) == hash(fresh)
+    assert pickle.dumps(plan) == pickle.dumps(fresh)
+    for other in (pickle.loads(pickle.dumps(plan)), copy.copy(plan), copy.deepcopy(plan)):
+        assert other == plan and not set(facts) & set(vars(other))
+    assert replace(plan.with_guidance(1.0), rows=plan.rows[:3]).run_ends == (1, 2, 3)
+
+
+def test_repr_is_short():
+    assert repr(pf.make_plan("f-pndm", steps=1000)) == "<Plan f-pndm: 1000 steps, 1009 network calls, 6 slots, eps>"
 
 
 def test_grids():

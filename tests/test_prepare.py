@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from drawing import Reporting
 from test_sampler import Pointwise
 
 import pndm_fast as pf
@@ -26,7 +27,7 @@ class Watched(Pointwise):
 def samplers(solver="ddpm", **arguments):
     """A prepared sampler and one that is not."""
     plan = pf.make_plan(solver, steps=5)
-    ready, plain = (pf.Sampler(Watched(), plan, shape=(2, *SHAPE), **arguments) for _ in range(2))
+    ready, plain = (Reporting(Watched(), plan, shape=(2, *SHAPE), **arguments) for _ in range(2))
     ready.prepare([8, 4])
     return ready, plain
 
@@ -43,11 +44,11 @@ def test_the_next_size_is_used_and_changes_nothing(backend, solver):
         assert torch.equal(got, wanted) and ready.report.batch == batch
 
 
-@pytest.mark.parametrize("argument", ["noise", "state"])
-def test_starts_are_filled_up(argument):
+@pytest.mark.parametrize("kind", [pf.Noise, pf.State])
+def test_starts_are_filled_up(kind):
     ready, plain = samplers()
-    start = torch.randn(3, *SHAPE)
-    assert torch.equal(ready(seeds=[4, 5, 6], **{argument: start}), plain(seeds=[4, 5, 6], **{argument: start}))
+    start = kind(torch.randn(3, *SHAPE))
+    assert torch.equal(ready(seeds=[4, 5, 6], start=start), plain(seeds=[4, 5, 6], start=start))
 
 
 def test_noises_are_asked_for_the_samples_alone():
@@ -56,7 +57,7 @@ def test_noises_are_asked_for_the_samples_alone():
     def noises(index):
         return torch.full((3, *SHAPE), 0.1 * index)
 
-    assert torch.equal(ready(seeds=range(3), noises=noises), plain(seeds=range(3), noises=noises))
+    assert torch.equal(ready(seeds=range(3), noise_sampler=noises), plain(seeds=range(3), noise_sampler=noises))
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])
@@ -84,7 +85,7 @@ def test_steps_and_errors_tell_of_the_samples_alone():
         def __call__(self, x, t, shift=None):
             return super().__call__(x, t) * torch.tensor([1.0, float("nan"), 1.0, float("nan")])[:, None, None, None]
 
-    broken = pf.Sampler(Broken(), ready.plan, shape=(4, *SHAPE))
+    broken = Reporting(Broken(), ready.plan, shape=(4, *SHAPE))
     broken.prepare([4])
     with pytest.raises(pf.NonFiniteError) as error:
         broken(seeds=range(3))
@@ -93,16 +94,16 @@ def test_steps_and_errors_tell_of_the_samples_alone():
 
 def test_an_example_says_what_later_calls_are_like():
     plan = pf.make_plan("ddim", steps=3)
-    sampler = pf.Sampler(Watched(), plan, shape=(2, *SHAPE))
+    sampler = Reporting(Watched(), plan, shape=(2, *SHAPE))
     labels = {"shift": torch.tensor([3.0, 4.0])}
-    sampler.prepare([1, 2, 4], cond=labels, uncond=labels, guidance=2.0)
+    sampler.prepare([1, 2, 4], pf.Request(cond=labels, uncond=labels, guidance=2.0))
     assert sampler.model.batches == [8, 4, 2]
     assert [len(shift) for shift in sampler.model.shifts] == [8, 4, 2]
 
 
 @pytest.mark.parametrize("sizes, error", [(4, TypeError), ([], ValueError), ([0], ValueError), ([1.5], TypeError)])
 def test_bad_sizes(sizes, error):
-    sampler = pf.Sampler(Watched(), pf.make_plan("ddim", steps=3), shape=(2, *SHAPE))
+    sampler = Reporting(Watched(), pf.make_plan("ddim", steps=3), shape=(2, *SHAPE))
     with pytest.raises(error, match="batches"):
         sampler.prepare(sizes)
     assert sampler.model.batches == []

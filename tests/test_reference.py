@@ -8,7 +8,7 @@ import torch
 from rowcase import clone, random_case
 
 import pndm_fast as pf
-from pndm_fast.plan.plan import WIDTH_FORM
+from pndm_fast.plan.row import WIDTH_FORM
 from pndm_fast.row import reference, table
 from pndm_fast.row import registers as memory
 from pndm_fast.row.noise import normals
@@ -38,7 +38,7 @@ def by_hand(case):
             u = uncond[b].double().numpy().reshape(components, -1)
             size = np.abs(u) + abs(line[table.GUIDANCE]) * (np.abs(e) + np.abs(u))
             e = u + line[table.GUIDANCE] * (e - u)
-        p, q, p2, q2 = blocks_of(line, table.P, 4, components)
+        p, q, p2, q2 = matrices_of(line, table.P, 4, components)
         clamp = line[table.CLAMP]
         stored = q2 @ np.clip(q @ e + p @ y[b], -clamp, clamp) + p2 @ y[b]
         size = np.abs(q2) @ (np.abs(q) @ size + np.abs(p) @ np.abs(y[b])) + np.abs(p2) @ np.abs(y[b])
@@ -49,7 +49,7 @@ def by_hand(case):
             drawn = normals(r.seeds[b : b + 1], index, r.n, r.channels)[0] if z is None else z[b]
             noise = drawn.double().numpy().reshape(components, -1)
         operands = [x[b].copy(), y[b].copy(), *slots[:, b], *[None] * (6 - len(slots)), noise]
-        forms = {start: blocks_of(line, start, WIDTH_FORM, components) for start in (table.X, table.Y)}
+        forms = {start: matrices_of(line, start, WIDTH_FORM, components) for start in (table.X, table.Y)}
         new_x, new_y = (sum(c @ v for c, v in zip(forms[k], operands, strict=True) if c.any()) for k in forms)
         form = np.abs(forms[table.Y])
         scale[b] = sum(c @ np.abs(v) for c, v in zip(form, operands, strict=True) if c.any())
@@ -61,7 +61,7 @@ def by_hand(case):
     return x, y, slots, row, scale
 
 
-def blocks_of(line, first, count, components):
+def matrices_of(line, first, count, components):
     """[count, components, components]: the coefficients of a line from one column on."""
     at = table.column(first, components)
     return line[at : at + count * components**2].reshape(count, components, components)

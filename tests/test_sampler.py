@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from drawing import Reporting, draw
 from golden_data import FROM_NOISE, START, mixture
 from torch import nn
 
@@ -50,7 +51,7 @@ def plan():
 
 @pytest.fixture
 def sampler(plan):
-    return pf.Sampler(Pointwise(), plan, shape=(4, *SHAPE))
+    return Reporting(Pointwise(), plan, shape=(4, *SHAPE))
 
 
 def test_defaults_need_only_a_model():
@@ -66,7 +67,7 @@ def test_the_default_dtype_is_the_callers_affair(plan):
     torch.set_default_dtype(torch.float64)
     try:
         for backend in ("cpp", "reference"):
-            got = pf.sample(Pointwise(), solver=plan, shape=(2, *SHAPE), backend=backend, device="cpu")
+            got = draw(Pointwise(), solver=plan, shape=(2, *SHAPE), backend=backend, device="cpu")
             assert got.dtype is torch.float32 and torch.equal(got, wanted)
     finally:
         torch.set_default_dtype(torch.float32)
@@ -89,7 +90,7 @@ def test_start_is_the_seeds_noise():
 
 @pytest.mark.parametrize("solver", FROM_NOISE)
 def test_a_sample_does_not_depend_on_its_batch(solver):
-    sampler = pf.Sampler(Pointwise(), pf.make_plan(solver, steps=6), shape=(1, *SHAPE))
+    sampler = Reporting(Pointwise(), pf.make_plan(solver, steps=6), shape=(1, *SHAPE))
     seeds = [3, 14, 15, 92, 65]
     together = sampler(seeds=seeds)
     for i, seed in enumerate(seeds):
@@ -107,7 +108,7 @@ def test_integer_seed_counts_up(sampler):
 def test_backends_agree_to_the_bit(dtype, solver):
     """C++ and reference, with a real network between the rows."""
     results = [
-        pf.sample(Conv(dtype), 5, solver=solver, shape=(3, *SHAPE), seeds=4, backend=backend)
+        draw(Conv(dtype), 5, solver=solver, shape=(3, *SHAPE), seeds=4, backend=backend)
         for backend in ("cpp", "reference")
     ]
     assert torch.equal(*results)
@@ -116,8 +117,8 @@ def test_backends_agree_to_the_bit(dtype, solver):
 @pytest.mark.parametrize("solver", ["ddpm", "f-pndm"])
 def test_triton_agrees_to_the_bit(solver, triton_device):
     network = Conv().to(triton_device)
-    triton = pf.sample(network, 4, solver=solver, shape=(2, *SHAPE), seeds=4, backend="triton")
-    reference = pf.sample(network, 4, solver=solver, shape=(2, *SHAPE), seeds=4, backend="reference")
+    triton = draw(network, 4, solver=solver, shape=(2, *SHAPE), seeds=4, backend="triton")
+    reference = draw(network, 4, solver=solver, shape=(2, *SHAPE), seeds=4, backend="reference")
     assert torch.equal(triton, reference)
 
 
@@ -128,9 +129,7 @@ def triton_device():
 
 @pytest.mark.parametrize("size", [1, 7, 784, 65537])
 def test_odd_sizes(size):
-    results = [
-        pf.sample(Pointwise(), 5, solver="ddpm", shape=(2, size), seeds=1, backend=b) for b in ("cpp", "reference")
-    ]
+    results = [draw(Pointwise(), 5, solver="ddpm", shape=(2, size), seeds=1, backend=b) for b in ("cpp", "reference")]
     assert torch.equal(*results)
 
 
@@ -138,7 +137,7 @@ def test_low_precision_network_keeps_a_float32_state():
     """The result of a bfloat16 network is the float32 trajectory through its rounded outputs, not a rounded one."""
     network = Conv(torch.bfloat16)
     seen = []
-    x = pf.sample(lambda x, t: seen.append(x.dtype) or network(x, t), 5, dtype=torch.bfloat16, shape=(2, *SHAPE))
+    x = draw(lambda x, t: seen.append(x.dtype) or network(x, t), 5, dtype=torch.bfloat16, shape=(2, *SHAPE))
     assert set(seen) == {torch.bfloat16} and x.dtype is torch.float32
     assert not torch.equal(x, x.bfloat16().float())
 
@@ -146,16 +145,16 @@ def test_low_precision_network_keeps_a_float32_state():
 def test_noise_and_state():
     noise = torch.randn(2, *SHAPE)
     assert torch.equal(
-        pf.sample(Pointwise(), 5, noise=noise, schedule=pf.Schedule.linear()),
-        pf.sample(Pointwise(), 5, state=noise, schedule=pf.Schedule.linear()),
+        pf.sample(Pointwise(), 5, start=pf.Noise(noise), schedule=pf.Schedule.linear()),
+        pf.sample(Pointwise(), 5, start=pf.State(noise), schedule=pf.Schedule.linear()),
     )
-    assert pf.sample(Pointwise(), 5, noise=noise.double()).dtype is torch.float64
-    assert pf.sample(Pointwise(), 5, noise=noise.half()).dtype is torch.float32
+    assert pf.sample(Pointwise(), 5, start=pf.Noise(noise.double())).dtype is torch.float64
+    assert pf.sample(Pointwise(), 5, start=pf.Noise(noise.half())).dtype is torch.float32
 
 
 def test_float64_is_exact_and_float32_near():
-    exact = pf.sample(mixture(pf.Schedule.linear()), 20, noise=START)
-    near = pf.sample(mixture(pf.Schedule.linear()), 20, noise=START.float())
+    exact = pf.sample(mixture(pf.Schedule.linear()), 20, start=pf.Noise(START))
+    near = pf.sample(mixture(pf.Schedule.linear()), 20, start=pf.Noise(START.float()))
     # rounding of the start and of each row: sum |coefficients| eps_mach rows
     assert (near - exact).abs().max() < 29 * 10 * torch.finfo(torch.float32).eps
 
@@ -165,8 +164,8 @@ def test_a_float64_network_has_a_float64_state():
     x = pf.sample(network, 5, shape=(2, *SHAPE), seeds=3)
     start = normals(seed_tensor([3, 4]), 0, 192).view(2, *SHAPE)
     assert x.dtype is torch.float64
-    assert torch.equal(x, pf.sample(network, 5, noise=start.double()))
-    assert torch.equal(x, pf.sample(network, 5, noise=start))
+    assert torch.equal(x, pf.sample(network, 5, start=pf.Noise(start.double())))
+    assert torch.equal(x, pf.sample(network, 5, start=pf.Noise(start)))
 
 
 def test_noises_replace_philox():
@@ -178,7 +177,7 @@ def test_noises_replace_philox():
         return normals(seeds, index, 192).view(2, *SHAPE)
 
     ours = pf.sample(Pointwise(), 4, solver="ddpm", shape=(2, *SHAPE), seeds=0)
-    theirs = pf.sample(Pointwise(), 4, solver="ddpm", shape=(2, *SHAPE), noises=noises)
+    theirs = draw(Pointwise(), 4, solver="ddpm", shape=(2, *SHAPE), noise_sampler=noises)
     assert torch.equal(ours, theirs)
     assert asked == [0, 2, 3, 4]  # x_T, then rows 0, 1 and 2; the last draws none
 
@@ -200,7 +199,7 @@ def test_guidance_is_one_batched_call(backend):
         return Pointwise()(x, t, shift)
 
     shift, nothing = torch.tensor([0.1, 0.2]), torch.zeros(2)
-    sampler = pf.Sampler(network, pf.make_plan("ddim", steps=5), shape=(2, *SHAPE), backend=backend)
+    sampler = Reporting(network, pf.make_plan("ddim", steps=5), shape=(2, *SHAPE), backend=backend)
     x = sampler(cond={"shift": shift}, uncond={"shift": nothing}, guidance=3.0)
     assert calls == [(4, 4, pytest.approx([0.0, 0.0, 0.1, 0.2]))] * 5
     assert sampler.report.guidance == "batched" and sampler.report.calls == 5
@@ -213,7 +212,7 @@ def test_guidance_takes_two_calls_where_it_must():
         return x * 0.5 + (0 if text is None else text.mean())
 
     cond, uncond = {"text": torch.ones(2, 7)}, {"text": torch.ones(2, 3)}
-    sampler = pf.Sampler(ragged, pf.make_plan("ddim", steps=5), shape=(2, *SHAPE))
+    sampler = Reporting(ragged, pf.make_plan("ddim", steps=5), shape=(2, *SHAPE))
     x = sampler(cond=cond, uncond=uncond, guidance=2.0)
     assert sampler.report.calls == 10 and "two calls" in sampler.report.guidance
     torch.testing.assert_close(x, sampler(cond=cond), rtol=1e-6, atol=1e-6)
@@ -227,7 +226,7 @@ def test_guidance_where_the_network_refuses_a_double_batch():
             raise RuntimeError("batch must be 2")
         return Pointwise()(x, t, shift)
 
-    sampler = pf.Sampler(fixed, pf.make_plan("ddim", steps=5), shape=(2, *SHAPE))
+    sampler = Reporting(fixed, pf.make_plan("ddim", steps=5), shape=(2, *SHAPE))
     arguments = {"cond": {"shift": torch.ones(2)}, "uncond": {"shift": torch.zeros(2)}, "guidance": 2.0}
     first = sampler(**arguments)
     assert "refused a batch of 4: batch must be 2" in sampler.report.guidance
@@ -285,7 +284,7 @@ def test_channels_last_networks(backend, solver):
         layouts.append(x.is_contiguous(memory_format=torch.channels_last))
         return ChannelsLast()(x, t)
 
-    sampler = pf.Sampler(network, pf.make_plan(solver, steps=5), shape=(2, *SHAPE), backend=backend)
+    sampler = Reporting(network, pf.make_plan(solver, steps=5), shape=(2, *SHAPE), backend=backend)
     first = sampler()
     assert sampler.report.layout == "channels_last" and all(layouts[1:]) and first.is_contiguous()
     assert torch.equal(sampler(), first)
@@ -302,7 +301,7 @@ def test_an_output_in_another_layout_is_refused(plan):
         return out if len(calls) < 3 else out.contiguous(memory_format=torch.channels_last)
 
     with pytest.raises(ValueError, match="contiguous, as its first one was, got .* channels_last"):
-        pf.Sampler(moody, plan, shape=(2, *SHAPE))()
+        Reporting(moody, plan, shape=(2, *SHAPE))()
 
 
 @pytest.mark.parametrize(
@@ -332,14 +331,14 @@ def test_outputs_that_cannot_be_used(spoil, message):
     ],
 )
 def test_forms_of_output(wrap, sampler):
-    wrapped = pf.Sampler(lambda x, t: wrap(Pointwise()(x, t)), sampler.plan, shape=(4, *SHAPE))
+    wrapped = Reporting(lambda x, t: wrap(Pointwise()(x, t)), sampler.plan, shape=(4, *SHAPE))
     assert torch.equal(wrapped(), sampler())
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 def test_an_output_in_our_own_memory_is_copied(backend, plan):
-    aliased = pf.Sampler(lambda x, t: x, plan, shape=(2, 3, 8, 8), backend=backend)
-    fresh = pf.Sampler(lambda x, t: x.clone(), plan, shape=(2, 3, 8, 8), backend=backend)
+    aliased = Reporting(lambda x, t: x, plan, shape=(2, 3, 8, 8), backend=backend)
+    fresh = Reporting(lambda x, t: x.clone(), plan, shape=(2, 3, 8, 8), backend=backend)
     for _ in range(2):  # the second call reads the state itself
         assert torch.equal(aliased(), fresh())
 
@@ -353,7 +352,7 @@ def test_a_network_that_writes_its_input(backend, plan):
     def clean(x, t):
         return x * 0.5 + 0.1
 
-    writing = pf.Sampler(writes, plan, shape=(2, *SHAPE), backend=backend)
+    writing = Reporting(writes, plan, shape=(2, *SHAPE), backend=backend)
     wanted = pf.sample(clean, solver=plan, shape=(2, *SHAPE))
     for _ in range(2):
         assert torch.equal(writing(), wanted)
@@ -367,7 +366,7 @@ def test_a_network_that_starts_to_write_its_input_is_caught(plan):
         calls.append(1)
         return x.mul_(0.5) if len(calls) > plan.nfe + 2 else x * 0.5
 
-    sampler = pf.Sampler(later, plan, shape=(2, *SHAPE))
+    sampler = Reporting(later, plan, shape=(2, *SHAPE))
     sampler()
     with pytest.raises(RuntimeError, match="changed its input in place"):
         sampler()
@@ -377,7 +376,7 @@ def test_the_network_reads_the_state_itself_where_it_can(sampler):
     sampler()
     sampler()
     assert sampler.report.direct
-    odd = pf.Sampler(Pointwise(), sampler.plan, shape=(2, 7))
+    odd = Reporting(Pointwise(), sampler.plan, shape=(2, 7))
     odd(), odd()
     assert not odd.report.direct
 
@@ -389,12 +388,12 @@ def test_time_dtypes():
         seen.append((t.dtype, t[0].item()))
         return x * 0.5
 
-    pf.sample(network, 5, solver="ddim", shape=(2, *SHAPE), time_dtype=torch.int64)
+    draw(network, 5, solver="ddim", shape=(2, *SHAPE), time_dtype=torch.int64)
     assert seen == [(torch.int64, t) for t in (800, 600, 400, 200, 0)]
     with pytest.raises(ValueError, match="integer_times=True"):
-        pf.sample(network, 40, shape=(2, *SHAPE), time_dtype=torch.int64)  # stage times of a stride of 25
+        draw(network, 40, shape=(2, *SHAPE), time_dtype=torch.int64)  # stage times of a stride of 25
     seen.clear()
-    pf.sample(network, 40, shape=(2, *SHAPE), time_dtype=torch.int64, integer_times=True)
+    draw(network, 40, shape=(2, *SHAPE), time_dtype=torch.int64, integer_times=True)
     assert len(seen) == 49
 
 
@@ -413,7 +412,7 @@ def test_torchscript_and_compile():
 def test_autograd_and_inference_mode_outside(plan):
     network = Conv()
     wanted = pf.sample(network, solver=plan, shape=(2, *SHAPE))
-    sampler = pf.Sampler(network, plan, shape=(2, *SHAPE))
+    sampler = Reporting(network, plan, shape=(2, *SHAPE))
     with torch.inference_mode():
         inside = sampler()
     assert torch.equal(inside, wanted) and not inside.is_inference()
@@ -422,7 +421,7 @@ def test_autograd_and_inference_mode_outside(plan):
 
 def test_training_mode_warns(plan):
     with pytest.warns(UserWarning, match="training mode"):
-        pf.Sampler(Conv().train(), plan, shape=(2, *SHAPE))
+        Reporting(Conv().train(), plan, shape=(2, *SHAPE))
 
 
 def test_steps_are_shown(sampler):
@@ -452,7 +451,7 @@ def test_x0_estimates_of_a_single_point(solver, prediction):
     estimates = []
     noise = torch.randn(2, 5, dtype=torch.float64)
     plan = pf.make_plan(solver, steps=50, prediction=prediction, compat=compat or None)
-    pf.sample(network, solver=plan, noise=noise, on_step=lambda step: estimates.append(step.x0))
+    draw(network, solver=plan, start=pf.Noise(noise), on_step=lambda step: estimates.append(step.x0))
     for estimate in estimates:
         assert (estimate - point).abs().max() < 1e-9
 
@@ -492,7 +491,7 @@ def test_nan(backend, value, plan):
             out[2, 0, 3, 3] = value
         return out
 
-    sampler = pf.Sampler(network, plan, shape=(4, *SHAPE), backend=backend)
+    sampler = Reporting(network, plan, shape=(4, *SHAPE), backend=backend)
     row = next(i for i, t in enumerate(plan.times) if t < 500)
     for _ in range(2):
         with pytest.raises(pf.NonFiniteError, match=f"sample 2 at row {row}, t = {plan.times[row]:g}") as caught:
@@ -503,7 +502,6 @@ def test_nan(backend, value, plan):
     assert torch.equal(caught.value.samples[good], clean[good])
     marked = sampler(on_nan="mark")
     assert marked[2].isnan().all() and torch.equal(marked[good], clean[good])
-    assert sampler.report.bad == caught.value.bad
     assert torch.equal(sampler(on_nan="ignore")[good], clean[good])
 
 
@@ -522,7 +520,7 @@ def test_clip_bounds_the_estimate(solver):
 
     def run(plan, gain):
         seen = []
-        result = pf.sample(lambda x, t: x * gain, solver=plan, noise=noise, on_step=lambda s: seen.append(s.x0))
+        result = draw(lambda x, t: x * gain, solver=plan, start=pf.Noise(noise), on_step=lambda s: seen.append(s.x0))
         return result, max(float(x0.abs().max()) for x0 in seen)
 
     free, reached = run(plan, 0.9)
@@ -544,7 +542,7 @@ def test_threads_share_a_sampler():
     network = Pointwise()
     solvers = [("ddim", 3), ("s-pndm", 4), ("f-pndm", 5), ("plms", 4), ("ddpm", 3), ("ipndm", 6)]
     plans = [pf.make_plan(name, steps=steps) for name, steps in solvers]
-    sampler = pf.Sampler(network, plans[0], shape=(2, *SHAPE))
+    sampler = Reporting(network, plans[0], shape=(2, *SHAPE))
     requests = []
     for i in range(50):
         request = {"plan": plans[i % 6], "seeds": [i, i + 7, i * 31][: 1 + i % 3]}
@@ -571,10 +569,9 @@ def test_threads_share_a_sampler():
 
 
 def test_report_and_reset(sampler):
-    with pytest.raises(RuntimeError, match="no call has finished"):
-        _ = sampler.report
-    sampler()
-    report = sampler.report
+    result = sampler.run(pf.Request())
+    report = result.report
+    assert torch.equal(result.samples, sampler()) and result.bad == ()
     assert (report.nfe, report.calls, report.batch, report.device, report.backend) == (15, 15, 4, "cpu", "cpp")
     assert report.seconds > 0 and report.buffer_bytes > 4 * 192 * 4 * 8
     sampler.reset()
@@ -582,18 +579,18 @@ def test_report_and_reset(sampler):
 
 
 def test_many_plans_do_not_pile_up():
-    sampler = pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=2), shape=(1, 16))
+    sampler = Reporting(Pointwise(), pf.make_plan("ddim", steps=2), shape=(1, 16))
     for steps in range(2, 80):
         sampler(plan=pf.make_plan("ddim", steps=steps))
-    assert len(sampler.memory.tables._values) <= 32
+    assert len(sampler.cache.tables._values) <= 32
 
 
 def test_doubtful_starts():
     with pytest.warns(UserWarning, match="trailing"):
         pf.sample(Pointwise(), 2, solver="ddim", shape=(1, 8))
-    with pytest.raises(ValueError, match="alpha is 0.9.*trailing.*state="):
+    with pytest.raises(ValueError, match="alpha is 0.9.*trailing.*start=State"):
         pf.sample(Pointwise(), solver=pf.make_plan("ddim", times=[100, 50, -1]), shape=(1, 8))
-    pf.sample(Pointwise(), solver=pf.make_plan("ddim", times=[100, 50, -1]), state=torch.randn(1, 8))
+    pf.sample(Pointwise(), solver=pf.make_plan("ddim", times=[100, 50, -1]), start=pf.State(torch.randn(1, 8)))
 
 
 def test_sample_remembers_a_network_while_it_lives():
@@ -601,7 +598,7 @@ def test_sample_remembers_a_network_while_it_lives():
     import gc
     import weakref
 
-    from pndm_fast.runtime import cache as memory
+    from pndm_fast.runtime import cache
 
     calls = []
 
@@ -616,15 +613,15 @@ def test_sample_remembers_a_network_while_it_lives():
     assert torch.equal(pf.sample(network, 4, solver="ddim", shape=(2, *SHAPE)), first) and len(calls) == 9
     assert torch.equal(pf.sample(network.forward, 4, solver="ddim", shape=(2, *SHAPE)), first)
     alive = weakref.ref(network)
-    held = len(memory._OF_MODEL)
+    held = len(cache._OF_MODEL)
     del network
     gc.collect()
-    assert alive() is None and len(memory._OF_MODEL) < held
+    assert alive() is None and len(cache._OF_MODEL) < held
 
 
 def test_autocast_is_another_form():
     network = Conv()
-    sampler = pf.Sampler(network, pf.make_plan("ddim", steps=3), shape=(2, *SHAPE))
+    sampler = Reporting(network, pf.make_plan("ddim", steps=3), shape=(2, *SHAPE))
     plain = sampler()
     with torch.autocast("cpu", torch.bfloat16):
         rounded = sampler()

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from drawing import draw
 from golden_data import FROM_NOISE, PHASE
 from phase_case import PROCESSES, Mixture
 
@@ -57,7 +58,7 @@ def engine(plan, space, deviation):
         normals[first : first + k, :, 0] = torch.eye(k)
         return normals
 
-    samples = pf.sample(network, solver=plan, state=state, noises=noises)
+    samples = draw(network, solver=plan, start=pf.State(state), noise_sampler=noises)
     return float(samples[:, 0, 0].norm()) / wanted
 
 

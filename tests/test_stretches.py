@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from drawing import Reporting, draw
 from test_sampler import Conv, Pointwise
 
 import pndm_fast as pf
@@ -40,9 +41,9 @@ def test_two_networks(graph, solver, switch):
     """T-Stitch: the history goes over to the second network."""
     plan = pf.make_plan(solver, steps=6)
     networks, models = [Conv(), Large()], [0] * switch + [1] * (plan.nfe - switch)
-    sampler = pf.Sampler(networks, plan.with_models(models), shape=SHAPE, graph=graph)
+    sampler = Reporting(networks, plan.with_models(models), shape=SHAPE, graph=graph)
     for seed in (0, 3):
-        wanted = pf.sample(alternately(networks, models), solver=plan, shape=SHAPE, seeds=seed, graph="eager")
+        wanted = draw(alternately(networks, models), solver=plan, shape=SHAPE, seeds=seed, graph="eager")
         assert torch.equal(sampler(seeds=seed), wanted)
     assert sampler.report.graph == graph and sampler.report.calls == plan.nfe
     assert sampler.report.captures == (0 if graph == "eager" else 2)
@@ -53,8 +54,8 @@ def test_two_networks(graph, solver, switch):
 def test_networks_of_different_forms(graph, layout, dtype):
     plan = pf.make_plan("ddim", steps=6)
     networks, models = [Conv(), Large(layout, dtype)], [0, 0, 1, 1, 1, 0]
-    got = pf.sample(networks, solver=plan.with_models(models), shape=SHAPE, graph=graph)
-    wanted = pf.sample(alternately([Conv(), Large()], models), solver=plan, shape=SHAPE, graph="eager")
+    got = draw(networks, solver=plan.with_models(models), shape=SHAPE, graph=graph)
+    wanted = draw(alternately([Conv(), Large()], models), solver=plan, shape=SHAPE, graph="eager")
     assert torch.allclose(got, wanted, atol=1e-6 if dtype is torch.float32 else 0.05)
 
 
@@ -62,9 +63,9 @@ def test_every_sample_at_its_own_plan_but_one_network(graph):
     plans = [pf.make_plan("ddim", steps=5), pf.make_plan("plms", steps=3)]
     stitched = [plans[0].with_models([0, 0, 1, 1, 1]), plans[1].with_models([0, 0, 1, 1])]
     networks = [Pointwise(), lambda x, t: x * 0.25]
-    got = pf.sample(networks, solver=stitched[0], shape=SHAPE, graph=graph)
+    got = draw(networks, solver=stitched[0], shape=SHAPE, graph=graph)
     assert got.shape == SHAPE
-    sampler = pf.Sampler(networks, stitched[0], shape=SHAPE, graph=graph)
+    sampler = Reporting(networks, stitched[0], shape=SHAPE, graph=graph)
     both = sampler(plan=stitched)
     for b, plan in enumerate(stitched):
         assert torch.equal(both[b : b + 1], sampler(plan=plan, seeds=[b]))
@@ -81,7 +82,7 @@ def test_a_network_that_is_not_there():
     with pytest.raises(ValueError, match="model must be the index of a network, got -1"):
         plan.with_models([0, -1, 0])
     with pytest.raises(ValueError, match="got none"):
-        pf.Sampler([], plan, shape=SHAPE)
+        Reporting([], plan, shape=SHAPE)
 
 
 class Batches(Pointwise):
@@ -102,19 +103,18 @@ GUIDED = {"cond": {"shift": torch.tensor([0.5, 1.0])}, "uncond": {"shift": torch
 def test_guidance_interval(graph, solver):
     plan = pf.make_plan(solver, steps=8, spacing="trailing")
     network = Batches()
-    sampler = pf.Sampler(network, plan, shape=SHAPE, graph=graph)
+    sampler = Reporting(network, plan, shape=SHAPE, graph=graph)
     inside = [0.5 < row.levels.call.sigma / row.levels.call.alpha <= 5 for row in plan]
     assert 2 < sum(inside) < len(inside) - 2
-    sampler(**GUIDED, guidance_interval=(0.5, 5.0))
+    within = {**GUIDED, "guidance": pf.Guidance(3.0, (0.5, 5.0))}
+    sampler(**within)
     network.seen.clear()
-    got = sampler(**GUIDED, guidance_interval=(0.5, 5.0))
+    got = sampler(**within)
     assert network.seen == [4 if i else 2 for i in inside]
     # scales so near 1 that both evaluations are made: all rows in one stretch
     always = plan.with_guidance([3.0 if i else 1.0000001 for i in inside])
     assert torch.allclose(got, sampler(**{**GUIDED, "guidance": None}, plan=always), atol=1e-4)
-    exact = pf.sample(
-        Pointwise(), solver=plan, shape=SHAPE, backend="reference", **GUIDED, guidance_interval=(0.5, 5.0)
-    )
+    exact = draw(Pointwise(), solver=plan, shape=SHAPE, backend="reference", **within)
     assert torch.equal(got, exact)
 
 
@@ -123,23 +123,23 @@ def test_guidance_interval(graph, solver):
     [((2, 1), ValueError), ((-1, 1), ValueError), (3, TypeError), ((1, 2, 3), TypeError), ((), TypeError)],
 )
 def test_bad_intervals(interval, error):
-    with pytest.raises(error, match="guidance_interval must be"):
-        pf.sample(Pointwise(), 4, solver="ddim", shape=SHAPE, **GUIDED, guidance_interval=interval)
+    with pytest.raises(error, match="interval must be"):
+        pf.Guidance(3.0, interval)
 
 
 @pytest.mark.parametrize("interval, error", [((2, 1), ValueError), ((3,), TypeError), ("ab", TypeError)])
 def test_bad_intervals_of_a_plan(interval, error):
-    with pytest.raises(error, match="guidance_interval must be"):
+    with pytest.raises(error, match="interval must be"):
         pf.make_plan("ddim", steps=4).with_guidance(2.0, interval)
 
 
 def test_an_interval_without_a_scale():
-    with pytest.raises(ValueError, match="guidance_interval must come with guidance"):
-        pf.sample(Pointwise(), 4, solver="ddim", shape=SHAPE, guidance_interval=(0, 1))
+    with pytest.raises(ValueError, match="interval must come with scale"):
+        pf.Guidance(None, (0, 1))
 
 
 @pytest.mark.parametrize("solver", ["ddim", "plms"])
-def test_a_negative_network(graph, solver):
+def test_a_weaker_network(graph, solver):
     """Autoguidance: out = weak + g (strong - weak), both with the condition unless uncond is given."""
     strong, weak = Conv(), Conv(seed=9)
     labels = {"labels": torch.tensor([1, 2])}
@@ -148,12 +148,12 @@ def test_a_negative_network(graph, solver):
         bad, good = weak(x, t, labels), strong(x, t, labels)
         return (good - bad) * 2.0 + bad
 
-    sampler = pf.Sampler(strong, pf.make_plan(solver, steps=5), negative=weak, shape=SHAPE, graph=graph)
+    sampler = Reporting(strong, pf.make_plan(solver, steps=5), shape=SHAPE, graph=graph)
     wanted = pf.sample(combined, 5, solver=solver, shape=SHAPE, cond=labels)
     for _ in range(2):
-        assert torch.equal(sampler(cond=labels, guidance=2.0), wanted)
+        assert torch.equal(sampler(cond=labels, guidance=pf.Guidance(2.0, weaker=weak)), wanted)
     assert sampler.report.calls == 2 * sampler.plan.nfe
-    assert "a network of its own" in sampler.report.guidance
+    assert "the weaker network is another" in sampler.report.guidance
     wanted = pf.sample(strong, 5, solver=solver, shape=SHAPE, cond=labels)
     assert torch.equal(sampler(cond=labels), wanted)
 
@@ -161,12 +161,12 @@ def test_a_negative_network(graph, solver):
 def test_steps_and_cancel_across_a_switch(graph):
     plan = pf.make_plan("plms", steps=6)
     models, networks = [0, 0, 0, 1, 1, 1, 1], [Conv(), Large()]
-    sampler = pf.Sampler(networks, plan.with_models(models), shape=SHAPE, graph=graph)
+    sampler = Reporting(networks, plan.with_models(models), shape=SHAPE, graph=graph)
     seen = []
     result = sampler(on_step=lambda step: seen.append((step.index, step.state, step.x0)))
     assert [index for index, _, _ in seen] == list(range(7)) and torch.equal(seen[-1][1], result)
     kept = []
-    pf.sample(
+    draw(
         alternately(networks, models),
         solver=plan,
         shape=SHAPE,
@@ -191,7 +191,7 @@ def test_steps_and_cancel_across_a_switch(graph):
                 inside.set()
             return network(x, t)
 
-    cancelling = pf.Sampler([Cancelling(), networks[1]], plan.with_models(models), shape=SHAPE, graph=graph)
+    cancelling = Reporting([Cancelling(), networks[1]], plan.with_models(models), shape=SHAPE, graph=graph)
     with pytest.raises(pf.Cancelled) as error:
         cancelling(cancel=inside)
     assert error.value.index == 1 and torch.equal(error.value.state, kept[1])
@@ -203,7 +203,7 @@ def test_steps_and_cancel_across_a_switch(graph):
 
 def test_prepare_makes_every_stretch(stand_in):
     plan = pf.make_plan("ddim", steps=4).with_models([0, 0, 1, 1])
-    sampler = pf.Sampler([Conv(), Large()], plan, shape=SHAPE, concurrency=2)
+    sampler = Reporting([Conv(), Large()], plan, shape=SHAPE, concurrency=2)
     sampler.prepare([1, 2])
     assert stand_in.counts["capture"] == 8
     sampler(seeds=[1])

@@ -95,8 +95,11 @@ class Job:
             self.module if network is None else network, options.pop("plan", self.plan), graph=graph, **options
         )
 
+    def run(self, sampler: pf.Sampler, plan: Plan | None = None) -> pf.Result:
+        return sampler.run(pf.Request(plan=plan, **self.arguments))
+
     def sample(self, sampler: pf.Sampler, plan: Plan | None = None) -> Tensor:
-        return sampler(plan=plan, **self.arguments)
+        return self.run(sampler, plan).samples
 
     def side(self, call: Callable[[], Any]) -> Side:
         """A contestant whose one call is a whole sample."""

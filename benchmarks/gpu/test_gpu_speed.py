@@ -9,7 +9,7 @@ from speed.steps import FIRST, DiffusersSteps, Steps, against_diffusers, compile
 
 import pndm_fast as pf
 from pndm_fast.phase_space import PSLD
-from pndm_fast.plan.plan import WIDTH_FORM
+from pndm_fast.plan.row import WIDTH_FORM
 from pndm_fast.row.table import NOISE, X, Y
 
 pytestmark = pytest.mark.gpu

@@ -114,7 +114,7 @@ class Artist:
         """[images, 1, 28, 28], the data's part of the samples."""
         network, images = self.networks[line.space], len(self.labels)
         shape = images, network.config.in_channels, network.config.sample_size, network.config.sample_size
-        samples = pf.sample(network, solver=plan, shape=shape, cond={"class_labels": self.labels}, on_nan="ignore")
+        samples = pf.Sampler(network, plan, shape=shape)(cond={"class_labels": self.labels}, on_nan="ignore")
         return position(samples) if plan.components > 1 else samples
 
     def score(self, samples: Tensor) -> dict[str, float]:

@@ -113,7 +113,8 @@ class Artist:
 
     def _draw(self, plan: pf.Plan) -> Tensor:
         cond = {"class_labels": self.labels}
-        return pf.sample(self.network, solver=plan, noise=self.noise, cond=cond, on_nan="ignore")
+        sampler = pf.Sampler(self.network, plan, shape=self.noise.shape)
+        return sampler(start=pf.Noise(self.noise), cond=cond, on_nan="ignore")
 
     def _eps(self, x: Tensor, t: Tensor) -> Tensor:
         out = self.network(x, t, self.labels)

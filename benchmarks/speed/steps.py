@@ -11,7 +11,7 @@ from speed.harness import Side
 from torch import Tensor
 
 import pndm_fast as pf
-from pndm_fast.loop.workspace import BufferForm, Workspace
+from pndm_fast.loop.workspace import BufferSpec, Workspace
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row import reference
 from pndm_fast.row.backends import choose_backend
@@ -34,7 +34,7 @@ def buffers(
 ) -> Workspace:
     """What `Sampler` makes for float32 states [B, ...] and contiguous outputs of a network of that dtype."""
     return Workspace(
-        BufferForm(
+        BufferSpec(
             batch=shape[0],
             shape=tuple(shape[1:]),
             slots=slots,

@@ -10,7 +10,7 @@ from speed.harness import Side, Target, contest, skip_unless_full
 from speed.steps import Steps, copied
 
 import pndm_fast as pf
-from pndm_fast.plan.plan import MAX_SLOTS, SAME_X, SAME_Y
+from pndm_fast.plan.row import MAX_SLOTS, SAME_X, SAME_Y
 from pndm_fast.row import reference
 from pndm_fast.solvers import SOLVER_INFO
 

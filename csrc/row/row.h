@@ -18,7 +18,7 @@ enum Column : int {
   kNoise,
   kWriteX,
   kWriteY,
-  kCoefficients,  // from here on, coefficients: blocks of components x components numbers
+  kCoefficients,  // from here on, coefficients: matrices of components x components numbers
   kInScale = kCoefficients,
   kP,
   kQ,

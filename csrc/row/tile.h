@@ -18,7 +18,7 @@ constexpr int64_t kTile = 1024;  // elements, of all components
 constexpr int kFront = 2;        // operands before the slots: x and y
 
 // The operands of X or Y with nonzero coefficients, in the order of the table, where the
-// coefficients stand: one number each, or a block of two by two.
+// coefficients stand: one number each, or a matrix of two by two.
 struct Form {
   int fronts = 0, slots = 0;
   const float* front[kFront];

@@ -95,17 +95,17 @@ void combine(const Form& form, int64_t at, int64_t count, float* to) {
   }
 }
 
-// A number of a block. Where it is zero, all products are `nothing`: a zero, whatever is
+// A number of a matrix. Where it is zero, all products are `nothing`: a zero, whatever is
 // multiplied.
 struct Factor {
   float scale;
   uint32_t used, nothing;  // bits
 };
 
-PNDM_INLINE void read_block(const float* block, uint32_t nothing, Factor* factors) {
+PNDM_INLINE void read_matrix(const float* matrix, uint32_t nothing, Factor* factors) {
   for (int k = 0; k < 4; ++k) {
-    const bool used = block[k] != 0.0f;
-    factors[k] = {block[k], used ? ~0u : 0u, used ? 0u : nothing};
+    const bool used = matrix[k] != 0.0f;
+    factors[k] = {matrix[k], used ? ~0u : 0u, used ? 0u : nothing};
   }
 }
 
@@ -127,10 +127,10 @@ void map_two(const StoreMap& store, const float* y, int64_t component_stride, in
              float* e) {
   constexpr uint32_t kNothing = 0x80000000u;  // -0 changes no sum
   Factor p[4], q[4], p2[4], q2[4];
-  read_block(store.p, kNothing, p);
-  read_block(store.q, kNothing, q);
-  read_block(store.p2, kNothing, p2);
-  read_block(store.q2, kNothing, q2);
+  read_matrix(store.p, kNothing, p);
+  read_matrix(store.q, kNothing, q);
+  read_matrix(store.p2, kNothing, p2);
+  read_matrix(store.q2, kNothing, q2);
   const float clamp = store.clamp;
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
@@ -151,11 +151,11 @@ void combine_two(const Form& form, int64_t component_stride, int64_t at, int64_t
   Factor front_scale[kFronts][4], slot_scale[kSlots][4];
   for (int k = 0; k < kFronts; ++k) {
     front[k] = form.front[k] + at;
-    read_block(form.front_scale[k], kNothing, front_scale[k]);
+    read_matrix(form.front_scale[k], kNothing, front_scale[k]);
   }
   for (int k = 0; k < kSlots; ++k) {
     slot[k] = static_cast<const Slot*>(form.slot[k]) + at;
-    read_block(form.slot_scale[k], kNothing, slot_scale[k]);
+    read_matrix(form.slot_scale[k], kNothing, slot_scale[k]);
   }
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {

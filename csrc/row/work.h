@@ -52,24 +52,24 @@ struct Work {
         net_bytes(r.batch * r.n * size_of(r.net)),
         writes_x(line[kWriteX] != 0.0f),
         writes_y(line[kWriteY] != 0.0f),
-        same(writes_x && writes_y && std::equal(block(kX), block(kY), block(kY))),
-        store{block(kP), block(kQ), block(kP2), block(kQ2), line[kClamp]},
+        same(writes_x && writes_y && std::equal(matrix(kX), matrix(kY), matrix(kY))),
+        store{matrix(kP), matrix(kQ), matrix(kP2), matrix(kQ2), line[kClamp]},
         copied(!uncond && raw()) {
     if (line[kHalt] != 0.0f) return;
     if (writes_x) read_form(kX, to_x);
     if (writes_y) read_form(kY, to_y);
     keep_output();
-    std::copy_n(block(kInScale) + width(kComponents), kBlock, in_scale);
+    std::copy_n(matrix(kInScale) + width(kComponents), kMatrix, in_scale);
   }
 
-  // block(first)[kComponents * i + j] is what component i of the result takes of component j of an
+  // matrix(first)[kComponents * i + j] is what component i of the result takes of component j of an
   // operand.
-  const float* block(int first) const { return line + column(first, kComponents); }
+  const float* matrix(int first) const { return line + column(first, kComponents); }
 
  private:
-  static constexpr int kBlock = kComponents * kComponents;
+  static constexpr int kMatrix = kComponents * kComponents;
 
-  // At scale 1 a sample owes nothing to the other half.
+  // At scale 1 a sample owes nothing to the unconditional output.
   bool guided() const { return in.uncond && line[kGuidance] != 1.0f; }
 
   char* slot_at(int k) const {
@@ -79,20 +79,20 @@ struct Work {
   // A loop, because GCC makes std::any_of a call.
   static bool any(const float* scales) {
     bool used = false;
-    for (int k = 0; k < kBlock; ++k) used |= scales[k] != 0.0f;
+    for (int k = 0; k < kMatrix; ++k) used |= scales[k] != 0.0f;
     return used;
   }
 
   // An operand that is not used may hold anything.
   void read_form(int first, Form& form) {
     const float* fronts[kFront] = {x, y};
-    const float* scales = block(first);
-    for (int k = 0; k < kFront; ++k, scales += kBlock) {
+    const float* scales = matrix(first);
+    for (int k = 0; k < kFront; ++k, scales += kMatrix) {
       if (!any(scales)) continue;
       form.front[form.fronts] = fronts[k];
       form.front_scale[form.fronts++] = scales;
     }
-    for (int k = 0; k < kMaxSlots; ++k, scales += kBlock) {
+    for (int k = 0; k < kMaxSlots; ++k, scales += kMatrix) {
       if (!any(scales)) continue;
       form.slot[form.slots] = slot_at(k);
       form.slot_scale[form.slots++] = scales;
@@ -100,13 +100,13 @@ struct Work {
     if constexpr (kComponents == 2) fill(form);
     if (line[kNoise] == 0.0f) return;
     form.z_scale = scales;
-    for (int k = 0; k < kBlock; ++k) noisy[k % kComponents] |= scales[k] != 0.0f;
+    for (int k = 0; k < kMatrix; ++k) noisy[k % kComponents] |= scales[k] != 0.0f;
   }
 
   // Two components have loops for some numbers of operands only: of those that are added, which the
   // cache holds, nothing is taken.
   void fill(Form& form) const {
-    static constexpr float kNothing[kBlock] = {};
+    static constexpr float kNothing[kMatrix] = {};
     if (form.fronts == 0) {
       form.front[form.fronts] = y;
       form.front_scale[form.fronts++] = kNothing;
@@ -120,7 +120,7 @@ struct Work {
   // Whether the slot is the output.
   bool raw() const {
     bool all = !(store.clamp < INFINITY);
-    for (int k = 0; k < kBlock; ++k) {
+    for (int k = 0; k < kMatrix; ++k) {
       const float unit = k % (kComponents + 1) == 0;  // of the identity
       all &= store.p[k] == 0 && store.q[k] == unit && store.p2[k] == 0 && store.q2[k] == unit;
     }

@@ -115,8 +115,8 @@ struct WorkTile {
         from = mixed;
         own = 1.0f;
       }
-      for (int64_t half = 0; half < w.r.cfg_copies; ++half) {
-        w.loops.scale[w.net_type](from, own, place(k), count, w.net + half * w.net_bytes);
+      for (int64_t copy = 0; copy < w.r.cfg_copies; ++copy) {
+        w.loops.scale[w.net_type](from, own, place(k), count, w.net + copy * w.net_bytes);
       }
     }
   }

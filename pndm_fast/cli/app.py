@@ -10,6 +10,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Annotated, Any
 
 import typer
@@ -24,12 +25,13 @@ from pndm_fast.cli.jobs import BATCH, DEMO, DEMO_PSLD, DEMOS, Job, JobError, Mod
 from pndm_fast.cli.outputs import UsageError
 from pndm_fast.cli.words import find_device, parse_classes, parse_options, parse_shape
 from pndm_fast.phase_space import PSLD
+from pndm_fast.plan.checks import choose
 from pndm_fast.plan.grids import PHASE_SPACINGS, SPACINGS
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.runtime.progress import progress_bar
 from pndm_fast.solvers import SOLVER_INFO, SOLVERS, source
 from pndm_fast.solvers.auto import AUTO, default_solver, settle
-from pndm_fast.solvers.make import choose
+from pndm_fast.solvers.grid import GridSpec
 
 SCHEDULES: dict[str, Callable[[], Schedule | PSLD]] = {
     "linear": Schedule.linear,
@@ -264,7 +266,7 @@ def list_solvers(as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(rows))
         return
-    lines = [["", "", "min_steps", "calls for", "", "", "", ""]]
+    lines = [["", "", "fewest", "calls for", "", "", "", ""]]
     lines.append(["name", "order", "steps", "n steps", "spacing", "slots", "stores", "arXiv"])
     for row in rows:
         order = f"{row['order'] or '-'}{' sde' if row['stochastic'] else ''}"
@@ -323,12 +325,16 @@ def settled(
     form: Schedule | PSLD, steps: int | None, nfe: int | None, spacing: str | None, options: dict[str, Any], quiet: bool
 ) -> tuple[str, str | None, dict[str, Any]]:
     """Solver, spacing and options as auto chooses, which it says on stderr."""
-    solver, words = settle(form, {**options, "steps": steps, "nfe": nfe, "spacing": spacing})
-    told = {"spacing": form.spacing or SOLVER_INFO[solver].spacing, **words}
+    of_grid = {field.name for field in fields(GridSpec)}
+    grid = GridSpec(steps, nfe, spacing=spacing, **{name: options[name] for name in of_grid & options.keys()})
+    own = {name: value for name, value in options.items() if name not in of_grid and name != "clip"}
+    solver, grid, own = settle(form, grid, own)
+    given = {name: value for name, value in vars(grid).items() if value not in (None, False)}
+    told = {"spacing": form.spacing or SOLVER_INFO[solver].spacing, **given, **own}
     if not quiet:
         typer.echo(f"auto: {solver} {' '.join(f'{k}={v}' for k, v in told.items())}", err=True)
-    options = {name: value for name, value in words.items() if name not in ("steps", "nfe", "spacing")}
-    return solver, words.get("spacing"), options
+    chosen = {**options, **given, **own}
+    return solver, grid.spacing, {k: v for k, v in chosen.items() if k not in ("steps", "nfe", "spacing")}
 
 
 def main() -> None:

@@ -20,12 +20,13 @@ from pndm_fast import demo
 from pndm_fast.cli import images
 from pndm_fast.cli.images import Bytes
 from pndm_fast.cli.outputs import Item, UsageError, open_target
-from pndm_fast.loop.checks import ON_NAN, check_choice, check_components, check_guidance, check_start
+from pndm_fast.loop.checks import check_choice, check_components, check_start
 from pndm_fast.loop.network import config_shape
+from pndm_fast.loop.request import ON_NAN
 from pndm_fast.phase_space import position
+from pndm_fast.plan.checks import choose
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row.backends import choose_backend
-from pndm_fast.solvers.make import choose
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DEMO, DEMO_PSLD = "demo:mnist", "demo:psld"
@@ -180,6 +181,7 @@ class Run:
         )
         self.seconds, self.unfinished, self.interrupted = 0.0, True, False
         self.bad_seeds: list[int] = []
+        self.graph: str | None = None
 
     @property
     def calls(self) -> int:
@@ -215,14 +217,17 @@ class Run:
         on_step = None if advance is None else lambda step: advance()
         began = time.perf_counter()
         try:
-            samples = self.sampler(
-                seeds=[item.seed for item in items],
-                cond=cond,
-                uncond=uncond,
-                guidance=None if uncond is None else self.job.guidance,
-                on_step=on_step,
-                on_nan=self.job.on_nan,
-            ).cpu()
+            result = self.sampler.run(
+                pf.Request(
+                    seeds=[item.seed for item in items],
+                    cond=cond,
+                    uncond=uncond,
+                    guidance=None if uncond is None else self.job.guidance,
+                    on_step=on_step,
+                    on_nan=self.job.on_nan,
+                )
+            )
+            samples, self.graph = result.samples.cpu(), result.report.graph
         except pf.NonFiniteError as error:
             first = error.bad[0]
             where = f"seed {items[first.sample].seed} at row {first.row}, t = {first.t:g}"
@@ -230,7 +235,7 @@ class Run:
         except Exception as error:
             raise JobError(f"the model failed: {_told(error)}") from error
         self.seconds += time.perf_counter() - began
-        bad = frozenset(b.sample for b in self.sampler.report.bad)
+        bad = frozenset(b.sample for b in result.bad)
         return images.to_uint8(self._pictures(samples).nan_to_num(nan=-1.0)), bad
 
     def _pictures(self, samples: torch.Tensor) -> torch.Tensor:
@@ -260,7 +265,7 @@ class Run:
             "device": str(self.sampler.device),
             "dtype": self.job.network.dtype,
             "backend": self.backend,
-            "graph": self.sampler.report.graph if made else None,
+            "graph": self.graph,
             "seed": self.job.seed,
             "guidance": self.job.guidance,
             "out": self.job.out,
@@ -282,7 +287,7 @@ def recipe_of(job: Job) -> dict[str, Any]:
 def _check_numbers(job: Job) -> None:
     if not 0 <= job.seed <= 2**64 - job.number:
         raise UsageError(f"--seed must be at least 0, and seed + number at most 2^64, got {job.seed}")
-    check_guidance(job.guidance)
+    pf.Guidance(job.guidance)
     check_choice("on_nan", job.on_nan, ON_NAN)
 
 

@@ -18,7 +18,6 @@ from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan, distinct
 from pndm_fast.row.noise import seed_tensor
 
-ON_NAN = ("raise", "mark", "ignore")
 FEW_ALPHA, MUCH_ALPHA = 0.1, 0.5  # alpha (of alpha^2 + sigma^2 = 1) where pure noise is a doubtful, a wrong start
 
 
@@ -65,7 +64,10 @@ def check_seeds(seeds: Any, batch: int | None) -> Tensor:
         TypeError, ValueError: not integers in [0, 2^64), or not `batch` of them.
     """
     if is_integer(seeds):
-        return seed_tensor(range(int(seeds), int(seeds) + (1 if batch is None else batch)))
+        first, count = int(seeds), 1 if batch is None else batch
+        if 0 <= first <= 2**63 - count:
+            return torch.arange(first, first + count)
+        return seed_tensor(range(first, first + count))
     if isinstance(seeds, (str, bytes, bool)) or not hasattr(seeds, "__iter__"):
         raise TypeError(f"seeds must be an integer or a sequence of integers, got {seeds!r}")
     tensor = seed_tensor(seeds.tolist() if hasattr(seeds, "tolist") else seeds)
@@ -75,14 +77,12 @@ def check_seeds(seeds: Any, batch: int | None) -> Tensor:
     return tensor
 
 
-def check_tensor(name: str, value: Any, shape: tuple[int, ...], device: torch.device) -> Tensor | None:
+def check_tensor(name: str, value: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """A finite tensor [B, *shape] as float32, or float64 where it is float64.
 
     Raises:
         TypeError, ValueError: naming what was got.
     """
-    if value is None:
-        return None
     if not isinstance(value, Tensor) or not value.is_floating_point():
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must be a floating-point tensor, got {got}")
@@ -107,14 +107,17 @@ def check_batches(tensors: Mapping[str, Tensor], batch: int) -> None:
             raise ValueError(f"{name} must have batch {batch}, as seeds and other tensors, got {len(tensor)}")
 
 
-def check_plans(plan: Any, default: Plan, batch: int) -> tuple[Plan, ...]:
+def check_plans(plan: Any, default: Plan | None, batch: int) -> tuple[Plan, ...]:
     """One plan for each sample.
 
     Raises:
         TypeError, ValueError: not plans, or not one for each sample.
     """
-    if plan is None or isinstance(plan, Plan):
-        return (default if plan is None else plan,) * batch
+    plan = default if plan is None else plan
+    if plan is None:
+        raise ValueError("plan must be given: the sampler has none of its own")
+    if isinstance(plan, Plan):
+        return (plan,) * batch
     plans = tuple(plan) if hasattr(plan, "__iter__") else (plan,)
     for p in plans:
         if not isinstance(p, Plan):
@@ -122,23 +125,6 @@ def check_plans(plan: Any, default: Plan, batch: int) -> tuple[Plan, ...]:
     if len(plans) != batch:
         raise ValueError(f"plan must be one Plan or one for each of the {batch} samples, got {len(plans)}")
     return plans
-
-
-def check_guidance(guidance: Any) -> float | tuple[float, ...]:
-    """A finite scale, or one for each row.
-
-    Raises:
-        TypeError, ValueError: not numbers, or not finite.
-    """
-    if hasattr(guidance, "tolist"):
-        guidance = guidance.tolist()
-    several = isinstance(guidance, Sequence) and not isinstance(guidance, str)
-    for g in guidance if several else (guidance,):
-        if isinstance(g, (bool, str)) or not hasattr(g, "__float__"):
-            raise TypeError(f"guidance must be a number or one for each row, got {g!r}")
-        if not math.isfinite(g):
-            raise ValueError(f"guidance must be finite, got {g}")
-    return tuple(map(float, guidance)) if several else float(guidance)
 
 
 def check_time_dtype(plan: Plan, dtype: torch.dtype | None) -> None:
@@ -169,7 +155,7 @@ def check_start(plan: Plan, given: bool) -> None:
         hint = "begin at t = 1; where it does, beta must be larger"
     text = f"the grid starts pure noise at t = {plan.times[0]:g}, where alpha is {alpha:.3g}: {hint}"
     if alpha > MUCH_ALPHA:
-        raise ValueError(f"{text}; or give state=")
+        raise ValueError(f"{text}; or give start=State(...)")
     warnings.warn(text, stacklevel=5)
 
 
@@ -184,24 +170,25 @@ def check_components(plan: Plan, shape: tuple[int, ...]) -> None:
         raise ValueError(f"shape must be {rule} for {plan.solver} in phase space, got {shape}")
 
 
-def check_models(plans: tuple[Plan, ...], networks: Sequence[Any], negative: Any) -> None:
-    """Refuse plans that call a network that there is not, or that store more of its output than it knows.
+def check_models(plan: Plan, networks: Sequence[Any], weaker: Any) -> None:
+    """Refuse a plan that calls a network that there is not, or that stores more of its output than it knows.
 
     Raises:
         ValueError: naming the index, or the plan's solver.
     """
-    for plan in distinct(plans):
-        highest = max(model for model, _ in plan.kinds)
-        if highest >= len(networks):
-            count = len(networks)
-            raise ValueError(f"the plan calls network {highest}, but model has {count}: give a sequence of networks")
-        for row in plan:
-            called = (networks[row.model], *([negative] if row.guidance != 1 else []))
-            if any(map(knows_momentum_only, called)) and np.any(matrix(row.store.q)[:, 0]):
-                raise ValueError(
-                    f"schedule must be PSLD(gamma=0, ...).momentum_only() for a network of the momentum alone, but "
-                    f"{plan.solver}'s plan stores what it predicts of the position"
-                )
+    if plan.models >= len(networks):
+        count = len(networks)
+        raise ValueError(f"the plan calls network {plan.models}, but model has {count}: give a sequence of networks")
+    partial = [knows_momentum_only(network) for network in networks]
+    if not any(partial) and not knows_momentum_only(weaker):
+        return
+    for row in plan:
+        called = partial[row.model] or (row.guidance != 1 and knows_momentum_only(weaker))
+        if called and np.any(matrix(row.store.q)[:, 0]):
+            raise ValueError(
+                f"schedule must be PSLD(gamma=0, ...).momentum_only() for a network of the momentum alone, but "
+                f"{plan.solver}'s plan stores what it predicts of the position"
+            )
 
 
 def check_conditioning(
@@ -209,17 +196,17 @@ def check_conditioning(
     uncond: Mapping[str, Any] | None,
     plans: tuple[Plan, ...],
     device: torch.device,
-    negative: bool,
+    weaker: bool,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Both trees; uncond is None where no row needs a second evaluation. A negative network may take cond's.
+    """Both trees; uncond is None where no row needs a second evaluation. A weaker network may take cond's.
 
     Raises:
         ValueError: guidance without uncond, or uncond with keys that cond lacks.
     """
     batch = len(plans)
     with_cond = conditioning.check("cond", cond, batch, device)
-    guided = any(row.guidance != 1.0 for plan in distinct(plans) for row in plan.rows)
-    if uncond is None and not negative:
+    guided = any(plan.guided for plan in distinct(plans))
+    if uncond is None and not weaker:
         if guided:
             raise ValueError("guidance other than 1 must have uncond, the network's arguments without condition")
         return with_cond, None
@@ -232,10 +219,3 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     return str(value)
-
-
-def check_callable(name: str, value: Any) -> Any:
-    """None or something callable, or TypeError."""
-    if value is not None and not callable(value):
-        raise TypeError(f"{name} must be callable, got {value!r}")
-    return value

@@ -32,16 +32,12 @@ class Known:
         y.copy_(torch.where(self.mask, y, path.view(y.shape)))
 
 
-def known_of(values: Tensor | None, mask: object, device: torch.device) -> Known | None:
-    """Both arguments, checked: the mask may have any shape that the samples' can be broadcast from.
+def known_of(values: Tensor, mask: object, device: torch.device) -> Known:
+    """With the mask, checked: it may have any shape that the samples' can be broadcast from.
 
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    if values is None and mask is None:
-        return None
-    if values is None or mask is None:
-        raise ValueError("known and mask come together: what is known, and 1 where the samples are drawn")
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask must be a tensor, got {type(mask).__name__}")
     if mask.device != device:

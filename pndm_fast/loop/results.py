@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pndm_fast.plan.plan import Plan, Row
+from pndm_fast.plan.row import Row
 
 
 class Cancelled(Exception):
@@ -22,8 +24,11 @@ class Cancelled(Exception):
     """
 
     def __init__(self, index: int, state: Tensor, x0: Tensor | None) -> None:
-        super().__init__(f"sampling was cancelled after row {index}")
+        super().__init__(index, state, x0)  # what pickle makes another one from
         self.index, self.state, self.x0 = index, state, x0
+
+    def __str__(self) -> str:
+        return f"sampling was cancelled after row {self.index}"
 
 
 class Cancel:
@@ -71,10 +76,13 @@ class NonFiniteError(ArithmeticError):
     """
 
     def __init__(self, bad: tuple[BadSample, ...], samples: Tensor) -> None:
-        listed = "; ".join(f"sample {b.sample} at row {b.row}, t = {b.t:g}" for b in bad[:5])
-        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-        super().__init__(f"the network's output, or the state that it led to, was not finite: {listed}{more}")
+        super().__init__(bad, samples)  # what pickle makes another one from
         self.bad, self.samples = bad, samples
+
+    def __str__(self) -> str:
+        listed = "; ".join(f"sample {b.sample} at row {b.row}, t = {b.t:g}" for b in self.bad[:5])
+        more = f" and {len(self.bad) - 5} more" if len(self.bad) > 5 else ""
+        return f"the network's output, or the state that it led to, was not finite: {listed}{more}"
 
 
 @dataclass(frozen=True)
@@ -86,9 +94,8 @@ class BadSample:
     t: float
 
 
-@dataclass(frozen=True)
-class Report:
-    """How the last call of a `Sampler` ran.
+class Report(NamedTuple):
+    """How a call ran.
 
     Attributes:
         nfe: rows of the longest plan.
@@ -106,7 +113,6 @@ class Report:
             whose network had got other tensors.
         graph_bytes: device memory that capturing the graph took, its activations foremost.
         nodes: of the captured iteration, by type.
-        bad: samples whose network output was not finite.
     """
 
     nfe: int
@@ -125,7 +131,20 @@ class Report:
     captures: int = 0
     recaptures: int = 0
     graph_bytes: int = 0
-    nodes: dict[str, int] = field(default_factory=dict)
+    nodes: Mapping[str, int] = MappingProxyType({})
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a request came to.
+
+    Attributes:
+        samples: float32 [B, *shape], contiguous (float64 where the network, noise or state is float64).
+        bad: samples whose network output was not finite, at their first such row.
+    """
+
+    samples: Tensor
+    report: Report
     bad: tuple[BadSample, ...] = ()
 
 
@@ -134,7 +153,7 @@ class Step:
     """One finished row, as `on_step` sees it.
 
     Attributes:
-        index: the row, from 0.
+        index: rows that the call had executed before this one.
         nfe: rows of the longest plan.
         rows: for each sample its row of the plan, None once it has ended.
     """
@@ -182,15 +201,19 @@ class Step:
             self._read[name] = read()
         return self._read[name]
 
-    def close(self) -> None:
-        """The callback has returned."""
-        self._over = True
+    def show(self, on_step: Callable[[Step], Any]) -> None:
+        """Call the callback, after which buffers cannot be read any more.
+
+        Raises:
+            Cancelled: it asked for that.
+        """
+        try:
+            on_step(self)
+            if self.cancelled:
+                raise Cancelled(self.index, self.state, self.x0)
+        finally:
+            self._over = True
 
     def cancel(self) -> None:
         """End sampling after this row with `Cancelled`."""
         self.cancelled = True
-
-
-def rows_at(plans: tuple[Plan, ...], index: int) -> tuple[Row | None, ...]:
-    """Each sample's row at a loop index."""
-    return tuple(plan.rows[index] if index < plan.nfe else None for plan in plans)

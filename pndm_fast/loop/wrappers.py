@@ -1,70 +1,16 @@
-"""What is not linear in a network's outputs goes around it: guidance with rescaling, dynamic thresholding."""
+"""What is not linear in a network's output goes around it: dynamic thresholding."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pndm_fast.loop.conditioning import CannotBatch, batched, complete, mapped
-from pndm_fast.loop.network import check_model, in_training, knows_momentum_only, prediction
+from pndm_fast.loop.network import check_model, in_training, prediction
 from pndm_fast.plan.levels import Level
 from pndm_fast.plan.plan import Plan
-
-
-class Guided(nn.Module):
-    """A network with classifier-free guidance inside, and its rescaling.
-
-    e = u + scale (c - u);  result = rescale e std(c) / std(e) + (1 - rescale) e, with std over a sample's elements.
-    Lin et al. 2023, arXiv:2305.08891, equations 14 to 16. Without rescaling, `guidance=` of the sampler does the same
-    in the row, without another pass.
-
-    Args:
-        model: called once as model([x, x], [t, t], **[uncond; cond]), or twice where those cannot be one batch.
-        uncond: the arguments without condition, tensors with batch 1, which stand for any, or with the call's; keys
-            that it lacks come from those of the call.
-    """
-
-    def __init__(
-        self, model: Callable[..., Any], uncond: Mapping[str, Any], scale: float, rescale: float = 0.7
-    ) -> None:
-        super().__init__()
-        check_model(model)
-        if not isinstance(uncond, Mapping):
-            raise TypeError(f"uncond must be a dict of the network's keyword arguments, got {type(uncond).__name__}")
-        if not math.isfinite(scale):
-            raise ValueError(f"scale must be finite, got {scale}")
-        if not 0 <= rescale <= 1:
-            raise ValueError(f"rescale must be in [0, 1], got {rescale}")
-        self.model, self.uncond, self.scale, self.rescale = model, dict(uncond), float(scale), float(rescale)
-        self.config, self.momentum_only = getattr(model, "config", None), knows_momentum_only(model)
-        self.train(in_training(model))
-
-    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """The guided prediction, [B, ...]."""
-        uncond = mapped(lambda leaf: _for_all(leaf, len(x)), complete(self.uncond, cond))
-        try:
-            arguments = batched(uncond, cond, len(x))
-        except CannotBatch:
-            without = prediction(self.model(x, t, **uncond), x).clone()
-            out = prediction(self.model(x, t, **cond), x)
-        else:
-            both = torch.cat([x, x])
-            without, out = prediction(self.model(both, torch.cat([t, t]), **arguments), both).chunk(2)
-        guided = (out - without) * self.scale + without
-        if self.rescale == 0:
-            return guided
-        inner = tuple(range(1, out.dim()))
-        factor = out.float().std(inner, keepdim=True) / guided.float().std(inner, keepdim=True)
-        return guided * (factor * self.rescale + (1 - self.rescale)).to(guided.dtype)
-
-
-def _for_all(leaf: Any, batch: int) -> Any:
-    alone = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == 1
-    return leaf.expand(batch, *leaf.shape[1:]) if alone else leaf
 
 
 class Thresholded(nn.Module):

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from pndm_fast.plan import matrix2
+from pndm_fast.plan.checks import choose
 from pndm_fast.plan.levels import Level
-from pndm_fast.plan.plan import PREDICTIONS, Form, OutputMap
+from pndm_fast.plan.row import PREDICTIONS, Form, OutputMap
 from pndm_fast.plan.schedule import Schedule
 
 # Adams-Bashforth weights, newest first: the gradient part (55, -59, 37, -9)/24 and its lower orders.
@@ -89,8 +90,7 @@ def to_store(kind: str, prediction: str, at: Level, sigma_data: float = 0.5) -> 
     Raises:
         ValueError: unknown prediction, or one that says nothing of what is asked at this level.
     """
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+    choose("prediction", prediction, PREDICTIONS)
     if prediction == kind:
         return OutputMap()
     if prediction == "eps" and at.alpha == 0:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pndm_fast.plan.checks import choose
+
 Array = NDArray[np.float64]
 INTERPOLATIONS = ("log_abar", "sigma", "log_sigma")
 
@@ -88,8 +90,7 @@ class Nodes(_Preserving):
     interp: str = "log_abar"
 
     def __post_init__(self) -> None:
-        if self.interp not in INTERPOLATIONS:
-            raise ValueError(f"interp must be one of {', '.join(INTERPOLATIONS)}, got {self.interp!r}")
+        choose("interp", self.interp, INTERPOLATIONS)
         if self.interp != "log_abar" and not np.isfinite(self.values).all():
             raise ValueError(f"interp must be 'log_abar' where alpha reaches 0, got {self.interp!r}")
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pndm_fast.plan.checks import check_type, choose
 from pndm_fast.plan.curves import Array
+from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.schedule import Schedule
 
@@ -35,15 +37,14 @@ def make_grid(
         t_min: the smallest time at which linspace to beta call the network, default `schedule.floor`; None elsewhere.
 
     Raises:
-        ValueError: unknown spacing or final, or steps or t_min that do not fit.
+        TypeError, ValueError: unknown spacing or final, or steps or t_min that do not fit.
     """
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)):
+    if not is_integer(steps):
         raise TypeError(f"steps must be an integer, got {steps!r}")
-    spacings = PHASE_SPACINGS if isinstance(schedule, PSLD) else SPACINGS
-    if spacing not in spacings:
-        raise ValueError(f"spacing must be one of {', '.join(spacings)}, got {spacing!r}")
-    if final not in FINALS:
-        raise ValueError(f"final must be one of {', '.join(FINALS)}, got {final!r}")
+    choose("spacing", spacing, PHASE_SPACINGS if isinstance(schedule, PSLD) else SPACINGS)
+    choose("final", final, FINALS)
+    if t_min is not None:
+        check_type("t_min", t_min, float)
     if isinstance(schedule, PSLD):
         return _phase(schedule, steps, spacing, final, t_min)
     count = schedule.last - schedule.first
@@ -170,15 +171,15 @@ def beta_quantiles(p: Array) -> Array:
     return np.where(p > 0.5, 1 - x, x)
 
 
-def times_of(schedule: Schedule, sigmas: Sequence[float]) -> tuple[float, ...]:
+def times_of(schedule: Schedule | PSLD, sigmas: Sequence[float]) -> tuple[float, ...]:
     """The times of noise levels sigma / alpha; of sigma itself on flow schedules.
 
     Raises:
         ValueError, TypeError: not numbers from 0 to the schedule's noisiest.
     """
-    if isinstance(sigmas, str) or not hasattr(sigmas, "__iter__"):
-        raise TypeError(f"sigmas must be a decreasing sequence of numbers, got {sigmas!r}")
-    values = np.asarray(_numbers("sigmas", sigmas))
+    if isinstance(schedule, PSLD):
+        raise ValueError(f"sigmas cannot go with {schedule.name}, whose noise is no number: give times")
+    values = np.asarray(numbers_of("sigmas", sigmas))
     with np.errstate(divide="ignore"):
         most = {"flow": 1.0, "sigma": np.inf}.get(schedule.scale) or float(np.exp(-schedule.lam(schedule.last)))
         for value in values:
@@ -189,12 +190,14 @@ def times_of(schedule: Schedule, sigmas: Sequence[float]) -> tuple[float, ...]:
         return tuple(float(t) for t in schedule.time_at(-np.log(values)))
 
 
-def _numbers(what: str, values: Sequence[float]) -> list[float]:
+def numbers_of(what: str, values: Sequence[float]) -> tuple[float, ...]:
     """Floats, at least one.
 
     Raises:
         TypeError, ValueError: naming the one that is no number, or none at all.
     """
+    if isinstance(values, str) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{what} must be a decreasing sequence of numbers, got {values!r}")
     numbers = []
     for i, value in enumerate(values):
         if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__float__") and not hasattr(value, "__index__"):
@@ -205,7 +208,7 @@ def _numbers(what: str, values: Sequence[float]) -> list[float]:
             raise TypeError(f"{what} must be a decreasing sequence of numbers, got {value!r} at index {i}") from error
     if not numbers:
         raise ValueError(f"{what} must be a decreasing sequence of numbers, got none")
-    return numbers
+    return tuple(numbers)
 
 
 def snap(times: Sequence[float]) -> tuple[float, ...]:
@@ -214,7 +217,7 @@ def snap(times: Sequence[float]) -> tuple[float, ...]:
     Raises:
         ValueError: two times fall on one integer.
     """
-    snapped = [float(np.rint(t)) for t in _numbers("times", times)]
+    snapped = [float(np.rint(t)) for t in numbers_of("times", times)]
     distinct = len(set(snapped))
     if distinct < len(snapped):
         raise ValueError(f"integer_times: {len(snapped) - 1} steps need as many integers, at most {distinct - 1} fit")
@@ -226,9 +229,9 @@ def check_times(schedule: Schedule | PSLD, times: Sequence[float], min_steps: in
 
     Raises:
         TypeError, ValueError: naming what is no number, the first pair that does not decrease, the time outside, or
-            the min_steps steps.
+            the fewest steps.
     """
-    values = tuple(_numbers("times", times))
+    values = numbers_of("times", times)
     for i, (t, s) in enumerate(zip(values, values[1:], strict=False)):
         if not t > s:
             raise ValueError(f"times must decrease, got {t:g} then {s:g} at index {i + 1}")

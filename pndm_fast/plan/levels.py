@@ -21,7 +21,7 @@ class Level(NamedTuple):
 
 
 class PhaseLevel(NamedTuple):
-    """[position, momentum] at t = alpha [x_0, 0] + sigma eps, with blocks alpha = Psi_t and sigma = L_t."""
+    """[position, momentum] at t = alpha [x_0, 0] + sigma eps, with matrices alpha = Psi_t and sigma = L_t."""
 
     alpha: Matrix
     sigma: Matrix

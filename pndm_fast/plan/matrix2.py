@@ -1,4 +1,4 @@
-"""Coefficients of a plan: a number, or a 2x2 block that acts on position and momentum. A number c stands for c I."""
+"""Coefficients of a plan: a number, or a 2x2 matrix that acts on position and momentum. A number c stands for c I."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Coefficient = float | Matrix
 
 
 def coefficient(value: Any) -> Coefficient:
-    """A number as it is; two rows of two numbers as a block, or as c where they are c I.
+    """A number as it is; two rows of two numbers as a matrix, or as c where they are c I.
 
     Raises:
         ValueError: anything else.
@@ -38,7 +38,7 @@ def matrix(value: Coefficient) -> NDArray[np.float64]:
 
 
 def stacked(values: Iterable[Coefficient], components: int) -> NDArray[np.float64]:
-    """[n, components, components]; at one part they are numbers."""
+    """[n, components, components]; at one component they are numbers."""
     if components == 1:
         return np.array([[[value]] for value in values])
     return np.array([value if isinstance(value, tuple) else ((value, 0.0), (0.0, value)) for value in values])
@@ -54,7 +54,7 @@ def numbers(values: Iterable[Coefficient]) -> Iterator[float]:
 
 
 def components(values: Iterable[Coefficient]) -> int:
-    """2 where one of them is a block, else 1."""
+    """2 where one of them is a matrix, else 1."""
     return 2 if any(isinstance(value, tuple) for value in values) else 1
 
 

@@ -1,136 +1,34 @@
-"""A sampler as data: one `Row` per network call, known before sampling starts."""
+"""A sampler as data: a table of rows, known before sampling starts."""
 
 from __future__ import annotations
 
 import json
 import math
-import numbers as numbers_abc
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from pndm_fast.plan import matrix2
 from pndm_fast.plan.atomic import atomic_path
-from pndm_fast.plan.levels import AnyLevel, Level, Levels, PhaseLevel
-from pndm_fast.plan.matrix2 import Coefficient, coefficient
+from pndm_fast.plan.checks import choose
+from pndm_fast.plan.levels import AnyLevel, Level, PhaseLevel
+from pndm_fast.plan.matrix2 import coefficient
+from pndm_fast.plan.numbers import is_number
+from pndm_fast.plan.row import NAMES, PREDICTIONS, SAME_X, SAME_Y, Prologue, Row, check_numbers
 from pndm_fast.plan.text import form_text, store_text
 
-MAX_SLOTS = 6  # F-PNDM and FON: three kept derivatives and three Runge-Kutta stages
 MAX_ROWS = 65_536
-LARGEST = float(np.finfo(np.float32).max)
-PREDICTIONS = ("eps", "v", "x0", "flow", "edm")
-WIDTH_FORM = 2 + MAX_SLOTS + 1
-
-Form = NDArray[np.float64]  # [WIDTH_FORM], or [WIDTH_FORM, 2, 2]: a linear combination of x, y, the slots and z
-
-_BASIS = np.eye(WIDTH_FORM)
-_BASIS.setflags(write=False)
-ANCHOR: Form = _BASIS[0]  # x: the state after the last completed step
-STATE: Form = _BASIS[1]  # y: the point the network sees
-SLOT: tuple[Form, ...] = tuple(_BASIS[2 : 2 + MAX_SLOTS])  # past converted network outputs
-NOISE: Form = _BASIS[-1]  # z: the row's standard normal
-SAME_X, SAME_Y = tuple(ANCHOR.tolist()), tuple(STATE.tolist())  # a register that a row leaves as it is
-NAMES = ("x", "y", *(f"s{k}" for k in range(MAX_SLOTS)), "z")
 
 
-class OutputMap(NamedTuple):
-    """slot <- p2 y + q2 clamp(p y + q out): from what the network predicts to what the solver combines."""
-
-    p: Coefficient = 0.0
-    q: Coefficient = 1.0
-    p2: Coefficient = 0.0
-    q2: Coefficient = 1.0
-    clamp: float = math.inf
-
-    @property
-    def raw(self) -> bool:
-        """The network's own output, unchanged."""
-        return self == OutputMap()
-
-
-@dataclass(frozen=True)
-class Row:
-    """One network call and the linear update after it.
-
-    out = network(in_scale y, t), at a guidance other than 1 uncond + guidance (cond - uncond);
-    slot <- store(y, out);
-    x, y <- X . [x, y, slots, z], Y . [x, y, slots, z]. X and Y read the old x and y, the new slot and one z.
-    `preview` gives the network's x_0 estimate as preview[0] y + preview[1] slot, with the y that it saw. `model` says
-    which network is called, of those that a `Sampler` has. Coefficients are numbers, or in phase space 2x2 blocks on
-    [position, momentum], the halves of a sample.
-
-    Raises:
-        ValueError: a number is not finite, or an index is outside its range.
-    """
-
-    t: float
-    slot: int
-    y: tuple[Coefficient, ...]
-    levels: Levels
-    x: tuple[Coefficient, ...] = SAME_X
-    store: OutputMap = OutputMap()
-    preview: tuple[Coefficient, Coefficient] = (1.0, 0.0)
-    in_scale: Coefficient = 1.0
-    guidance: float = 1.0
-    model: int = 0
-    ends_step: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("x", "y"):
-            form = tuple([coefficient(c) for c in getattr(self, name)])
-            if len(form) != WIDTH_FORM:
-                raise ValueError(f"{name} must have {WIDTH_FORM} coefficients, got {len(form)}")
-            object.__setattr__(self, name, form)
-        if len(self.preview) != 2 or not isinstance(self.ends_step, bool):
-            raise ValueError(f"preview must be two coefficients and ends_step true or false, got {self}")
-        if self.components > 1:  # coefficients c I are kept as c
-            p, q, p2, q2, clamp = self.store
-            object.__setattr__(
-                self, "store", OutputMap(coefficient(p), coefficient(q), coefficient(p2), coefficient(q2), clamp)
-            )
-            object.__setattr__(self, "in_scale", coefficient(self.in_scale))
-            object.__setattr__(self, "preview", (coefficient(self.preview[0]), coefficient(self.preview[1])))
-        numbers = (self.t, *self.x, *self.y, *self.store[:4], self.in_scale, self.guidance, *self.preview)
-        _check_numbers("the coefficients of a row", (*numbers, *sum(self.levels, ())))
-        if isinstance(self.slot, bool) or not isinstance(self.slot, int) or not 0 <= self.slot < MAX_SLOTS:
-            raise ValueError(f"slot must be in [0, {MAX_SLOTS}), got {self.slot}")
-        if isinstance(self.model, bool) or not isinstance(self.model, int) or self.model < 0:
-            raise ValueError(f"model must be the index of a network, got {self.model!r}")
-        if isinstance(self.store.clamp, bool) or not self.store.clamp > 0:
-            raise ValueError(f"clamp must be positive, got {self.store.clamp}")
-
-    @property
-    def components(self) -> int:
-        """2 where a coefficient is a block on position and momentum, else 1."""
-        return matrix2.components((*self.y, *self.x, *self.store[:4], self.in_scale, *self.preview))
-
-    @property
-    def noisy(self) -> bool:
-        """Whether the row reads its z."""
-        return bool(self.x[-1] or self.y[-1])
-
-    @property
-    def reads(self) -> frozenset[int]:
-        """The slots that X and Y read."""
-        return frozenset(k for k in range(MAX_SLOTS) if self.x[2 + k] or self.y[2 + k])
-
-
-class Prologue(NamedTuple):
-    """x_0 = y_0 = a0 p0 noise + c0 z: the start, before the first network call. A given state stands for p0 noise."""
-
-    p0: Coefficient = 1.0
-    a0: Coefficient = 1.0
-    c0: Coefficient = 0.0
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """An immutable table of rows and a prologue: everything that a solver is.
+
+    Facts of the whole table are found once, at the first question, and are no part of its value: copies and pickles
+    leave them behind.
 
     Raises:
         ValueError: naming the row, when a row reads a slot that no earlier row has written, or levels do not join.
@@ -144,9 +42,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(self.rows))
-        _check_numbers("the prologue", self.prologue)
-        if self.prediction not in PREDICTIONS:
-            raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}")
+        check_numbers("the prologue", self.prologue)
+        choose("prediction", self.prediction, PREDICTIONS)
         if not all(isinstance(row, Row) for row in self.rows):
             raise TypeError("rows must be of type Row")
         if not 1 <= len(self.rows) <= MAX_ROWS:
@@ -175,20 +72,63 @@ class Plan:
         """Network calls: the number of rows."""
         return len(self.rows)
 
-    @property
+    @cached_property
     def times(self) -> tuple[float, ...]:
         """The time of each network call, in order."""
         return tuple(row.t for row in self.rows)
 
-    @property
+    @cached_property
     def n_slots(self) -> int:
         """Registers for past outputs."""
         return 1 + max(row.slot for row in self.rows)
 
     @cached_property
     def components(self) -> int:
-        """2 for samples of position and momentum, whose coefficients are blocks, else 1."""
+        """2 for samples of position and momentum, whose coefficients are matrices, else 1."""
         return max(matrix2.components(self.prologue), *(row.components for row in self.rows))
+
+    @cached_property
+    def kinds(self) -> tuple[tuple[int, bool], ...]:
+        """For each row, which network it calls and whether it is guided."""
+        return tuple((row.model, row.guided) for row in self.rows)
+
+    @cached_property
+    def run_ends(self) -> tuple[int, ...]:
+        """For each row, where the run of consecutive rows of its kind ends: the index after the last of them."""
+        ends: list[int] = []
+        for _, length in self.runs:
+            ends += [len(ends) + length] * length
+        return tuple(ends)
+
+    @cached_property
+    def runs(self) -> tuple[tuple[tuple[int, bool], int], ...]:
+        """Consecutive rows of one kind: the kind, and how many they are."""
+        return tuple((kind, len(list(run))) for kind, run in groupby(self.kinds))
+
+    @cached_property
+    def models(self) -> int:
+        """The highest index of a network that a row calls."""
+        return max(row.model for row in self.rows)
+
+    @cached_property
+    def guided(self) -> bool:
+        """Whether some row is guided: a call then needs what is evaluated without the condition."""
+        return any(row.guided for row in self.rows)
+
+    @cached_property
+    def noisy(self) -> tuple[bool, ...]:
+        """For each row, whether it reads its z."""
+        return tuple(row.noisy for row in self.rows)
+
+    @cached_property
+    def raw(self) -> bool:
+        """Whether every row stores the network's output unchanged and unguided."""
+        return not self.guided and all(row.store.raw for row in self.rows)
+
+    @cached_property
+    def unscaled(self) -> bool:
+        """Whether the network sees y itself in every row."""
+        return all(row.in_scale == 1.0 for row in self.rows)
 
     @property
     def start(self) -> AnyLevel:
@@ -207,16 +147,6 @@ class Plan:
         alpha, sigma = start
         return Level(alpha / a0, math.sqrt(max(sigma**2 - c0**2, 0.0)) / a0)
 
-    @property
-    def raw(self) -> bool:
-        """Whether every row stores the network's output unchanged and unguided."""
-        return all(row.store.raw and row.guidance == 1.0 for row in self.rows)
-
-    @cached_property
-    def kinds(self) -> tuple[tuple[int, bool], ...]:
-        """For each row, which network it calls and whether it is guided."""
-        return tuple((row.model, row.guidance != 1.0) for row in self.rows)
-
     def with_clip(self, limit: float) -> Plan:
         """The same plan with every estimate of x_0 clamped to [-limit, limit], whatever the slots hold.
 
@@ -226,11 +156,11 @@ class Plan:
         Raises:
             ValueError: limit is not positive, or a row is clamped already.
         """
-        if isinstance(limit, bool) or not isinstance(limit, numbers_abc.Real):
+        if not is_number(limit):
             raise TypeError(f"clip must be a number, got {limit!r}")
         if not 0 < limit < math.inf:
             raise ValueError(f"clip must be positive, got {limit}")
-        return replace(self, rows=tuple(_clipped(row, float(limit)) for row in self.rows))
+        return replace(self, rows=tuple(row.with_clip(float(limit)) for row in self.rows))
 
     def with_models(self, models: Sequence[int]) -> Plan:
         """The same plan with the index of a network for each row; the history is kept where it changes.
@@ -249,7 +179,7 @@ class Plan:
             interval: guide the rows alone that are called at low < sigma/alpha <= high, the position's
                 (Kynkaanniemi et al. 2024, arXiv:2404.07724); the others evaluate the condition alone.
         """
-        scales: list[Any] = [scale] * self.nfe if isinstance(scale, numbers_abc.Real) else list(scale)  # type: ignore[arg-type]
+        scales = list(scale) if isinstance(scale, Iterable) else [scale] * self.nfe
         if len(scales) != self.nfe:
             raise ValueError(
                 f"guidance must be a number or one for each of the {self.nfe} rows, got {len(scales)}: "
@@ -264,9 +194,19 @@ class Plan:
         rows = tuple(replace(row, guidance=float(g)) for row, g in zip(self.rows, scales, strict=True))
         return replace(self, rows=rows)
 
+    def __repr__(self) -> str:
+        return f"<Plan {self._head}>"
+
+    @property
+    def _head(self) -> str:
+        calls = f"{self.nfe} network calls, {self.n_slots} slots"
+        return f"{self.solver}: {self.steps} steps, {calls}, {self.prediction}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: self.__dict__[f.name] for f in fields(self)}
+
     def __str__(self) -> str:
-        head = f"{self.solver}: {self.steps} steps, {self.nfe} network calls, {self.n_slots} slots, {self.prediction}"
-        lines = [head, f"{'row':>4} {'t':>9} {'alpha':>8} {'sigma':>8}  update"]
+        lines = [self._head, f"{'row':>4} {'t':>9} {'alpha':>8} {'sigma':>8}  update"]
         for i, row in enumerate(self.rows):
             call = row.levels.call.position
             text = f"{i:>4} {row.t:>9.6g} {call.alpha:>8.5f} {call.sigma:>8.5f}  s{row.slot} <- {store_text(row.store)}"
@@ -283,7 +223,7 @@ class Plan:
             "steps": self.steps,
             "prediction": self.prediction,
             "prologue": self.prologue._asdict(),
-            "rows": [_row_json(row) for row in self.rows],
+            "rows": [row.to_json() for row in self.rows],
         }
 
     @classmethod
@@ -303,8 +243,15 @@ class Plan:
             steps = int(tree.get("steps", 0))
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"a plan's prologue and steps must be numbers: {error}") from error
-        parsed = tuple(_row_from_json(i, row) for i, row in enumerate(rows))
-        return cls(parsed, str(tree.get("solver", "custom")), steps, str(tree.get("prediction", "eps")), prologue)
+        parsed: list[Row] = []
+        for i, row in enumerate(rows):
+            try:
+                parsed.append(Row.from_json(row))
+            except ValueError as error:
+                raise ValueError(f"row {i}: {error}") from error
+        return cls(
+            tuple(parsed), str(tree.get("solver", "custom")), steps, str(tree.get("prediction", "eps")), prologue
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON: whole or not at all."""
@@ -330,72 +277,12 @@ def check_interval(interval: Any) -> tuple[float, float]:
     try:
         low, high = map(float, interval)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"guidance_interval must be (low, high) in sigma/alpha, got {interval!r}") from error
+        raise TypeError(f"interval must be (low, high) in sigma/alpha, got {interval!r}") from error
     if not 0 <= low < high:
-        raise ValueError(f"guidance_interval must be 0 <= low < high, got {interval!r}")
+        raise ValueError(f"interval must be 0 <= low < high, got {interval!r}")
     return low, high
 
 
 def distinct(plans: Sequence[Plan]) -> tuple[Plan, ...]:
     """The different plan objects, in order of appearance; a plan may be large, so none is compared."""
     return tuple({id(plan): plan for plan in plans}.values())
-
-
-def _check_numbers(what: str, coefficients: Sequence[Coefficient]) -> None:
-    """Numbers that float32 can hold.
-
-    Raises:
-        ValueError: another type, not finite, or too large.
-    """
-    for number in matrix2.numbers(coefficients):
-        real = type(number) is float or (isinstance(number, numbers_abc.Real) and not isinstance(number, bool))
-        if not (real and abs(number) <= LARGEST):
-            raise ValueError(f"{what} must be finite float32 numbers, got {number!r}")
-
-
-def _clipped(row: Row, limit: float) -> Row:
-    if math.isfinite(row.store.clamp):
-        raise ValueError("clip must be given once: the plan is clipped already")
-    a, b = row.preview
-    if b == 0:
-        return row
-    p, q, p2, q2, _ = row.store
-    inner = matrix2.total(a, matrix2.product(b, matrix2.total(p2, matrix2.product(q2, p))))
-    outer = matrix2.solve(b, matrix2.product(-1.0, a)), matrix2.solve(b, 1.0)
-    return replace(row, store=OutputMap(inner, matrix2.product(matrix2.product(b, q2), q), *outer, limit))
-
-
-def _row_json(row: Row) -> dict[str, Any]:
-    tree = asdict(row)
-    for name in ("x", "y"):
-        tree[name] = {n: c for n, c in zip(NAMES, tree[name], strict=True) if c}
-    tree["store"] = {k: v for k, v in row.store._asdict().items() if v != math.inf}
-    if row.model == 0:
-        del tree["model"]
-    return tree
-
-
-def _row_from_json(i: int, tree: Any) -> Row:
-    try:
-        fields = dict(tree)
-        for name in ("x", "y"):
-            unknown = set(fields[name]) - set(NAMES)
-            if unknown:
-                raise ValueError(f"{name} has no operand {sorted(unknown)[0]!r}")
-            fields[name] = tuple(coefficient(fields[name].get(n, 0.0)) for n in NAMES)
-        fields["levels"] = Levels(*map(_level_from_json, fields["levels"]))
-        store: dict[str, Any] = {k: coefficient(v) for k, v in fields["store"].items()}
-        fields["store"] = OutputMap(**store)
-        fields["preview"] = tuple(map(coefficient, fields["preview"]))
-        if "in_scale" in fields:
-            fields["in_scale"] = coefficient(fields["in_scale"])
-        return Row(**fields)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ValueError(f"row {i}: {error if isinstance(error, ValueError) else repr(error)}") from error
-
-
-def _level_from_json(tree: Any) -> AnyLevel:
-    alpha, sigma = tree
-    if isinstance(alpha, (list, tuple)) or isinstance(sigma, (list, tuple)):
-        return PhaseLevel(*(((float(a), float(b)), (float(c), float(d))) for (a, b), (c, d) in (alpha, sigma)))
-    return Level(float(alpha), float(sigma))

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pndm_fast.plan.checks import choose
+
 Array = NDArray[np.float64]
 FACTORS = ("lower", "upper")
 I2 = np.eye(2)
@@ -41,7 +43,7 @@ def expm(matrix: Array, t: ArrayLike = 1.0) -> Array:
 class Preconditioning(NamedTuple):
     """A network that gives a part of the score: score = skip(t) z + out(t) network(into(t) z, time).
 
-    Functions of times [...] that return blocks [..., 2, 2]. `PSLD.preconditioned` has a choice of them; that of
+    Functions of times [...] that return matrices [..., 2, 2]. `PSLD.preconditioned` has a choice of them; that of
     arXiv:2310.07894 is not known here.
     """
 
@@ -55,7 +57,7 @@ class PSLD:
     """Phase Space Langevin Diffusion. Pandey & Mandt 2023, arXiv:2303.01748.
 
     dz = F z dt + G dw of z = [position, momentum], 0 <= t <= 1, F = beta(t)/2 [[-gamma, 1/M], [-1, -nu]] and
-    G G^T = beta(t) diag(gamma, M nu), all blocks times the identity. The data is the position at t = 0; the momentum
+    G G^T = beta(t) diag(gamma, M nu), every entry times the identity. The data is the position at t = 0; the momentum
     there is N(0, kappa M). At gamma = 0 this is critically damped Langevin diffusion (Dockhorn et al. 2022,
     arXiv:2112.07068, whose nu is M nu and whose beta is beta/2), and the score of the position is not used.
 
@@ -99,8 +101,7 @@ class PSLD:
         if (several and len(ends) != 2) or not all(_is_number(one) and one > 0 for one in ends):
             raise ValueError(f"beta must be a positive number, or two, got {self.beta!r}")
         object.__setattr__(self, "beta", tuple(map(float, ends)) if several else float(ends[0]))
-        if self.factor not in FACTORS:
-            raise ValueError(f"factor must be one of {', '.join(FACTORS)}, got {self.factor!r}")
+        choose("factor", self.factor, FACTORS)
         if self.preconditioning is not None and not isinstance(self.preconditioning, Preconditioning):
             raise TypeError(f"preconditioning must be a Preconditioning, got {self.preconditioning!r}")
         for name, part in zip(Preconditioning._fields, self.preconditioning or (), strict=False):
@@ -195,7 +196,7 @@ class PSLD:
         return cholesky(self.covariance(t), self.factor)
 
     def whole_score(self, t: ArrayLike) -> Array:
-        """The block with score = block eps, -L^-T: [..., 2, 2]."""
+        """The matrix with score = matrix eps, -L^-T: [..., 2, 2]."""
         return np.asarray(-np.swapaxes(inverse(self.cholesky(t)), -1, -2))
 
     def score(self, t: ArrayLike) -> Array:

@@ -10,7 +10,8 @@ import numpy as np
 from pndm_fast.plan.curves import Array
 from pndm_fast.plan.levels import AnyLevel
 from pndm_fast.plan.matrix2 import stacked
-from pndm_fast.plan.plan import WIDTH_FORM, Plan
+from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.row import WIDTH_FORM
 
 DEVIATION = 0.5  # of the data: images in [-1, 1] have about as much
 MOST = 2.0
@@ -65,8 +66,8 @@ def warn_of_divergence(plan: Plan) -> None:
 def _forms(plan: Plan, register: str) -> Array:
     """[rows, k, WIDTH_FORM k]: X or Y against all operands' components, one after another."""
     k = plan.components
-    blocks = stacked([c for row in plan for c in getattr(row, register)], k).reshape(plan.nfe, WIDTH_FORM, k, k)
-    return blocks.swapaxes(1, 2).reshape(plan.nfe, k, WIDTH_FORM * k)
+    matrices = stacked([c for row in plan for c in getattr(row, register)], k).reshape(plan.nfe, WIDTH_FORM, k, k)
+    return matrices.swapaxes(1, 2).reshape(plan.nfe, k, WIDTH_FORM * k)
 
 
 def _estimates(plan: Plan, deviation: float) -> Array:

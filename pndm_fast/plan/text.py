@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from pndm_fast.plan.matrix2 import Coefficient
-
-if TYPE_CHECKING:
-    from pndm_fast.plan.plan import OutputMap
+from pndm_fast.plan.row import OutputMap
 
 
 def form_text(form: Sequence[Coefficient], names: Sequence[str]) -> str:

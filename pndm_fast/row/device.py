@@ -15,6 +15,8 @@ def stream_of(device: torch.device) -> int:
 
 def upload(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """Host values on the device, without waiting for it: torch keeps pinned memory until the copy is done."""
+    if isinstance(values, Tensor) and values.device == device and dtype in (None, values.dtype):
+        return values
     tensor = torch.as_tensor(values, dtype=dtype)
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)

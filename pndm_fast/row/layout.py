@@ -1,4 +1,4 @@
-"""Dense memory layouts: contiguous, or channels-last with C channels; and the halves of a phase-space sample."""
+"""Dense memory layouts: contiguous, or channels-last with C channels; and coefficients on samples in either."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def elements(shape: tuple[int, ...]) -> int:
 
 
 def scaled(values: Tensor, coefficient: Coefficient) -> Tensor:
-    """coefficient values, of [B, n]; a block acts on the halves of the n."""
+    """coefficient values, of [B, n]; a matrix acts on the two components of the n."""
     if not isinstance(coefficient, tuple):
-        return values * coefficient
+        return values if coefficient == 1.0 else values * coefficient
     position, momentum = values.chunk(2, dim=1)
     return torch.cat([position * on_position + momentum * on_momentum for on_position, on_momentum in coefficient], 1)
 
@@ -57,7 +57,7 @@ def scaled(values: Tensor, coefficient: Coefficient) -> Tensor:
 def scaled_each(values: Tensor, coefficients: Sequence[Coefficient]) -> Tensor:
     """The same with a coefficient for each sample."""
     count = components(coefficients)
-    blocks = upload(stacked(coefficients, count), values.device, values.dtype)
-    halves = values.chunk(count, dim=1)
-    rows = [[half * blocks[:, i, j, None] for j, half in enumerate(halves)] for i in range(count)]
+    matrices = upload(stacked(coefficients, count), values.device, values.dtype)
+    split = values.chunk(count, dim=1)
+    rows = [[component * matrices[:, i, j, None] for j, component in enumerate(split)] for i in range(count)]
     return torch.cat([functools.reduce(torch.add, terms) for terms in rows], dim=1)

@@ -5,38 +5,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from pndm_fast.row.backends import choose_backend
-from pndm_fast.row.registers import FLOATS, Registers
+from pndm_fast.row.registers import FLOATS, Registers, check, check_tensor
+from pndm_fast.row.schema import REGISTERS
 from pndm_fast.row.table import WIDTHS
 
-_CHANGED = ("x", "y", "slots", "row", "t", "net_in", "first_bad", "active", "done")
+_CHANGED = [name for name, register in REGISTERS.items() if register.changed]
 
 
-@torch.library.custom_op("pndm_fast::apply_row", mutates_args=_CHANGED)
-def _operator(
-    x: Tensor,
-    y: Tensor,
-    slots: Tensor,
-    row: Tensor,
-    t: Tensor,
-    net_in: Tensor | None,
-    seeds: Tensor,
-    first_bad: Tensor,
-    active: Tensor,
-    done: Tensor,
-    n: int,
-    channels: int,
-    table: Tensor,
-    out: Tensor,
-    uncond: Tensor | None,
-    z: Tensor | None,
-) -> None:
-    registers = Registers(x, y, slots, row, t, net_in, seeds, first_bad, active, done, n, channels)
-    _check(registers, table, out, uncond, z)
-    choose_backend("auto", x.device, x.dtype).apply_row(registers, table, out, uncond, z)
+def _signature() -> str:
+    def typed(index: int, name: str) -> str:
+        alias = f"(a{index}!)" if name in _CHANGED else ""
+        return f"Tensor{alias}{'?' * REGISTERS[name].optional} {name}"
+
+    registers = ", ".join(typed(index, name) for index, name in enumerate(REGISTERS))
+    return f"({registers}, SymInt n, SymInt channels, Tensor table, Tensor out, Tensor? uncond, Tensor? z) -> ()"
+
+
+@torch.library.custom_op("pndm_fast::apply_row", mutates_args=_CHANGED, schema=_signature())
+def _operator(*given: Any) -> None:
+    registers, operands = Registers(*given[:-4]), given[-4:]
+    check(registers)
+    _check_operands(registers, *operands)
+    choose_backend("auto", registers.y.device, registers.y.dtype).apply_row(registers, *operands)
 
 
 @_operator.register_fake
@@ -54,48 +50,19 @@ def apply_row(
     Raises:
         ValueError: a tensor's shape, dtype, device or layout is not what `Registers` says, naming it.
     """
-    r = registers
-    _operator(
-        r.x, r.y, r.slots, r.row, r.t, r.net_in, r.seeds, r.first_bad, r.active, r.done, r.n, r.channels,
-        table, out, uncond, z,
-    )  # fmt: skip
+    _operator(*registers.tensors(), registers.n, registers.channels, table, out, uncond, z)
 
 
-def _check(r: Registers, table: Tensor, out: Tensor, uncond: Tensor | None, z: Tensor | None) -> None:
-    batch, state, integer = r.row.shape[0], (torch.float32, torch.float64), (torch.int32,)
-    stride = r.y.shape[-1]
-    slots, halves, rows = r.slots.shape[0], r.cfg_copies, table.shape[0]
+def _check_operands(r: Registers, table: Tensor, out: Tensor, uncond: Tensor | None, z: Tensor | None) -> None:
+    state, device, outputs = r.y.dtype, r.y.device, (r.batch, r.n)
     width = table.shape[-1] if table.shape[-1] in WIDTHS.values() else WIDTHS[1]
-    wanted: list[tuple[str, Tensor | None, tuple[int, ...], tuple[torch.dtype, ...]]] = [
-        ("y", r.y, (batch, stride), state),
-        ("x", r.x, (batch, stride), (r.y.dtype,)),
-        ("slots", r.slots, (slots, batch, stride), (*FLOATS, r.y.dtype)),
-        ("row", r.row, (batch,), integer),
-        ("t", r.t, (halves * batch,), (torch.float32, torch.int64, r.y.dtype)),
-        ("net_in", r.net_in, (halves * batch, r.n), (*FLOATS, r.y.dtype)),
-        ("seeds", r.seeds, (batch,), (torch.int64,)),
-        ("first_bad", r.first_bad, (batch,), integer),
-        ("active", r.active, (1,), integer),
-        ("done", r.done, (batch,), integer),
-        ("table", table, (rows, width), (r.y.dtype,)),
-        ("out", out, (batch, r.n), (*FLOATS, r.y.dtype)),
-        ("uncond", uncond, (batch, r.n), (out.dtype,)),
-        ("z", z, (batch, r.n), (r.y.dtype,)),
-    ]
-    if not 1 <= r.n <= stride:
-        raise ValueError(f"apply_row: n must be in [1, {stride}], got {r.n}")
-    if r.channels < 1 or r.n % r.channels:
-        raise ValueError(f"apply_row: channels must divide n = {r.n}, got {r.channels}")
     if width != WIDTHS[1] and (r.n % 2 or r.channels > 1):
-        raise ValueError(f"apply_row: a table of blocks must have an even n and channels 1, got {r.n} and {r.channels}")
-    for name, tensor, shape, dtypes in wanted:
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"apply_row: {name} must have shape {shape}, got {tuple(tensor.shape)}")
-        if tensor.dtype not in dtypes:
-            raise ValueError(f"apply_row: {name} must be {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
-        if not tensor.is_contiguous():
-            raise ValueError(f"apply_row: {name} must be contiguous, got strides {tuple(tensor.stride())}")
-        if tensor.device != r.y.device:
-            raise ValueError(f"apply_row: {name} must be on {r.y.device}, got {tensor.device}")
+        raise ValueError(
+            f"apply_row: a table of 2x2 matrices must have an even n and channels 1, got {r.n} and {r.channels}"
+        )
+    check_tensor("table", table, (table.shape[0], width), (state,), device)
+    check_tensor("out", out, outputs, (*FLOATS, state), device)
+    if uncond is not None:
+        check_tensor("uncond", uncond, outputs, (out.dtype,), device)
+    if z is not None:
+        check_tensor("z", z, outputs, (state,), device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pndm_fast.plan.plan import MAX_SLOTS
+from pndm_fast.plan.row import MAX_SLOTS
 from pndm_fast.row import table as columns
 from pndm_fast.row.noise import normals
 from pndm_fast.row.registers import Registers
@@ -18,7 +18,7 @@ from pndm_fast.row.registers import Registers
 def apply_row(
     registers: Registers, table: Tensor, out: Tensor, uncond: Tensor | None = None, z: Tensor | None = None
 ) -> None:
-    """Execute each sample's row of the table in place; `pndm_fast.plan.plan.Row` says what a row is.
+    """Execute each sample's row of the table in place; `pndm_fast.plan.row.Row` says what a row is.
 
     Samples at a halt row are left alone. The others store their slot, update x and y, advance `row`, and get the next
     network input in_scale y and time; `active` falls by one for each sample whose next row halts.
@@ -58,7 +58,7 @@ class _Line:
 def _apply(r: Registers, line: _Line, b: Tensor, out: Tensor, uncond: Tensor | None, z: Tensor | None) -> None:
     dtype, n = r.x.dtype, r.n
     e = out[b].to(dtype)
-    if uncond is not None and line[columns.GUIDANCE] != 1:  # at scale 1 a sample owes nothing to the other half
+    if uncond is not None and line[columns.GUIDANCE] != 1:  # at scale 1 a sample owes nothing to `uncond`
         u = uncond[b].to(dtype)
         e = (e - u) * line[columns.GUIDANCE] + u
     bad = b[~e.isfinite().all(dim=1)]
@@ -82,27 +82,27 @@ def _store(line: _Line, y: Tensor, e: Tensor) -> Tensor:
     return _added(value, y, line.at(columns.P2))
 
 
-def _scaled(values: Tensor, block: list[list[float]]) -> Tensor:
-    """block values: of each component its own first, then what it takes of the other."""
-    halves = values.chunk(len(block), dim=1)
-    result = [half * block[i][i] for i, half in enumerate(halves)]
-    return torch.cat([_with_others(component, i, halves, block) for i, component in enumerate(result)], dim=1)
+def _scaled(values: Tensor, matrix: list[list[float]]) -> Tensor:
+    """matrix values: of each component its own first, then what it takes of the other."""
+    operand = values.chunk(len(matrix), dim=1)
+    result = [component * matrix[i][i] for i, component in enumerate(operand)]
+    return torch.cat([_with_others(component, i, operand, matrix) for i, component in enumerate(result)], dim=1)
 
 
-def _added(total: Tensor, values: Tensor, block: list[list[float]]) -> Tensor:
-    """total + block values, in the same order."""
-    halves, result = values.chunk(len(block), dim=1), []
-    for i, component in enumerate(total.chunk(len(block), dim=1)):
-        own = halves[i] * block[i][i] + component if block[i][i] else component
-        result.append(_with_others(own, i, halves, block))
+def _added(total: Tensor, values: Tensor, matrix: list[list[float]]) -> Tensor:
+    """total + matrix values, in the same order."""
+    operand, result = values.chunk(len(matrix), dim=1), []
+    for i, component in enumerate(total.chunk(len(matrix), dim=1)):
+        own = operand[i] * matrix[i][i] + component if matrix[i][i] else component
+        result.append(_with_others(own, i, operand, matrix))
     return torch.cat(result, dim=1)
 
 
-def _with_others(component: Tensor, i: int, halves: tuple[Tensor, ...], block: list[list[float]]) -> Tensor:
-    for j, half in enumerate(halves):
-        if j != i and block[i][j]:
-            component = half * block[i][j] + component
-    return component
+def _with_others(total: Tensor, i: int, operand: tuple[Tensor, ...], matrix: list[list[float]]) -> Tensor:
+    for j, component in enumerate(operand):
+        if j != i and matrix[i][j]:
+            total = component * matrix[i][j] + total
+    return total
 
 
 def _combine(line: _Line, first: int, operands: list[Tensor]) -> Tensor:
@@ -111,10 +111,10 @@ def _combine(line: _Line, first: int, operands: list[Tensor]) -> Tensor:
     totals = []
     for i in range(line.components):
         total = torch.zeros_like(split[0][0])
-        for form, halves in zip(forms, split, strict=True):
-            for c, half in zip(form[i], halves, strict=True):
+        for form, operand in zip(forms, split, strict=True):
+            for c, component in zip(form[i], operand, strict=True):
                 if c:  # an operand that is not used may hold anything
-                    total = total + half.to(total.dtype) * c
+                    total = total + component.to(total.dtype) * c
         totals.append(total)
     return torch.cat(totals, dim=1)
 
@@ -123,7 +123,7 @@ def _advance(r: Registers, table: Tensor, index: int, b: Tensor) -> None:
     following = _Line(table[index + 1].tolist(), columns.components_of(table))
     r.row[b] = index + 1
     r.active.sub_(len(b) * int(following[columns.HALT]))
-    copies = torch.cat([b + half * r.batch for half in range(r.cfg_copies)])
+    copies = torch.cat([b + copy * r.batch for copy in range(r.cfg_copies)])
     r.t[copies] = torch.tensor(following[columns.T], dtype=torch.float64, device=b.device).to(r.t.dtype)
     if r.net_in is not None:
         scaled = _scaled(r.y[b, : r.n], following.at(columns.IN_SCALE))

@@ -1,62 +1,21 @@
-"""The memory that one trajectory works in."""
+"""The registers as tensors: making them, and checking those that somebody else has made."""
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pndm_fast.row.schema import REGISTERS, Element, Register, Registers, sizes
+
+__all__ = ["ALIGN", "FLOATS", "NEVER", "Registers", "allocate", "check", "check_tensor"]
+
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # what a network may take and return
 NEVER = 2**31 - 1  # first_bad of a sample that stayed finite
 ALIGN = 16  # elements: rows of our buffers start on vector boundaries, so that no backend needs a scalar path
-
-
-@dataclass(frozen=True)
-class Registers:
-    """Buffers of a batch of B samples with n elements each; H is 2 under guidance, else 1.
-
-    Sample b's elements lie at [b, :n] in the physical order of the network's output; rows are `stride` apart, n rounded
-    up to `ALIGN`. `net_in` is None where y itself is what the network reads.
-
-    Attributes:
-        x: anchor, [B, stride], float32 (float64 for exact runs).
-        y: state, the same.
-        slots: past converted outputs, [S, B, stride].
-        row: the table row that each sample executes next, int32 [B].
-        t: the network's time input, [H B].
-        net_in: the network's input, [H B, n] in its dtype: (uncond, cond) cfg_copies hold the same values.
-        seeds: the bits of 64-bit seeds, int64 [B].
-        first_bad: the table row at which a sample's output was first not finite, else NEVER; int32 [B].
-        active: how many samples have not reached their halt row; int32 [1].
-        done: the row protocol's tickets, zero between launches; int32 [B].
-        n: elements per sample.
-        channels: C where samples are stored channels-last [n / C, C], else 1.
-    """
-
-    x: Tensor
-    y: Tensor
-    slots: Tensor
-    row: Tensor
-    t: Tensor
-    net_in: Tensor | None
-    seeds: Tensor
-    first_bad: Tensor
-    active: Tensor
-    done: Tensor
-    n: int
-    channels: int = 1
-
-    @property
-    def batch(self) -> int:
-        """B."""
-        return self.row.shape[0]
-
-    @property
-    def cfg_copies(self) -> int:
-        """H: copies of the network input that a call sees."""
-        return self.t.shape[0] // self.batch
 
 
 def allocate(
@@ -72,23 +31,63 @@ def allocate(
     cfg_copies: int = 1,
     channels: int = 1,
 ) -> Registers:
-    """Uninitialized registers; `network` is the dtype of a separate network input, None for none."""
-    stride = math.ceil(n / ALIGN) * ALIGN
+    """Registers that hold anything; `network` is the dtype of a separate network input, None for none."""
+    size = sizes(batch, math.ceil(n / ALIGN) * ALIGN, slots, n, cfg_copies)
+    dtypes: dict[Element, torch.dtype | None] = {"state": state, "slot": slot, "time": time, "network": network}
+    dtypes |= {"int32": torch.int32, "int64": torch.int64}
 
-    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
+    def made(register: Register) -> Tensor | None:
+        dtype = dtypes[register.element]
+        if dtype is None:
+            return None
+        make = torch.zeros if register.zeroed else torch.empty
+        return make(tuple(map(size.__getitem__, register.shape)), dtype=dtype, device=device)
 
-    return Registers(
-        x=empty(batch, stride, dtype=state),
-        y=empty(batch, stride, dtype=state),
-        slots=empty(slots, batch, stride, dtype=slot),
-        row=empty(batch, dtype=torch.int32),
-        t=empty(cfg_copies * batch, dtype=time),
-        net_in=None if network is None else empty(cfg_copies * batch, n, dtype=network),
-        seeds=empty(batch, dtype=torch.int64),
-        first_bad=empty(batch, dtype=torch.int32),
-        active=empty(1, dtype=torch.int32),
-        done=torch.zeros(batch, dtype=torch.int32, device=device),
-        n=n,
-        channels=channels,
-    )
+    tensors: dict[str, Any] = {name: made(register) for name, register in REGISTERS.items()}
+    return Registers(**tensors, n=n, channels=channels)
+
+
+def check(r: Registers) -> None:
+    """Refuse registers whose shapes, dtypes, devices or layouts do not fit together.
+
+    Raises:
+        ValueError: naming the first that does not.
+    """
+    if r.y.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"apply_row: y must be torch.float32 or torch.float64, got {r.y.dtype}")
+    size, allowed, device = r.sizes, _allowed(r.y.dtype), r.y.device
+    if not 1 <= r.n <= size["stride"]:
+        raise ValueError(f"apply_row: n must be in [1, {size['stride']}], got {r.n}")
+    if r.channels < 1 or r.n % r.channels:
+        raise ValueError(f"apply_row: channels must divide n = {r.n}, got {r.channels}")
+    for (name, register), tensor in zip(REGISTERS.items(), r.tensors(), strict=True):
+        if tensor is not None:
+            shape = tuple(map(size.__getitem__, register.shape))
+            check_tensor(name, tensor, shape, allowed[register.element], device)
+
+
+@functools.cache
+def _allowed(state: torch.dtype) -> dict[Element, tuple[torch.dtype, ...]]:
+    return {
+        "state": (state,),
+        "slot": (*FLOATS, state),
+        "time": (torch.float32, torch.int64, state),
+        "network": (*FLOATS, state),
+        "int32": (torch.int32,),
+        "int64": (torch.int64,),
+    }
+
+
+def check_tensor(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], device: torch.device
+) -> None:
+    """Refuse a tensor that is not dense, of that shape, on that device, in one of the dtypes."""
+    if tensor.shape != shape:
+        raise ValueError(f"apply_row: {name} must have shape {shape}, got {tuple(tensor.shape)}")
+    if tensor.dtype not in dtypes:
+        wanted = " or ".join(dict.fromkeys(map(str, dtypes)))
+        raise ValueError(f"apply_row: {name} must be {wanted}, got {tensor.dtype}")
+    if not tensor.is_contiguous():
+        raise ValueError(f"apply_row: {name} must be contiguous, got strides {tuple(tensor.stride())}")
+    if tensor.device != device:
+        raise ValueError(f"apply_row: {name} must be on {device}, got {tensor.device}")

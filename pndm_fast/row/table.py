@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from pndm_fast.plan.matrix2 import stacked
-from pndm_fast.plan.plan import SAME_X, SAME_Y, WIDTH_FORM, Plan
+from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.row import SAME_X, SAME_Y, WIDTH_FORM
 from pndm_fast.row.device import upload
 from pndm_fast.row.noise import FIRST_ROW
 
@@ -32,7 +33,7 @@ def column(first: int, components: int) -> int:
 
 
 def components_of(table: Tensor) -> int:
-    """1, or 2 where a table's coefficients are blocks."""
+    """1, or 2 where a table's coefficients are 2x2 matrices."""
     return next(components for components, width in WIDTHS.items() if width == table.shape[1])
 
 
@@ -57,7 +58,7 @@ def lines(plan: Plan, components: int = 1) -> np.ndarray:
     The halt row keeps the last time, for a network still called beside it.
     """
     out = np.zeros((plan.nfe + 1, WIDTHS[components]))
-    blocks = out[:, COEFFICIENTS : COEFFICIENTS + (Y + WIDTH_FORM - COEFFICIENTS) * components * components].reshape(
+    matrices = out[:, COEFFICIENTS : COEFFICIENTS + (Y + WIDTH_FORM - COEFFICIENTS) * components * components].reshape(
         plan.nfe + 1, -1, components**2
     )
     for i, row in enumerate(plan.rows):
@@ -65,16 +66,16 @@ def lines(plan: Plan, components: int = 1) -> np.ndarray:
         line[[T, SLOT, CLAMP, GUIDANCE]] = row.t, row.slot, row.store.clamp, row.guidance
         line[NOISE] = i + FIRST_ROW if row.noisy else 0
         line[WRITE_X], line[WRITE_Y] = row.x != SAME_X, row.y != SAME_Y
-        blocks[i] = stacked((row.in_scale, *row.store[:4], *row.x, *row.y), components).reshape(-1, components**2)
+        matrices[i] = stacked((row.in_scale, *row.store[:4], *row.x, *row.y), components).reshape(-1, components**2)
     out[-1, [HALT, T]] = 1.0, plan.rows[-1].t
-    blocks[-1, 0] = blocks[-2, 0]
+    matrices[-1, 0] = matrices[-2, 0]
     return out
 
 
 def build(plans: Sequence[Plan], dtype: torch.dtype, device: torch.device) -> Table:
     """Put the plans' rows into device memory, in the order given."""
     components = max(plan.components for plan in plans)
-    blocks = [lines(plan, components) for plan in plans]
-    start = np.cumsum([0, *(len(block) for block in blocks[:-1])])
-    data = upload(np.concatenate(blocks), device, dtype)
+    parts = [lines(plan, components) for plan in plans]
+    start = np.cumsum([0, *(len(part) for part in parts[:-1])])
+    data = upload(np.concatenate(parts), device, dtype)
     return Table(data, tuple(int(s) for s in start), max(plan.n_slots for plan in plans))

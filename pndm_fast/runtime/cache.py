@@ -8,7 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
-from pndm_fast.loop.workspace import Probe, Workspace
+from pndm_fast.loop.workspace import OutputSpec, Workspace
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row.table import Table
 from pndm_fast.runtime import graphs
@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 KEPT = 32  # entries of each kind
 
 
-class Recent(Generic[Value]):
+class LRU(Generic[Value]):
     """The last values used, by key. Threads may make one twice, never see half of one."""
 
     def __init__(self, kept: int = KEPT) -> None:
@@ -56,36 +56,37 @@ class Recent(Generic[Value]):
         return [self._values.popitem(last=False) for _ in range(len(self._values) - self._kept)]
 
 
-class Memory:
-    """Everything is bounded, holds no network, and may be used by several threads.
+class Cache:
+    """Everything is bounded, holds no network but a weaker one's, and may be used by several threads.
 
     Args:
-        patient: nothing is captured for what comes but once.
+        capture_on_second_use: nothing is captured for what comes but once.
 
     Attributes:
         idle: buffers that no call uses, by their form.
-        probes: what is known of the network's outputs.
+        outputs: what is known of the network's outputs.
         tables: rows in device memory, with the plans that they are of.
-        guided: plans at another guidance scale, with the plan that they were made from.
+        guided: plans at another guidance scale, with the plan that they were made from; checked: plans that passed.
         graphs: captured iterations, by what they hold fast; `refused`: why one could not be had.
         captures: how many were made; `recaptures`: how many of them because the network's tensors had changed.
     """
 
-    def __init__(self, patient: bool = False) -> None:
-        self._patient = patient
-        self._seen: Recent[bool] = Recent()
-        self.idle: Recent[deque[Workspace]] = Recent()
-        self.probes: Recent[Probe] = Recent()
-        self.tables: Recent[tuple[tuple[Plan, ...], Table]] = Recent()
-        self.guided: Recent[tuple[Plan, Plan]] = Recent()
-        self.graphs: Recent[graphs.Pool] = Recent(graphs.KEPT)
-        self.refused: Recent[str] = Recent()
+    def __init__(self, capture_on_second_use: bool = False) -> None:
+        self._capture_on_second_use = capture_on_second_use
+        self._seen: LRU[bool] = LRU()
+        self.idle: LRU[deque[Workspace]] = LRU()
+        self.outputs: LRU[OutputSpec] = LRU()
+        self.tables: LRU[tuple[tuple[Plan, ...], Table]] = LRU()
+        self.guided: LRU[tuple[Plan, Plan]] = LRU()
+        self.checked: LRU[Plan] = LRU()
+        self.graphs: LRU[graphs.Pool] = LRU(graphs.KEPT)
+        self.refused: LRU[str] = LRU()
         self.captures = self.recaptures = 0
         self._lock = threading.Lock()
 
     def first_time(self, key: Hashable) -> bool:
-        """Whether a patient memory is asked for this for the first time."""
-        if not self._patient or self._seen.peek(key):
+        """Whether this comes for the first time where that is not captured."""
+        if not self._capture_on_second_use or self._seen.peek(key):
             return False
         self._seen.put(key, True)
         return True
@@ -100,7 +101,7 @@ class Memory:
                 pool.drop_stale()
 
 
-_OF_MODEL: weakref.WeakKeyDictionary[Any, Recent[Memory]] = weakref.WeakKeyDictionary()
+_OF_MODEL: weakref.WeakKeyDictionary[Any, LRU[Cache]] = weakref.WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
@@ -112,15 +113,15 @@ def clear() -> None:
     del dropped
 
 
-def memory_of(model: Any, key: Hashable) -> Memory:
-    """The memory of earlier calls with this network (a bound method counts as its owner's), or a new one.
+def cache_of(model: Any, key: Hashable) -> Cache:
+    """The cache of earlier calls with this network (a bound method counts as its owner's), or a new one.
 
     It goes when the network goes.
     """
     owner = getattr(model, "__self__", model)
     try:
         with _LOCK:
-            recent = _OF_MODEL.setdefault(owner, Recent())
+            recent = _OF_MODEL.setdefault(owner, LRU())
     except TypeError:  # neither hashable nor weakly referable: nothing to remember it by
-        return Memory(patient=True)
-    return recent.get((getattr(model, "__func__", None), key), lambda: Memory(patient=True))
+        return Cache(capture_on_second_use=True)
+    return recent.get((getattr(model, "__func__", None), key), lambda: Cache(capture_on_second_use=True))

@@ -1,44 +1,57 @@
-"""Where a trajectory runs: buffers that it alone uses for the time, and what executes its rows."""
+"""What executes a segment's rows: buffers that it alone uses for the time, driven eagerly or by a captured graph."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 
-from pndm_fast.loop import nvtx as ranges
+from pndm_fast.loop import nvtx
 from pndm_fast.loop.checks import check_choice
-from pndm_fast.loop.results import BadSample, Cancel, Report
-from pndm_fast.loop.trajectory import Rows, Trajectory
-from pndm_fast.loop.workspace import BufferForm, Probe, Workspace
+from pndm_fast.loop.evaluation import InputWritten, Output, OutputMisfit
+from pndm_fast.loop.learn import learn
+from pndm_fast.loop.positions import Positions
+from pndm_fast.loop.results import Cancel, Report
+from pndm_fast.loop.run import RunRows, eager_rows
+from pndm_fast.loop.segment import Segment
+from pndm_fast.loop.workspace import BufferSpec, OutputSpec, Workspace
 from pndm_fast.row.device import stream_of
-from pndm_fast.runtime.cache import Memory
-from pndm_fast.runtime.cuda import Event, cuda_of
+from pndm_fast.runtime.cache import Cache
+from pndm_fast.runtime.cuda import Cuda, Event, cuda_of
 from pndm_fast.runtime.graphs import AUTO, GRAPHS, CannotCapture, Graph, Pool, graph_key
 from pndm_fast.runtime.guards import obstacle
 
 
-@dataclass(frozen=True)
-class Place:
-    """Begun buffers with an executor of rows.
+class Executor(NamedTuple):
+    """Begun buffers with what runs their rows.
 
     Attributes:
+        segment: as the network takes it: with two calls for guidance where it refuses one.
+        first_calls: of the network before the rows that are run: those of a first call, or of a capture.
         graph: while, replay or eager; `reason`: why not a better one.
         graph_bytes, nodes: of the captured iteration.
         cancelable: for a loop on the device, what lets a `Cancel` end it.
     """
 
+    segment: Segment
     workspace: Workspace
-    rows: Rows
+    rows: RunRows
+    first_calls: int = 0
     graph: str = "eager"
     reason: str = ""
     graph_bytes: int = 0
-    nodes: dict[str, int] = field(default_factory=dict)
+    nodes: Mapping[str, int] = MappingProxyType({})
     cancelable: Callable[[Cancel], AbstractContextManager[None]] | None = None
+
+    @property
+    def calls(self) -> int:
+        """Calls of the network, if all rows are run."""
+        return self.first_calls + self.segment.length * self.segment.evaluation.calls
 
 
 def check_graph(graph: str, device: torch.device) -> str:
@@ -57,148 +70,171 @@ def _need(device: torch.device) -> str:
     return f"graphs need a CUDA device, got {device}"
 
 
-@contextlib.contextmanager
-def take_place(memory: Memory, trajectory: Trajectory, graph: str, concurrency: int) -> Iterator[Place]:
-    """The best place that `graph` allows.
+def take_executor(
+    cache: Cache, segment: Segment, positions: Positions, graph: str, concurrency: int
+) -> AbstractContextManager[Executor]:
+    """The best executor that `graph` allows.
 
     Raises:
         ValueError: a graph mode was named and cannot be had, with the reason.
     """
-    place, why = None, "graph='eager'"
-    with contextlib.ExitStack() as stack:
-        if graph != "eager":
-            modes = AUTO if graph == "auto" else (graph,)
-            try:
-                place = stack.enter_context(_graphed(memory, trajectory, modes, concurrency))
-            except CannotCapture as reason:
-                if graph in AUTO:
-                    raise ValueError(f"graph {graph!r} cannot be had: {reason}") from reason
-                why = str(reason)
-        # not while the reason is being handled: a network's own error would be shown as its consequence
-        yield stack.enter_context(_eager(memory, trajectory, why)) if place is None else place
+    if graph == "eager":
+        return _eager(cache, segment, positions, "graph='eager'")
+    cuda = cuda_of(segment.device)
+    if cuda is None:
+        return _eager(cache, segment, positions, _need(segment.device))
+    return _graphed_or_eager(cuda, cache, segment, positions, graph, concurrency)
 
 
 @contextlib.contextmanager
-def _graphed(memory: Memory, trajectory: Trajectory, modes: tuple[str, ...], concurrency: int) -> Iterator[Place]:
-    cuda = cuda_of(trajectory.device)
-    if cuda is None:
-        raise CannotCapture(_need(trajectory.device))
-    reason = obstacle(trajectory.model, trajectory.negative)
+def _graphed_or_eager(
+    cuda: Cuda, cache: Cache, segment: Segment, positions: Positions, graph: str, concurrency: int
+) -> Iterator[Executor]:
+    modes = AUTO if graph == "auto" else (graph,)
+    executor, why = None, ""
+    with contextlib.ExitStack() as stack:
+        try:
+            executor = stack.enter_context(_graphed(cuda, cache, segment, modes, concurrency))
+        except CannotCapture as reason:
+            if graph in AUTO:
+                raise ValueError(f"graph {graph!r} cannot be had: {reason}") from reason
+            why = str(reason)
+        # not while the reason is being handled: a network's own error would be shown as its consequence
+        yield stack.enter_context(_eager(cache, segment, positions, why)) if executor is None else executor
+
+
+@contextlib.contextmanager
+def _graphed(
+    cuda: Cuda, cache: Cache, segment: Segment, modes: tuple[str, ...], concurrency: int
+) -> Iterator[Executor]:
+    reason = obstacle(segment.evaluation.model, segment.evaluation.weaker)
     if reason:
         raise CannotCapture(reason)
-    if modes == AUTO and memory.first_time(_probe_key(trajectory)):
+    if modes == AUTO and cache.first_time(_output_key(segment)):
         raise CannotCapture("captured when it comes a second time")
-    probe = _probe(memory, trajectory)
-    key = modes, concurrency, graph_key(trajectory, probe)
-    refused = memory.refused.peek(key)
+    output, first_calls = _output_spec(cache, segment)
+    segment = segment.as_learned(output)
+    key = modes, concurrency, graph_key(segment, output)
+    refused = cache.refused.peek(key)
     if refused is not None:
         raise CannotCapture(refused)
 
     def make(replaces: bool) -> Graph:
-        graph = Graph(cuda, trajectory, probe, modes)
-        memory.count(replaces)
+        nonlocal first_calls
+        graph = Graph(cuda, segment, output, modes)
+        first_calls += graph.calls
+        cache.count(replaces)
         return graph
 
-    def rows(index: int, count: int) -> None:
-        trajectory.calls += count * (1 if trajectory.apart is None else 2)
-        with ranges.marked("rows"):
+    def rows(count: int) -> None:
+        with nvtx.marked("rows"):
             graph.launch(count)
 
     with contextlib.ExitStack() as stack:
         try:
-            graph = stack.enter_context(memory.graphs.get(key, lambda: Pool(concurrency)).take(make))
+            graph = stack.enter_context(cache.graphs.get(key, lambda: Pool(concurrency)).take(make))
         except CannotCapture as refusal:
             if not refusal.passing:
-                memory.refused.put(key, str(refusal))
+                cache.refused.put(key, str(refusal))
             raise
         stack.callback(graph.end)
-        with ranges.marked("begin"):
-            graph.begin(trajectory)
-        yield Place(graph.workspace, rows, graph.mode, graph.reason, graph.bytes, graph.nodes, graph.cancelable)
+        with nvtx.marked("begin"):
+            graph.begin(segment)
+        yield Executor(
+            segment,
+            graph.workspace,
+            rows,
+            first_calls,
+            graph.mode,
+            graph.reason,
+            graph.bytes,
+            graph.nodes,
+            graph.cancelable,
+        )
 
 
-def _probe(memory: Memory, trajectory: Trajectory) -> Probe:
-    """What is known of the network's outputs, or a first call's news."""
-    key = _probe_key(trajectory)
-    probe = memory.probes.peek(key)
-    if probe is None:
-        probe = trajectory.first_call()[0]
-        memory.probes.put(key, probe)
-    trajectory.apart = probe.apart
-    return probe
+def _output_spec(cache: Cache, segment: Segment) -> tuple[OutputSpec, int]:
+    """What is known of the network's outputs, or a first call's news with the network calls that it took."""
+    key = _output_key(segment)
+    known = cache.outputs.peek(key)
+    if known is not None:
+        return known, 0
+    told = learn(segment)
+    cache.outputs.put(key, told.spec)
+    return told.spec, told.calls
 
 
-def _probe_key(trajectory: Trajectory) -> Hashable:
-    request, kind = trajectory.request, trajectory.device.type
+def _output_key(segment: Segment) -> Hashable:
+    kind, evaluation = segment.device.type, segment.evaluation
     autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-    return (
-        trajectory.stretch.model,
-        request.batch,
-        request.state_dtype,
-        trajectory.cfg_copies,
-        trajectory.apart,
-        autocast,
-    )
+    guided = evaluation.cfg_copies, evaluation.split_reason, bool(evaluation.rescale)
+    return segment.kind.model, segment.call.batch, segment.call.state_dtype, guided, autocast
 
 
 @contextlib.contextmanager
-def _eager(memory: Memory, trajectory: Trajectory, reason: str) -> Iterator[Place]:
+def _eager(cache: Cache, segment: Segment, positions: Positions, reason: str) -> Iterator[Executor]:
     """Buffers of the form that the network is known to need, if its first output still has it; else of a new one."""
-    apart = trajectory.apart
-    key = _probe_key(trajectory)
-    probe = memory.probes.peek(key)
-    if probe is not None:
-        trajectory.apart = probe.apart
-        idle = _idle(memory, trajectory.form(probe))
+    key = _output_key(segment)
+    known, spent = cache.outputs.peek(key), 0
+    if known is not None:
+        as_known = segment.as_learned(known)
+        idle = _idle(cache, as_known.buffers(known))
         try:
             workspace = idle.pop()
         except IndexError:
-            workspace = Workspace(trajectory.form(probe))
+            workspace = Workspace(as_known.buffers(known))
         try:
-            trajectory.begin(workspace)
-            first = trajectory.evaluate(workspace)
-            if trajectory.fits(workspace, first):
-                yield Place(workspace, trajectory.eager(workspace, first), reason=reason)
+            as_known.begin(workspace)
+            evaluate = nvtx.marking("network", as_known.evaluation.bind(workspace, segment.table.data))
+            first = _unless_changed(evaluate)
+            if first is not None:
+                rows = eager_rows(as_known, workspace, positions, first)
+                yield Executor(as_known, workspace, rows, reason=reason)
                 return
+            spent = as_known.evaluation.calls
         finally:
             idle.append(workspace)
-        trajectory.apart = apart  # the network has changed since: learn its form anew
-    probe, workspace, first_or_none = trajectory.first_call()
-    memory.probes.put(key, probe)
-    yield Place(workspace, trajectory.eager(workspace, first_or_none), reason=reason)
+    told = learn(segment)  # for the first time, or since the network has changed
+    cache.outputs.put(key, told.spec)
+    rows = eager_rows(told.segment, told.workspace, positions, told.output)
+    spent += told.calls - (0 if told.output is None else told.segment.evaluation.calls)
+    yield Executor(told.segment, told.workspace, rows, spent, reason=reason)
 
 
-def _idle(memory: Memory, form: BufferForm) -> deque[Workspace]:
+def _unless_changed(evaluate: Callable[[], Output]) -> Output | None:
+    """An output, None where the network is no longer what it was."""
+    try:
+        return evaluate()
+    except (OutputMisfit, InputWritten):
+        return None
+
+
+def _idle(cache: Cache, spec: BufferSpec) -> deque[Workspace]:
     # buffers go back while their last kernels may still run: only the same stream may take them up
-    return memory.idle.get((form, stream_of(form.device)), deque)
+    return cache.idle.get((spec, stream_of(spec.device)), deque)
 
 
-def report_of(
-    memory: Memory, ran: Sequence[tuple[Trajectory, Place]], bad: tuple[BadSample, ...], seconds: float
-) -> Report:
-    """How a call went, stretch by stretch."""
-    trajectory, place = ran[-1]
-    request, form = trajectory.request, place.workspace.form
-    guided = [t.apart or "batched" for t, _ in ran if t.stretch.guided]
+def report_of(cache: Cache, ran: Sequence[Executor], seconds: float) -> Report:
+    """How a call went, segment by segment."""
+    last = ran[-1]
+    call, workspace = last.segment.call, last.workspace
+    guided = [e.segment.evaluation.split_reason or "batched" for e in ran if e.segment.kind.guided]
     return Report(
-        nfe=request.nfe,
-        calls=sum(t.calls for t, _ in ran),
+        nfe=call.nfe,
+        calls=sum([e.calls for e in ran]),
         seconds=seconds,
-        batch=request.real,
-        device=str(form.device),
-        network_dtype=str(form.network).removeprefix("torch."),
-        backend=trajectory.backend.name,
-        direct=form.direct,
-        layout="contiguous" if form.channels == 1 else "channels_last",
+        batch=call.real,
+        **workspace.words,
+        backend=last.segment.backend.name,
+        direct=workspace.spec.direct,
         guidance=guided[0] if guided else "none",
-        buffer_bytes=max(p.workspace.bytes for _, p in ran),
-        graph=", ".join(dict.fromkeys(p.graph for _, p in ran)),
-        graph_reason="; ".join(dict.fromkeys(p.reason for _, p in ran if p.reason)),
-        graph_bytes=sum(p.graph_bytes for _, p in ran),
-        nodes=place.nodes,
-        captures=memory.captures,
-        recaptures=memory.recaptures,
-        bad=bad,
+        buffer_bytes=max([e.workspace.bytes for e in ran]),
+        graph=", ".join(dict.fromkeys([e.graph for e in ran])),
+        graph_reason="; ".join(dict.fromkeys([e.reason for e in ran if e.reason])),
+        graph_bytes=sum([e.graph_bytes for e in ran]),
+        nodes=dict(last.nodes),
+        captures=cache.captures,
+        recaptures=cache.recaptures,
     )
 
 

@@ -6,7 +6,6 @@ arXiv:2406.03791 (Galvez et al. 2024) runs decoding loops in WHILE nodes; here t
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import threading
 import weakref
 from collections import Counter, deque
@@ -18,21 +17,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pndm_fast.loop import conditioning
-from pndm_fast.loop import nvtx as ranges
+from pndm_fast.loop import conditioning, nvtx
+from pndm_fast.loop.evaluation import InputWritten, OutputMisfit, Trees
+from pndm_fast.loop.network import Identity
 from pndm_fast.loop.results import Cancel
-from pndm_fast.loop.trajectory import Trajectory, Trees
-from pndm_fast.loop.workspace import BufferForm, Probe, Workspace
-from pndm_fast.plan.plan import MAX_SLOTS
+from pndm_fast.loop.segment import Segment
+from pndm_fast.loop.workspace import BufferSpec, OutputSpec, Workspace
+from pndm_fast.plan.row import MAX_SLOTS
 from pndm_fast.row.table import Table
 from pndm_fast.runtime.cuda import Captured, Cuda, Event
-from pndm_fast.runtime.guards import Watch
+from pndm_fast.runtime.guards import Guards
 
 if TYPE_CHECKING:
     from pndm_fast._C import Iteration
 
 GRAPHS = ("auto", "while", "replay", "eager")
-AUTO = ("while", "replay")  # not measured yet: benchmarks/test_gpu_sample.py compares them
+AUTO = ("while", "replay")  # not measured yet: benchmarks/gpu/test_gpu_sample.py compares them
 WARM_UP = 3  # eager calls before a capture: libraries make handles, choose algorithms and load kernels at first use
 CHECKED = 2  # rows that a new graph runs beside eager ones
 ROUNDING = 1e-3  # of the state: how far two equal calls of a network may differ, at most
@@ -59,27 +59,29 @@ class CannotCapture(Exception):
         self.passing = passing
 
 
-def graph_key(trajectory: Trajectory, probe: Probe) -> Hashable:
+def graph_key(segment: Segment, output: OutputSpec) -> Hashable:
     """What a graph holds fast; steps, solver, seeds, guidance scale and conditioning values are not in it.
 
     Raises:
         CannotCapture: the request needs Python between network calls, or an argument cannot be held.
     """
-    if trajectory.request.noises is not None:
-        raise CannotCapture("noises is called between rows")
-    if not trajectory.backend.capturable:
-        raise CannotCapture(f"the {trajectory.backend.name} backend reads tensors on the host")
+    if segment.call.noise is not None:
+        raise CannotCapture("noise_sampler is called between rows")
+    if not segment.backend.capturable:
+        raise CannotCapture(f"the {segment.backend.name} backend reads tensors on the host")
     try:
-        arguments = conditioning.signature(trajectory.trees)
+        arguments = conditioning.signature(segment.evaluation.trees)
     except TypeError as error:
         raise CannotCapture(str(error)) from error
-    networks = trajectory.stretch.model, trajectory.stretch.guided and trajectory.negative is not trajectory.model
-    return networks, graph_form(trajectory, probe), _table_shape(trajectory.table), arguments, _modes()
+    evaluation = segment.evaluation
+    weaker = None if evaluation.weaker is evaluation.model else Identity(evaluation.weaker)
+    networks = segment.kind, weaker, evaluation.rescale
+    return networks, graph_spec(segment, output), _table_shape(segment.table), arguments, _modes()
 
 
-def graph_form(trajectory: Trajectory, probe: Probe) -> BufferForm:
+def graph_spec(segment: Segment, output: OutputSpec) -> BufferSpec:
     """The request's buffers, with room for any solver's slots."""
-    return dataclasses.replace(trajectory.form(probe), slots=MAX_SLOTS)
+    return segment.buffers(output)._replace(slots=MAX_SLOTS)
 
 
 def _table_shape(table: Table) -> tuple[int, int]:
@@ -110,7 +112,7 @@ class Graph:
     """One captured iteration with its buffers: one trajectory at a time.
 
     Args:
-        trajectory: whose network, form and first rows it is captured with.
+        segment: whose network, buffers and first rows it is captured with.
         modes: of `while` and `replay`, the ones to try, best first.
 
     Attributes:
@@ -122,34 +124,37 @@ class Graph:
         CannotCapture: with the reason.
     """
 
-    def __init__(self, cuda: Cuda, trajectory: Trajectory, probe: Probe, modes: tuple[str, ...]) -> None:
+    def __init__(self, cuda: Cuda, segment: Segment, output: OutputSpec, modes: tuple[str, ...]) -> None:
         self.cuda = cuda
         try:
-            self._make(trajectory, graph_form(trajectory, probe), modes)
+            self._make(segment, graph_spec(segment, output), modes)
         except torch.OutOfMemoryError as error:
             raise CannotCapture(f"out of memory: {_first_line(error)}", passing=True) from error
 
-    def _make(self, trajectory: Trajectory, form: BufferForm, modes: tuple[str, ...]) -> None:
-        self.workspace = Workspace(form)
-        self._table = torch.zeros(_table_shape(trajectory.table), dtype=torch.float32, device=form.device)
-        self._trees = conditioning.copied(trajectory.trees)
-        self._budget = torch.zeros(1, dtype=torch.int32, device=form.device)
+    def _make(self, segment: Segment, spec: BufferSpec, modes: tuple[str, ...]) -> None:
+        self.workspace = Workspace(spec)
+        self._made: list[
+            int
+        ] = []  # network calls of each iteration: shared, for what is captured must not hold the graph
+        self._table = torch.zeros(_table_shape(segment.table), dtype=torch.float32, device=spec.device)
+        self._trees = conditioning.copied(segment.evaluation.trees)
+        self._budget = torch.zeros(1, dtype=torch.int32, device=spec.device)
         self._cancel = self.cuda.flag()
         self._end: Event = self.cuda.event()
-        with _capturing(), ranges.marked("capture"), self.cuda.aside(), _no_autocast_cache(form.device):
-            once = _iteration(trajectory, self.workspace, self._trees, self._table)
-            self._warm_up(trajectory, once)
+        with _capturing(), nvtx.marked("capture"), self.cuda.aside(), _no_autocast_cache(spec.device):
+            once = _iteration(segment, self.workspace, self._trees, self._table, self._made)
+            self._warm_up(segment, once)
             captured = self._capture(once)
             # first to last: the executable graph, what torch captured with its pool, the buffers that both name
             buffers = self.workspace, self._table, self._trees, self._budget, self._cancel
             self._held: list[Any] = [None, captured, buffers]
             self._finalizer = weakref.finalize(self, _release, self._end, self._held)
-            self._choose(captured.raw_cuda_graph(), trajectory, once, modes)
+            self._choose(captured.raw_cuda_graph(), segment, once, modes)
             self._end.record()
-        self._watch = Watch(trajectory.model, trajectory.negative)
+        self._guards = Guards(segment.evaluation.model, segment.evaluation.weaker)
 
-    def _warm_up(self, trajectory: Trajectory, once: Callable[[], None]) -> None:
-        self._fill(trajectory)
+    def _warm_up(self, segment: Segment, once: Callable[[], None]) -> None:
+        self._fill(segment)
         states = [self.cuda.random_state()]
         for _ in range(WARM_UP):
             once()
@@ -166,13 +171,13 @@ class Graph:
             raise CannotCapture(f"the network cannot be captured: {_first_line(error)}") from error
         return captured
 
-    def _choose(self, raw: int, trajectory: Trajectory, once: Callable[[], None], modes: tuple[str, ...]) -> None:
+    def _choose(self, raw: int, segment: Segment, once: Callable[[], None], modes: tuple[str, ...]) -> None:
         """The first mode that can be made and does what the network does."""
         refused: dict[str, str] = {}
         for self.mode in modes:
             try:
                 self._held[0] = self._instantiate(raw)
-                self._check(trajectory, once)
+                self._check(segment, once)
             except (RuntimeError, CannotCapture) as error:
                 if self._held[0] is not None:
                     self._held[0].close()
@@ -189,16 +194,16 @@ class Graph:
         control = {name: word.data_ptr() for name, word in words.items()} if self.mode == "while" else {}
         return Iteration(self.cuda.driver, raw, **control)
 
-    def _check(self, trajectory: Trajectory, once: Callable[[], None]) -> None:
+    def _check(self, segment: Segment, once: Callable[[], None]) -> None:
         """A graph must do what eager calls do: host branches, counters and stale tensors show as a difference.
 
         Raises:
             CannotCapture: it does not.
         """
-        count = min(CHECKED, trajectory.stretch.stop - trajectory.stretch.start)
+        count = min(CHECKED, segment.length)
 
         def run(rows: Callable[[], None]) -> Tensor:
-            self._fill(trajectory)
+            self._fill(segment)
             rows()
             return self.workspace.state()
 
@@ -216,19 +221,24 @@ class Graph:
         if not bool((graph - first).abs().max() <= 4 * spread):
             raise CannotCapture("the captured graph gives other values than the network does")
 
-    def _fill(self, trajectory: Trajectory) -> None:
-        self._table[: len(trajectory.table.data)].copy_(trajectory.table.data)
-        conditioning.refill(self._trees, trajectory.trees)
-        trajectory.begin(self.workspace)
+    def _fill(self, segment: Segment) -> None:
+        self._table[: len(segment.table.data)].copy_(segment.table.data)
+        conditioning.refill(self._trees, segment.evaluation.trees)
+        segment.begin(self.workspace)
+
+    @property
+    def calls(self) -> int:
+        """Network calls that making it took."""
+        return sum(self._made)
 
     def stale(self) -> bool:
         """Whether the network's tensors are no longer those that the graph reads."""
-        return self._watch.changed()
+        return self._guards.changed()
 
-    def begin(self, trajectory: Trajectory) -> None:
+    def begin(self, segment: Segment) -> None:
         """Take up a request, after the work of the one before."""
         self._end.wait()
-        self._fill(trajectory)
+        self._fill(segment)
 
     def launch(self, count: int) -> None:
         """Launch so many rows on the current stream."""
@@ -249,13 +259,19 @@ class Graph:
         self._end.record()
 
 
-def _iteration(trajectory: Trajectory, workspace: Workspace, trees: Trees, table: Tensor) -> Callable[[], None]:
-    step = workspace.bind(table, trajectory.backend)
+def _iteration(
+    segment: Segment, workspace: Workspace, trees: Trees, table: Tensor, made: list[int]
+) -> Callable[[], None]:
+    """A row in a graph's buffers, called from Python; network calls are noted in `made`."""
+    step = workspace.bind(table, segment.backend)
+    evaluate = segment.evaluation.bind(workspace, table, trees)
 
     def once() -> None:
-        out, uncond = trajectory.evaluate(workspace, trees)
-        if not trajectory.fits(workspace, (out, uncond)):
-            raise CannotCapture("the network's output changed its form")
+        made.append(segment.evaluation.calls)
+        try:
+            out, uncond = evaluate()
+        except (OutputMisfit, InputWritten) as error:
+            raise CannotCapture("the network's output changed its form") from error
         step(out, uncond, None)
 
     return once

@@ -67,7 +67,7 @@ def _filled(cell: Any) -> bool:
         return False
 
 
-class Watch:
+class Guards:
     """Notices that a network is no longer what was captured.
 
     That is: parameters, buffers or attributes are other tensors, or in other memory; modules, hooks or plain attributes

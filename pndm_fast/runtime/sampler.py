@@ -1,4 +1,4 @@
-"""`Sampler`: a network with a plan, called many times, from many threads."""
+"""`Sampler`: a network, called many times, from many threads."""
 
 from __future__ import annotations
 
@@ -6,37 +6,44 @@ import bisect
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pndm_fast.loop import nvtx as ranges
-from pndm_fast.loop.checks import ON_NAN, check_callable, check_choice, check_shape, check_sizes
-from pndm_fast.loop.network import check_dtype, check_model, config_shape, networks_of, parameter
-from pndm_fast.loop.request import Request, Stretch, complete
-from pndm_fast.loop.results import BadSample, Cancel, Cancelled, NonFiniteError, Report, Step
-from pndm_fast.loop.trajectory import Trajectory
-from pndm_fast.plan.plan import Plan, distinct
+from pndm_fast.loop import nvtx
+from pndm_fast.loop.call import Call, Setup, resolve
+from pndm_fast.loop.checks import check_choice, check_shape, check_sizes
+from pndm_fast.loop.evaluation import evaluation_of
+from pndm_fast.loop.network import check_dtype, config_shape, networks_of, parameter
+from pndm_fast.loop.positions import Kind, Positions
+from pndm_fast.loop.request import Request
+from pndm_fast.loop.results import BadSample, Cancelled, NonFiniteError, Result
+from pndm_fast.loop.run import bad_samples, check_ended, run_segment, samples_of
+from pndm_fast.loop.segment import Segment
+from pndm_fast.loop.short_form import with_fields_of
+from pndm_fast.plan.plan import Plan
 from pndm_fast.row.backends import BACKENDS, choose_backend
 from pndm_fast.row.device import stream_of
 from pndm_fast.row.registers import Registers
 from pndm_fast.row.table import Table, build
 from pndm_fast.runtime import graphs
-from pndm_fast.runtime.cache import Memory
-from pndm_fast.runtime.executor import Pace, Place, check_graph, report_of, take_place
+from pndm_fast.runtime.cache import Cache
+from pndm_fast.runtime.executor import Executor, Pace, check_graph, report_of, take_executor
 from pndm_fast.runtime.progress import progress_bar
+
+_NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 
 
 class Sampler:
-    """A network with a plan: call it many times, from many threads.
+    """A network, mostly with a plan: call it many times, from many threads.
 
     Args:
         model: called as model(x, t, **cond) with x of shape [B, *shape] and t of shape [B]. Both are buffers that the
             next row overwrites: a network that keeps them must copy them. Or a sequence of networks, of which each row
             of a plan names one (`Plan.with_models`).
-        plan: what runs where a call names no other.
+        plan: of requests that bring none.
         shape: (batch, *sample shape); default a batch of 1 of the shape in model.config.
         device: default the model's.
         dtype: of the network's input, default the model's; the state is float32 whatever it is.
@@ -44,10 +51,8 @@ class Sampler:
         backend: auto, cpp (CPU), triton (CUDA) or reference.
         graph: how a CUDA device is driven: `while` (network and row captured as the body of a loop: one launch for a
             trajectory), `replay` (one launch for each row), `eager`; `auto` is the best that the network allows, with
-            the reason in `report.graph_reason`. A graph reads its own copies of x, t and conditioning tensors; weights
-            changed in place are seen, replaced ones lead to a new capture.
-        negative: another, weaker network for guidance's second evaluation (autoguidance, Karras et al. 2024,
-            arXiv:2406.02507), called with uncond, or with cond where that is not given.
+            the reason in the report's `graph_reason`. A graph reads its own copies of x, t and conditioning tensors;
+            weights changed in place are seen, replaced ones lead to a new capture.
         concurrency: how many captured calls may run at once, each with a graph, and memory, of its own.
 
     Raises:
@@ -57,9 +62,8 @@ class Sampler:
     def __init__(
         self,
         model: Callable[..., Any] | Sequence[Callable[..., Any]],
-        plan: Plan,
+        plan: Plan | None = None,
         *,
-        negative: Callable[..., Any] | None = None,
         shape: Sequence[int] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -68,149 +72,113 @@ class Sampler:
         graph: str = "auto",
         concurrency: int = 1,
     ) -> None:
-        self.models: tuple[Callable[..., Any], ...] = networks_of(model)
-        if negative is not None:
-            check_model(negative, "negative")
-        if not isinstance(plan, Plan):
+        models = networks_of(model)
+        if plan is not None and not isinstance(plan, Plan):
             raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
-        like = parameter(self.models[0])
-        self.negative, self.plan = negative, plan
+        like = parameter(models[0])
         self.backend = check_choice("backend", backend, BACKENDS)
         self.concurrency = check_sizes("concurrency", [concurrency])[0]
-        self.shape = _batch_shape(self.models[0], shape)
-        self.device = torch.empty(0, device=device or (like.device if like is not None else "cpu")).device
-        self.graph = check_graph(graph, self.device)
-        self.dtype = check_dtype("dtype", dtype, (torch.float32, torch.float16, torch.bfloat16, torch.float64))
-        if self.dtype is None and like is not None:
-            self.dtype = like.dtype
-        self.time_dtype = check_dtype("time_dtype", time_dtype, (torch.float32, torch.int64))
-        self._report: Report | None = None
+        place = torch.empty(0, device=device or (like.device if like is not None else "cpu")).device
+        self.graph = check_graph(graph, place)
+        wanted = check_dtype("dtype", dtype, (torch.float32, torch.float16, torch.bfloat16, torch.float64))
+        self._setup = Setup(
+            models=models,
+            plan=plan,
+            shape=_batch_shape(models[0], shape),
+            device=place,
+            dtype=like.dtype if wanted is None and like is not None else wanted,
+            time_dtype=check_dtype("time_dtype", time_dtype, (torch.float32, torch.int64)),
+            guided=self._with_guidance,
+            once=self._once,
+        )
         self._preparing = threading.Lock()  # two at once could each hold a part of the graphs, and wait for the rest
         self.reset()
 
     def reset(self) -> None:
         """Forget buffers, graphs, tables, sizes that were prepared and what is known of the network's outputs."""
-        self.memory = Memory()
+        self.cache = Cache()
         self.batches: list[int] = []
 
     @property
+    def models(self) -> tuple[Callable[..., Any], ...]:
+        """The networks. Others need another sampler."""
+        return self._setup.models
+
+    @property
     def model(self) -> Callable[..., Any]:
-        """The network, or the first of several. Another one needs another sampler."""
+        """The network, or the first of several."""
         return self.models[0]
 
     @property
-    def report(self) -> Report:
-        """How the last finished call ran.
+    def plan(self) -> Plan | None:
+        """The plan of requests that bring none."""
+        return self._setup.plan
 
-        Raises:
-            RuntimeError: none has finished.
-        """
-        if self._report is None:
-            raise RuntimeError("report: no call has finished yet")
-        return self._report
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(batch, *sample shape); the batch is that of a request with one seed."""
+        return self._setup.shape
 
-    def __call__(
-        self,
-        *,
-        seeds: int | Sequence[int] = 0,
-        noise: Tensor | None = None,
-        state: Tensor | None = None,
-        noises: Callable[[int], Tensor] | None = None,
-        init: Tensor | None = None,
-        known: Tensor | None = None,
-        mask: Tensor | None = None,
-        cond: Mapping[str, Any] | None = None,
-        uncond: Mapping[str, Any] | None = None,
-        guidance: float | Sequence[float] | None = None,
-        guidance_interval: tuple[float, float] | None = None,
-        plan: Plan | Sequence[Plan] | None = None,
-        progress: bool = False,
-        on_step: Callable[[Step], Any] | None = None,
-        cancel: Cancel | None = None,
-        on_nan: str = "raise",
-    ) -> Tensor:
-        """Sample. Returns float32 [B, *shape], contiguous (float64 where the network, noise or state is float64).
+    @property
+    def device(self) -> torch.device:
+        """Where the network, and so everything, is."""
+        return self._setup.device
 
-        Args:
-            seeds: s means s, s + 1, ...; a sequence gives one for each sample, and so the batch.
-            noise: standard normals [B, *shape] in place of the seeds' x_T; state: the start itself.
-            init: data [B, *shape] that is noised to the plan's first level, which `make_plan(start=)` or `strength=`
-                puts in the middle: image to image. In phase space data are [x_0, 0], the momentum's half zero.
-            known, mask: data [B, *shape] that the samples are to have where mask is 0; they are drawn where it is 1.
-            noises: index -> standard normals, in place of Philox: 0 is x_T, 1 the prologue's, i + 2 row i's.
-            cond: the network's keyword arguments; uncond: those without condition, for guidance; keys that it lacks
-                come from cond.
-            guidance: scale g of uncond + g (cond - uncond), one or one for each row; default the plan's.
-            guidance_interval: (low, high) in sigma/alpha: the scale holds for rows called within, see
-                `Plan.with_guidance`; the others are evaluated once.
-            plan: another plan, or one for each sample: they may differ in solver and length.
-            on_step: called after each row with a `Step`. On a CUDA device the row before has ended, this one
-                is under way.
-            cancel: a `Cancel` by which another thread can end the call.
-            on_nan: raise `NonFiniteError` at the end, mark (those samples become NaN), or ignore.
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the network's input; None where it is the state's."""
+        return self._setup.dtype
+
+    @property
+    def time_dtype(self) -> torch.dtype | None:
+        """Of the network's times; None where it is the state's."""
+        return self._setup.time_dtype
+
+    @with_fields_of(Request)
+    def __call__(self, request: Request) -> Tensor:
+        """`run` for the samples alone: float32 [B, *shape], contiguous (float64 where network, noise or state is)."""
+        return self.run(request).samples
+
+    def run(self, request: Request) -> Result:
+        """Sample.
 
         Raises:
             TypeError, ValueError: naming the argument, before the first network call.
             NonFiniteError, Cancelled: both carry what was computed.
         """
         began = time.perf_counter()
-        check_choice("on_nan", on_nan, ON_NAN)
-        check_callable("on_step", on_step)
-        if cancel is not None and not isinstance(cancel, Cancel):
-            raise TypeError(f"cancel must be a Cancel, got {type(cancel).__name__}")
+        call = resolve(request, self._setup)
+        call = call.padded(self._batch_for(call.batch))
+        positions, ran = call.positions(), []
+        samples, snapshot = None, None
         bad: tuple[BadSample, ...] = ()
-        request = self._request(
-            seeds=seeds,
-            noise=noise,
-            state=state,
-            noises=noises,
-            init=init,
-            known=known,
-            mask=mask,
-            cond=cond,
-            uncond=uncond,
-            guidance=guidance,
-            guidance_interval=guidance_interval,
-            plan=plan,
-        )
-        request = request.padded(self._batch_for(request.batch))
-        carry, ran = None, []
-        with self._modes(), progress_bar(progress, request.plans[0].solver, request.nfe) as advance:
-            for stretch in request.stretches:
-                trajectory = self._trajectory(request, stretch, carry)
-                with take_place(self.memory, trajectory, self.graph, self.concurrency) as place:
-                    samples = self._run(trajectory, place, advance if progress else None, on_step, cancel)
-                    if stretch.stop < request.nfe:
-                        carry = place.workspace.carry()
-                    elif on_nan != "ignore":
-                        with ranges.marked("finish"):
-                            bad = trajectory.bad(place.workspace, samples)
-                ran.append((trajectory, place))
-        self._report = report_of(self.memory, ran, bad, time.perf_counter() - began)
-        if bad and on_nan == "raise":
+        with self._modes(), progress_bar(request.progress, call.plans[0].solver, call.nfe) as advance:
+            for kind, count in call.segments:
+                segment = self._segment(call, positions, kind, count, snapshot)
+                with take_executor(self.cache, segment, positions, self.graph, self.concurrency) as executor:
+                    samples = self._run(request, executor, positions, advance)
+                    if positions.run < call.nfe:
+                        snapshot = executor.workspace.snapshot()
+                    elif request.on_nan != "ignore":
+                        with nvtx.marked("finish"):
+                            bad = bad_samples(executor.segment, executor.workspace, samples)
+                ran.append(executor)
+        assert samples is not None
+        if bad and request.on_nan == "raise":
             raise NonFiniteError(bad, samples)
         if bad:
             samples[[b.sample for b in bad]] = float("nan")
-        return samples
+        return Result(samples, report_of(self.cache, ran, time.perf_counter() - began), bad)
 
-    def prepare(
-        self,
-        batches: Iterable[int],
-        *,
-        cond: Mapping[str, Any] | None = None,
-        uncond: Mapping[str, Any] | None = None,
-        guidance: float | Sequence[float] | None = None,
-        guidance_interval: tuple[float, float] | None = None,
-        plan: Plan | Sequence[Plan] | None = None,
-    ) -> None:
+    def prepare(self, batches: Iterable[int], example: Request | None = None) -> None:
         """Make everything for these batch sizes now: compile, capture, allocate. Later requests are filled up to them.
 
         A request runs with the next larger size, halted samples standing behind its own; one above all sizes runs as it
         is. Without CUDA graphs the network is called once for each size.
 
         Args:
-            cond, uncond, guidance, guidance_interval, plan: an example of later calls, for a batch of `shape[0]`:
-                values do not matter, forms do, and where there is guidance.
+            example: of later requests, for a batch of `shape[0]`: values do not matter, forms do, and where there is
+                guidance. How it is watched does not matter.
 
         Raises:
             TypeError, ValueError: naming the argument.
@@ -218,116 +186,93 @@ class Sampler:
         sizes = sorted(set(check_sizes("batches", batches)))
         if len(sizes) > graphs.KEPT:
             raise ValueError(f"batches must have at most {graphs.KEPT} entries, got {len(sizes)}")
-        example = self._request(
-            seeds=range(self.shape[0]),
-            cond=cond,
-            uncond=uncond,
-            guidance=guidance,
-            guidance_interval=guidance_interval,
-            plan=plan,
-        )
+        call = resolve(Request() if example is None else example, self._setup)
         with self._preparing, self._modes():
             for size in reversed(sizes):  # the largest first: what it takes, smaller ones may find free again
-                self._prepare(example.resized(size))
+                self._prepare(call.resized(size))
         self.batches = sizes
 
-    def _prepare(self, request: Request) -> None:
-        carry = None
-        for stretch in request.stretches:
-            trajectory = self._trajectory(request, stretch, carry)
+    def _prepare(self, call: Call) -> None:
+        positions, snapshot = call.positions(), None
+        for kind, count in call.segments:
+            segment = self._segment(call, positions, kind, count, snapshot)
             with contextlib.ExitStack() as stack:
                 for _ in range(self.concurrency):
-                    place = stack.enter_context(take_place(self.memory, trajectory, self.graph, self.concurrency))
-                carry = place.workspace.carry()
+                    taken = take_executor(self.cache, segment, positions, self.graph, self.concurrency)
+                    snapshot = stack.enter_context(taken).workspace.snapshot()
+            positions.advance(segment.length)
 
     def _batch_for(self, batch: int) -> int:
         """The next size that was prepared, else the batch itself."""
         at = bisect.bisect_left(self.batches, batch)
         return self.batches[at] if at < len(self.batches) else batch
 
-    def _request(self, **arguments: Any) -> Request:
-        return complete(
-            default=self.plan,
-            networks=self.models,
-            negative=self.negative,
-            guided=self._with_guidance,
-            shape=self.shape,
+    def _segment(self, call: Call, positions: Positions, kind: Kind, count: int, snapshot: Registers | None) -> Segment:
+        return Segment(
+            call=call,
+            kind=kind,
+            evaluation=evaluation_of(call, kind, self.models),
+            at=tuple(positions.at),
+            length=count,
+            table=self._table(call.distinct, call.state_dtype),
+            backend=choose_backend(self.backend, self.device, call.state_dtype),
             device=self.device,
-            dtype=self.dtype,
-            time_dtype=self.time_dtype,
-            **arguments,
-        )
-
-    def _trajectory(self, request: Request, stretch: Stretch, carry: Registers | None) -> Trajectory:
-        return Trajectory(
-            self.models[stretch.model],
-            request,
-            self._table(request.plans, request.state_dtype),
-            choose_backend(self.backend, self.device, request.state_dtype),
-            stretch=stretch,
-            carry=carry,
-            negative=self.negative,
-            device=self.device,
-            network=self.dtype or request.state_dtype,
-            time=self.time_dtype or request.state_dtype,
+            network=self.dtype or call.state_dtype,
+            time=self.time_dtype or call.state_dtype,
+            snapshot=snapshot,
         )
 
     @contextlib.contextmanager
     def _modes(self) -> Iterator[None]:
         # inference tensors have no version counters, and buffers made in inference mode cannot be used outside it
-        with torch.inference_mode(False), torch.no_grad(), self._current_device():
+        inference = torch.inference_mode(False) if torch.is_inference_mode_enabled() else _NOTHING
+        with inference, torch.no_grad(), self._current_device():
             yield
 
     def _current_device(self) -> contextlib.AbstractContextManager[Any]:
         """Kernels are launched on the current device, which need not be the model's."""
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else _NOTHING
 
-    def _with_guidance(
-        self, plans: tuple[Plan, ...], scale: float | tuple[float, ...], interval: tuple[float, float] | None
-    ) -> tuple[Plan, ...]:
-        def guided(plan: Plan) -> Plan:
-            key = id(plan), scale, interval
-            return self.memory.guided.get(key, lambda: (plan, plan.with_guidance(scale, interval)))[1]
+    def _with_guidance(self, plan: Plan, scale: Any, interval: tuple[float, float] | None) -> Plan:
+        key = id(plan), scale, interval
+        return self.cache.guided.get(key, lambda: (plan, plan.with_guidance(scale, interval)))[1]
 
-        made = {id(plan): guided(plan) for plan in distinct(plans)}
-        return tuple(made[id(plan)] for plan in plans)
+    def _once(self, key: Any, make: Callable[[], Plan]) -> Plan:
+        return self.cache.checked.get(key, make)
 
     def _table(self, plans: tuple[Plan, ...], dtype: torch.dtype) -> Table:
-        unique = distinct(plans)
         # the entry holds the plans, so their ids stay theirs; what one stream writes no other may read unasked
-        key = (dtype, stream_of(self.device), *map(id, unique))
-        return self.memory.tables.get(key, lambda: (unique, build(unique, dtype, self.device)))[1]
+        key = (dtype, stream_of(self.device), *map(id, plans))
+        return self.cache.tables.get(key, lambda: (plans, build(plans, dtype, self.device)))[1]
 
-    def _run(
-        self,
-        trajectory: Trajectory,
-        place: Place,
-        advance: Callable[[], None] | None,
-        on_step: Callable[[Step], Any] | None,
-        cancel: Cancel | None,
+    def _run(self, request: Request, executor: Executor, positions: Positions, advance: Callable[[], None]) -> Tensor:
+        """A segment's rows: in one go where nobody looks on; a loop on the device can be cancelled there."""
+        call, cancel = executor.segment.call, request.cancel
+        watched = request.progress or request.on_step is not None or call.origin.known is not None
+        if watched or call.noise is not None or (cancel is not None and executor.cancelable is None):
+            return self._row_by_row(request, executor, positions, advance)
+        rows = executor.segment, executor.workspace, executor.rows, positions
+        if cancel is None or executor.cancelable is None:
+            return run_segment(*rows, at_once=executor.segment.length)
+        with executor.cancelable(cancel):
+            samples = run_segment(*rows, at_once=executor.segment.length)
+            check_ended(executor.segment, executor.workspace, positions, samples)
+        return samples
+
+    def _row_by_row(
+        self, request: Request, executor: Executor, positions: Positions, advance: Callable[[], None]
     ) -> Tensor:
-        """The stretch's rows: in one go where nobody looks on; a loop on the device can be cancelled there."""
-        nfe, workspace = trajectory.request.nfe, place.workspace
-        watched = advance is not None or on_step is not None or trajectory.request.known is not None
-        loop = None if cancel is None or watched else place.cancelable
-        by_row = watched or (cancel is not None and loop is None)
+        segment, workspace, cancel = executor.segment, executor.workspace, request.cancel
         pace = Pace(self.device)
 
-        def after(index: int, count: int) -> None:
-            if not by_row:
-                return
+        def after(done: int) -> None:
             pace.tick()
-            if advance is not None:
-                advance()
-            if cancel is not None and cancel.is_set() and index + count < nfe:
-                raise Cancelled(index, trajectory.samples(workspace), None)
+            advance()
+            if cancel is not None and cancel.is_set() and done < segment.call.nfe:
+                raise Cancelled(done - 1, samples_of(segment, workspace), None)
 
-        linked = contextlib.nullcontext() if cancel is None or loop is None else loop(cancel)
-        with linked:
-            samples = trajectory.run(workspace, place.rows, at_once=1 if by_row else nfe, on_step=on_step, after=after)
-            if loop is not None:
-                trajectory.check_ended(workspace, samples)
-        return samples
+        rows = segment, workspace, executor.rows, positions
+        return run_segment(*rows, at_once=1, on_step=request.on_step, after=after)
 
 
 def _batch_shape(model: Any, shape: Sequence[int] | None) -> tuple[int, ...]:

@@ -6,22 +6,19 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+from pndm_fast.plan.checks import choose
 from pndm_fast.plan.coefficients import combine
 from pndm_fast.plan.curves import Array
 from pndm_fast.plan.levels import Level
-from pndm_fast.plan.plan import SLOT, STATE, Plan
+from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.quadrature import against, exponential, integral
+from pndm_fast.plan.row import SLOT, STATE
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import PlanBuilder
+from pndm_fast.solvers.builder import PlanBuilder, check_order
 from pndm_fast.solvers.registry import solver
 
 VARIABLES = ("t", "rho", "log_rho")
-Weights = Callable[[int, int], list[float]]  # of step i, for its k newest slopes
-
-
-def _check_order(order: int, most: int) -> None:
-    if not 1 <= order <= most:
-        raise ValueError(f"order must be 1 to {most}, got {order!r}")
+Weights = Callable[[int, int], list[float]]  # of step i, for its k newest slopes or fewer
 
 
 def _place(rows: PlanBuilder, at: Level) -> float:
@@ -38,8 +35,9 @@ def _straight(rows: PlanBuilder, order: int, weights_of: Weights) -> Plan:
         target = rows.level(s)
         measure = target.alpha if rows.kind == "eps" else target.alpha + target.sigma
         phi = rows.transfer(t, s)
-        history = [SLOT[(i - j) % order] for j in range(k)]
-        y = phi(STATE, 0 * STATE) + measure * combine(weights_of(i, k), history)
+        weights = weights_of(i, k)
+        history = [SLOT[(i - j) % order] for j in range(len(weights))]
+        y = phi(STATE, 0 * STATE) + measure * combine(weights, history)
         rows.call(t, i % order, y, s)
     return rows.plan()
 
@@ -54,7 +52,7 @@ def ipndm_v(schedule: Schedule, times: Sequence[float], *, order: int = 4, predi
     Raises:
         ValueError: order outside 1..4, times not decreasing.
     """
-    _check_order(order, 4)
+    check_order(order, 4)
     rows = PlanBuilder("ipndm-v", schedule, times, prediction)
     for i, (t, s) in enumerate(pairwise(rows.times)):
         k = min(order, i + 1)
@@ -74,7 +72,7 @@ def lms(schedule: Schedule, times: Sequence[float], *, order: int = 4, predictio
     Raises:
         ValueError: order outside 1..4, times not decreasing.
     """
-    _check_order(order, 4)
+    check_order(order, 4)
     rows = PlanBuilder("lms", schedule, times, prediction)
     places = [_place(rows, rows.level(t)) for t in rows.times]
     return _straight(rows, order, lambda i, k: integral([places[i - j] for j in range(k)], places[i], places[i + 1]))
@@ -103,15 +101,13 @@ def deis(
     Raises:
         ValueError: unknown variable, order outside 1..3, times not decreasing, lower_order_final of another variable.
     """
-    _check_order(order, 3)
-    if variable not in VARIABLES:
-        raise ValueError(f"variable must be one of {', '.join(VARIABLES)}, got {variable!r}")
+    check_order(order, 3)
+    choose("variable", variable, VARIABLES)
     if lower_order_final is not None and variable != "log_rho":
         raise ValueError(f"lower_order_final must be None unless variable='log_rho', got {lower_order_final!r}")
     if schedule.scale == "flow":
         raise ValueError("schedule must have alpha > 0 for deis, got flow: lms and ipndm-v are its like there")
     rows = PlanBuilder("deis", schedule, times, prediction)
-    lower = rows.steps < 15 if lower_order_final is None else lower_order_final
 
     def rho(t: Array) -> Array:
         value: Array = schedule.sigma(t) / schedule.alpha(t)
@@ -124,13 +120,9 @@ def deis(
         places = [_place(rows, rows.level(time)) for time in (*past, s)]
         if variable == "rho":
             return integral(places[:-1], places[0], places[-1])
-        if lower:
-            k = min(k, rows.steps - i)
         if places[-1] == 0:
-            return [-places[0], *[0.0] * (len(past) - 1)]
-        return [
-            *exponential([math.log(p) for p in places[:k]], math.log(places[0]), math.log(places[-1])),
-            *[0.0] * (len(past) - k),
-        ]
+            return [-places[0]]
+        k = rows.order_at(i, order, lower_order_final)
+        return exponential([math.log(p) for p in places[:k]], math.log(places[0]), math.log(places[-1]))
 
     return _straight(rows, order, weights)

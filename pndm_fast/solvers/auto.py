@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pndm_fast.plan.grids import make_grid
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.schedule import Schedule
+from pndm_fast.solvers.grid import DEFAULT_STEPS, GridSpec
 
 AUTO = "auto"
-DEFAULT_STEPS = 50
-# what stands where it is given, and what goes on as it is
-_GRID = ("spacing", "times", "sigmas")
-_KNOWN = (*_GRID, "steps", "nfe", "final", "t_min", "start", "strength", "clip", "integer_times", "prediction")
 LAST = 0.0469  # sigma / alpha at t = 10 of the linear schedule: where the table's "to 10" grids make their last call
 
 
@@ -77,27 +74,26 @@ def default_solver(schedule: Schedule | PSLD | None) -> str:
     return AUTO if isinstance(schedule, PSLD) else "f-pndm"
 
 
-def settle(schedule: Schedule | PSLD, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A solver's name and `make_plan`'s arguments for auto's.
+def settle(
+    schedule: Schedule | PSLD, grid: GridSpec, options: Mapping[str, Any]
+) -> tuple[str, GridSpec, dict[str, Any]]:
+    """A solver's name, grid and options for auto's.
 
-    The number of calls decides: nfe, or as many as there are steps, before `start` or `strength` takes some away. What
+    The number of calls decides: nfe, or as many as there are steps, before t_start or strength takes some away. What
     is given of the grid stands, and the solver is the same.
 
     Raises:
-        ValueError: a solver's option, or compat.
+        ValueError: a solver's option.
     """
-    given = {name: value for name, value in arguments.items() if value is not None}
-    for name in given:
-        if name not in _KNOWN:
-            raise ValueError(f"{name!r} cannot go with solver 'auto', which chooses the options: name a solver")
-    points: Any = given.get("times", given.get("sigmas", ()))
+    for name in options:
+        raise ValueError(f"{name!r} cannot go with solver 'auto', which chooses the options: name a solver")
+    points: Any = grid.times if grid.sigmas is None else grid.sigmas
     count = len(points) - 1 if hasattr(points, "__len__") and len(points) > 1 else DEFAULT_STEPS
-    calls: Any = given.get("nfe", given.get("steps", count))
+    calls: Any = next((given for given in (grid.nfe, grid.steps) if given is not None), count)
     choice = recommend(schedule, int(calls) if is_integer(calls) else DEFAULT_STEPS)  # another type is refused later
-    own: dict[str, Any] = {}
-    if choice.spacing is not None and not any(name in given for name in _GRID):
-        own["spacing"] = choice.spacing
-        last = None if given.get("final") == "min" else choice.last  # min goes to the schedule's own end
-        if last is not None and isinstance(schedule, Schedule):
-            own["t_min"] = round(max(float(schedule.time_at(-math.log(last))), schedule.floor), 6)
-    return choice.solver, {**own, **given, **choice.options}
+    if choice.spacing is not None and grid.spacing is None and grid.explicit is None:
+        grid = replace(grid, spacing=choice.spacing)
+        last = None if grid.final == "min" else choice.last  # min goes to the schedule's own end
+        if grid.t_min is None and last is not None and isinstance(schedule, Schedule):
+            grid = replace(grid, t_min=round(max(float(schedule.time_at(-math.log(last))), schedule.floor), 6))
+    return choice.solver, grid, choice.options

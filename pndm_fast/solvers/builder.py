@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 from pndm_fast.plan.coefficients import Transfer, level, log_snr, network_input, preview, to_store
 from pndm_fast.plan.grids import check_times
 from pndm_fast.plan.levels import Level, Levels
-from pndm_fast.plan.plan import ANCHOR, Form, OutputMap, Plan, Prologue, Row
+from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.row import ANCHOR, Form, OutputMap, Prologue, Row
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.solvers.registry import SOLVER_INFO
 
+FEW_STEPS = 15
+
 
 class PlanBuilder:
-    """PlanBuilder of one plan. The slots hold `kind`: eps, x0 or flow.
+    """The rows of one plan, one call after another. The slots hold `kind`: eps, x0 or flow.
 
     The default kind is the slope along which a noiseless path is straight: eps against sigma / alpha, for x / alpha; on
     flow schedules flow = eps - x_0 against t, for x itself.
@@ -42,6 +45,18 @@ class PlanBuilder:
         """The state before the first call is at t; noise is scaled to it where x_t is not of unit variance."""
         self._anchor = self.level(t)
         self.prologue = Prologue(p0=1.0 if self.schedule.scale == "vp" else self._anchor.sigma)
+
+    def order_at(self, i: int, order: int, lower_order_final: bool | None = False) -> int:
+        """The order of a multistep's step i: lower while the history is short, and 1 for a step to sigma = 0.
+
+        Args:
+            lower_order_final: whether the last steps are of lower order too; None is where there are fewer than 15
+                steps, as the authors of DPM-Solver advise.
+        """
+        if self.level(self.times[i + 1]).sigma == 0:
+            return 1
+        lower = self.steps < FEW_STEPS if lower_order_final is None else lower_order_final
+        return min(order, i + 1, self.steps - i if lower else order)
 
     def level(self, t: float) -> Level:
         if t not in self._levels:
@@ -103,3 +118,15 @@ class PlanBuilder:
 
     def plan(self) -> Plan:
         return Plan(tuple(self.rows), self.name, self.steps, self.prediction, self.prologue)
+
+
+def check_order(order: int, most: int) -> None:
+    """Refuse an order outside 1 to `most`."""
+    if not 1 <= order <= most:
+        raise ValueError(f"order must be 1 to {most}, got {order!r}")
+
+
+def check_eta(eta: float) -> None:
+    """Refuse a stochasticity outside 0 (none) to 1 (the posterior's)."""
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be in [0, 1], got {eta}")

@@ -6,18 +6,20 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from pndm_fast.plan.checks import choose
 from pndm_fast.plan.coefficients import Transfer, ancestral
-from pndm_fast.plan.plan import ANCHOR, NOISE, SLOT, STATE, Form, Plan
+from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.quadrature import moment
+from pndm_fast.plan.row import ANCHOR, NOISE, SLOT, STATE, Form
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import PlanBuilder
+from pndm_fast.solvers.builder import PlanBuilder, check_eta
 from pndm_fast.solvers.registry import solver
 
 TYPES = ("midpoint", "heun")
 
 
 class Exponential(PlanBuilder):
-    """PlanBuilder of exponential integrators: exact in the linear part, polynomial in lam in the network's part.
+    """Rows of exponential integrators: exact in the linear part, polynomial in lam in the network's part.
 
     With x_0 ("data prediction") x_s = (sigma_s/sigma_t) x_t + alpha_s h int_0^1 exp(-h (1 - u)) x_0(u) du, u from 0
     at lam_t to 1 at lam_s, h = lam_s - lam_t. With eps ("noise prediction") the same holds after alpha <-> sigma and
@@ -34,8 +36,7 @@ class Exponential(PlanBuilder):
         solver_type: str = "midpoint",
         eta: float = 0.0,
     ) -> None:
-        if solver_type not in TYPES:
-            raise ValueError(f"solver_type must be one of {', '.join(TYPES)}, got {solver_type!r}")
+        choose("solver_type", solver_type, TYPES)
         if not 0 <= eta < math.inf:
             raise ValueError(f"eta must be 0 or positive, got {eta}")
         super().__init__(name, schedule, times, prediction, kind)
@@ -82,16 +83,9 @@ class Exponential(PlanBuilder):
 
 
 def _multistep(rows: Exponential, order: int, lower_order_final: bool | None, curved: float) -> Plan:
-    """Order 1, 2, ... while the history is short; a step to sigma = 0 is of order 1.
-
-    lower_order_final: None is fewer than 15 steps, as its authors advise.
-    """
-    lower = rows.steps < 15 if lower_order_final is None else lower_order_final
+    """One call a step, the history in place of stages; `curved` as in `Exponential.third`."""
     for i, (t, s) in enumerate(pairwise(rows.times)):
-        left = rows.steps - i
-        k = min(order, i + 1, left if lower else order)
-        if rows.level(s).sigma == 0:
-            k = 1
+        k = rows.order_at(i, order, lower_order_final)
         past = [SLOT[(i - j) % order] for j in range(k)]
         if k == 1:
             y = rows.step(t, s, STATE, [(1.0, 0, past[0])])
@@ -353,8 +347,7 @@ def dpmpp_sde(
     Raises:
         ValueError: times not decreasing, eta outside [0, 1], r outside (0, 1).
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in [0, 1], got {eta}")
+    check_eta(eta)
     if not 0 < r < 1:
         raise ValueError(f"r must be in (0, 1), got {r}")
     rows = PlanBuilder("dpmpp-sde", schedule, times, prediction, "x0")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
-from pndm_fast.plan.coefficients import Transfer, combine
-from pndm_fast.plan.plan import ANCHOR, SLOT, STATE, Form, OutputMap, Plan
+from pndm_fast.plan.coefficients import Transfer
+from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.row import ANCHOR, Form, OutputMap
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.solvers.builder import PlanBuilder
-from pndm_fast.solvers.pndm import adams_bashforth, middle_of, runge_kutta
+from pndm_fast.solvers.pndm import adams_bashforth, runge_kutta
 from pndm_fast.solvers.registry import solver
 
 
 class _Classical(PlanBuilder):
-    """PlanBuilder under the classical transfer x + (t - s) g; the slots hold g, the derivative against time.
+    """Rows under the classical transfer x + (t - s) g; the slots hold g, the derivative against time.
 
     g = (phi(x, eps; t -> t - delta) - x) / delta, or its limit for delta = 0: -(d log alpha / dt) (x - eps / sigma).
     """
@@ -80,7 +80,7 @@ def fon_rk4(
         ValueError: fewer than 4 steps, times not decreasing, negative delta.
     """
     rows = _Classical("fon-rk4", schedule, times, prediction, delta)
-    runge_kutta(rows, 3, integer_times)
+    runge_kutta(rows, integer_times)
     adams_bashforth(rows, order=4, first=3)
     return rows.plan()
 
@@ -103,19 +103,11 @@ def fon(
         ValueError: fewer than 4 steps, times not decreasing, negative delta.
     """
     rows = _Classical("fon", schedule, times, prediction, delta)
-    for i, (t, s) in enumerate(pairwise(rows.times[:4])):
-        middle = middle_of(t, s, integer_times)
+
+    def stage(t: float, eps: Form) -> Form:
         a, b = rows.derivative(t)
-        g1 = SLOT[i]
-        g2, g3, g4 = (a * ANCHOR + b * SLOT[k] for k in (3, 4, 5))
-        half, whole = rows.transfer(t, middle), rows.transfer(t, s)
+        return a * ANCHOR + b * eps
 
-        def stage(time: float, slot: int, y: Form, to: float, ends: bool = False) -> None:
-            rows.call(time, slot, y, to, ends=ends, kind="eps")
-
-        rows.call(t, i, half(STATE, g1), middle, x=STATE, ends=False)
-        stage(middle, 3, half(ANCHOR, g2), middle)
-        stage(middle, 4, whole(ANCHOR, g3), s)
-        stage(s, 5, whole(ANCHOR, combine((1 / 6, 1 / 3, 1 / 3, 1 / 6), (g1, g2, g3, g4))), s, ends=True)
+    runge_kutta(rows, integer_times, stage, kind="eps")
     adams_bashforth(rows, order=4, first=3)
     return rows.plan()

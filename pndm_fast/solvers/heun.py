@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pndm_fast.plan.plan import ANCHOR, NOISE, SLOT, STATE, Form, Plan, Prologue
+from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.row import ANCHOR, NOISE, SLOT, STATE, Form, Prologue
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.registry import solver

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from pndm_fast.plan.checks import choose
 from pndm_fast.plan.coefficients import Transfer, ancestral
-from pndm_fast.plan.plan import NOISE, SLOT, STATE, Plan
+from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.psld import PSLD
+from pndm_fast.plan.row import NOISE, SLOT, STATE
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import PlanBuilder
+from pndm_fast.solvers.builder import PlanBuilder, check_eta
 from pndm_fast.solvers.phase.langevin import euler as phase_euler
 from pndm_fast.solvers.registry import solver
 
@@ -34,8 +36,7 @@ def ddpm(
     Raises:
         ValueError: unknown variance, times not decreasing.
     """
-    if variance not in ("small", "large"):
-        raise ValueError(f"variance must be 'small' or 'large', got {variance!r}")
+    choose("variance", variance, ("small", "large"))
     plan = _one_step("ddpm", schedule, times, 1.0, prediction)
     if variance == "small":
         return plan
@@ -106,8 +107,7 @@ def euler_ancestral(
 
 
 def _one_step(name: str, schedule: Schedule, times: Sequence[float], eta: float, prediction: str) -> Plan:
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in [0, 1], got {eta}")
+    check_eta(eta)
     rows = PlanBuilder(name, schedule, times, prediction)
     for t, s in pairwise(rows.times):
         source = rows.level(t)

@@ -6,14 +6,20 @@ The gradient part says which combination of eps goes in. PNDM, Liu et al. 2022, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from pndm_fast.plan.coefficients import ADAMS_BASHFORTH, combine
-from pndm_fast.plan.plan import ANCHOR, SLOT, STATE, Plan
+from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.row import ANCHOR, SLOT, STATE, Form
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import PlanBuilder
+from pndm_fast.solvers.builder import PlanBuilder, check_order
 from pndm_fast.solvers.registry import solver
+
+START_STEPS = 3  # of the Runge-Kutta start
+STAGE_SLOTS = 3, 4, 5  # of its calls that the history leaves out
+BEGIN, MIDDLE, END = range(3)  # of a step
 
 
 def adams_bashforth(rows: PlanBuilder, order: int, first: int = 0) -> None:
@@ -33,20 +39,46 @@ def improved_euler(rows: PlanBuilder) -> None:
     rows.call(s, 1, phi(ANCHOR, (SLOT[0] + SLOT[1]) / 2), s)
 
 
-def runge_kutta(rows: PlanBuilder, steps: int, integer_times: bool) -> None:
-    """First steps with gradient part (e_1 + 2 e_2 + 2 e_3 + e_4)/6; only e_1 enters the history."""
-    for i, (t, s) in enumerate(pairwise(rows.times[: steps + 1])):
-        middle = middle_of(t, s, integer_times)
-        half, whole = rows.transfer(t, middle), rows.transfer(t, s)
-        e1, e2, e3, e4 = SLOT[i], *SLOT[3:6]
-        rows.call(t, i, half(STATE, e1), middle, x=STATE, ends=False)
-        rows.call(middle, 3, half(ANCHOR, e2), middle, ends=False)
-        rows.call(middle, 4, whole(ANCHOR, e3), s, ends=False)
-        rows.call(s, 5, whole(ANCHOR, combine((1 / 6, 1 / 3, 1 / 3, 1 / 6), (e1, e2, e3, e4))), s)
+def runge_kutta(
+    rows: PlanBuilder, integer_times: bool, stage: Callable[[float, Form], Form] | None = None, kind: str | None = None
+) -> None:
+    """The first three steps, four calls each; only the first call of a step enters the history.
+
+    Args:
+        integer_times: round the middle of a step down to an integer.
+        stage: the gradient part of a later call, from the step's time and the call's slot; default the slot itself.
+        kind: what the slots of those calls hold.
+    """
+    for i, (t, s) in enumerate(pairwise(rows.times[: START_STEPS + 1])):
+        places = t, float(math.floor((t + s) / 2)) if integer_times else (t + s) / 2, s
+        read = [SLOT[i], *(SLOT[k] if stage is None else stage(t, SLOT[k]) for k in STAGE_SLOTS)]
+        for called, slot, base, gradient, to in start_stages(i, read):
+            y = rows.transfer(t, places[to])(base, gradient)
+            own = None if slot == i else kind
+            rows.call(places[called], slot, y, places[to], x=base, kind=own, ends=called == END)
 
 
-def middle_of(t: float, s: float, integer_times: bool) -> float:
-    return float(math.floor((t + s) / 2)) if integer_times else (t + s) / 2
+class Stage(NamedTuple):
+    """A call of the Runge-Kutta start: where it is made and to where it moves `base` along `gradient`."""
+
+    called: int
+    slot: int
+    base: Form
+    gradient: Form
+    to: int
+
+
+def start_stages(i: int, read: Sequence[Form]) -> tuple[Stage, ...]:
+    """The four calls of step i, with gradient part (e_1 + 2 e_2 + 2 e_3 + e_4)/6 at last; `read` has e_1 to e_4."""
+    e1, e2, e3, e4 = read
+    mean = combine((1 / 6, 1 / 3, 1 / 3, 1 / 6), (e1, e2, e3, e4))
+    first, second, third = STAGE_SLOTS
+    return (
+        Stage(BEGIN, i, STATE, e1, MIDDLE),
+        Stage(MIDDLE, first, ANCHOR, e2, MIDDLE),
+        Stage(MIDDLE, second, ANCHOR, e3, END),
+        Stage(END, third, ANCHOR, mean, END),
+    )
 
 
 @solver("s-pndm", order=2, min_steps=2, extra_calls=1)
@@ -77,7 +109,7 @@ def f_pndm(schedule: Schedule, times: Sequence[float], *, integer_times: bool = 
         ValueError: fewer than 4 steps, times not decreasing.
     """
     rows = PlanBuilder("f-pndm", schedule, times, prediction)
-    runge_kutta(rows, 3, integer_times)
+    runge_kutta(rows, integer_times)
     adams_bashforth(rows, order=4, first=3)
     return rows.plan()
 
@@ -106,8 +138,7 @@ def ipndm(schedule: Schedule, times: Sequence[float], *, order: int = 4, predict
     Raises:
         ValueError: order outside 1..4, times not decreasing.
     """
-    if order not in ADAMS_BASHFORTH:
-        raise ValueError(f"order must be 1, 2, 3 or 4, got {order!r}")
+    check_order(order, 4)
     rows = PlanBuilder("ipndm", schedule, times, prediction)
     adams_bashforth(rows, order)
     return rows.plan()

@@ -8,11 +8,13 @@ from itertools import pairwise
 
 import numpy as np
 
+from pndm_fast.plan.checks import choose
 from pndm_fast.plan.coefficients import Transfer
-from pndm_fast.plan.plan import ANCHOR, SLOT, STATE, Form, Plan
+from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.quadrature import moment
+from pndm_fast.plan.row import ANCHOR, SLOT, STATE, Form
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import PlanBuilder
+from pndm_fast.solvers.builder import PlanBuilder, check_order
 from pndm_fast.solvers.registry import solver
 
 VARIANTS = ("bh1", "bh2")
@@ -47,20 +49,15 @@ def unipc(
     Raises:
         ValueError: order outside 1..3, unknown variant or predict, times not decreasing.
     """
-    if not 1 <= order <= 3:
-        raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
-    for name, value, known in (("variant", variant, VARIANTS), ("predict", predict, PREDICTS)):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    check_order(order, 3)
+    choose("variant", variant, VARIANTS)
+    choose("predict", predict, PREDICTS)
     rows = _UniPC("unipc", schedule, times, prediction, predict)
     rows.bh1, previous = variant == "bh1", 0
-    lower = rows.steps < 15 if lower_order_final is None else lower_order_final
     for i, (t, s) in enumerate(pairwise(rows.times)):
         slots = [SLOT[(i - j) % (order + 1)] for j in range(min(i, order) + 1)]
         finite = sum(math.isfinite(rows.lam(time)) for time in rows.times[max(0, i - order + 1) : i + 1])
-        k = min(order, i + 1, rows.steps - i if lower else order, max(finite, 1))
-        if rows.level(s).sigma == 0:
-            k = 1
+        k = min(rows.order_at(i, order, lower_order_final), max(finite, 1))
         state = STATE
         if i > 0 and corrector and math.isfinite(rows.lam(rows.times[i - 1])):
             state = rows.correct(i, ANCHOR, slots, previous)
@@ -71,7 +68,7 @@ def unipc(
 
 
 class _UniPC(PlanBuilder):
-    """PlanBuilder of UniPC; with eps in place of x_0, alpha <-> sigma and lam -> -lam."""
+    """Rows of UniPC; with eps in place of x_0, alpha <-> sigma and lam -> -lam."""
 
     bh1 = False
 

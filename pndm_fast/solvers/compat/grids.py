@@ -1,4 +1,4 @@
-"""diffusers' grids: what the network is model_time and the sigma / alpha that goes with it."""
+"""diffusers' grids: the time that the network is told and the sigma / alpha that goes with it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pndm_fast.plan.checks import choose
 from pndm_fast.plan.curves import Array
 from pndm_fast.plan.grids import KARRAS_RHO, beta_quantiles
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.schedule import Schedule
 
+SPACINGS = ("leading", "linspace", "trailing")
 LEAST_ALPHA_BAR = 2.0**-24  # diffusers' stand-in for alpha = 0
 
 
 class Grid(NamedTuple):
-    """n model_time times, n + 1 values of sigma / alpha, and the model_time times of midpoints in lam."""
+    """The network's n times, n + 1 values of sigma / alpha, and the network's times at midpoints in lam."""
 
     model_time: Array
     rho: Array
@@ -27,51 +29,59 @@ class Grid(NamedTuple):
 
 def training_rho(schedule: Schedule) -> Array:
     """sigma / alpha at the training times."""
-    if not schedule.discrete:
-        raise ValueError(f"compat='diffusers' must have a discrete schedule, got {schedule.name}")
     bar = np.maximum(schedule.alpha(np.arange(schedule.last + 1)) ** 2, LEAST_ALPHA_BAR)
     return np.asarray(np.sqrt((1 - bar) / bar))
 
 
 def check_steps(schedule: Schedule, steps: Any) -> int:
-    """A number of steps that the training times allow."""
+    """A number of steps that the schedule's training times allow.
+
+    Raises:
+        ValueError: it has none, or fewer.
+    """
+    if not schedule.discrete:
+        raise ValueError(f"compat='diffusers' must have a discrete schedule, got {schedule.name}")
     length = int(schedule.last) + 1
     if not is_integer(steps) or not 1 <= steps <= length:
         raise ValueError(f"steps must be an integer in [1, {length}] for compat='diffusers', got {steps!r}")
     return int(steps)
 
 
-def model_times(schedule: Schedule, steps: int, spacing: str, offset: int, extra: bool) -> Array:
-    """Decreasing. `extra`: the multistep schedulers lay n + 1 points and drop the last; the others lay n."""
-    length = int(schedule.last) + 1
+def model_times(schedule: Schedule, steps: Any, spacing: str, offset: int, extra: bool) -> Array:
+    """Decreasing. `extra`: the multistep schedulers lay n + 1 points and drop the last; the others lay n.
+
+    Raises:
+        ValueError: steps, spacing or offset that leave no such grid.
+    """
+    steps, length = check_steps(schedule, steps), int(schedule.last) + 1
+    choose("spacing", spacing, SPACINGS)
+    if not 0 <= offset < length:
+        raise ValueError(f"steps_offset must be in [0, {length}), got {offset}")
     times: Array
     if spacing == "linspace":
         times = np.linspace(0, length - 1, steps + extra)[::-1][:steps]
         times = times.round() if extra else times
     elif spacing == "leading":
         times = np.arange(steps + extra, dtype=np.float64)[::-1][:steps] * (length // (steps + extra)) + offset
-    elif spacing == "trailing":
-        times = np.arange(length, 0, -length / steps).round() - 1
     else:
-        raise ValueError(f"spacing must be leading, linspace or trailing, got {spacing!r}")
+        times = np.arange(length, 0, -length / steps).round() - 1
     if len(times) != steps or times[-1] < 0:
         raise ValueError(f"steps must be a number whose trailing grid has as many points, got {steps}")
-    if times[0] >= length or times[-1] < 0:
-        raise ValueError(f"steps_offset must keep times in [0, {length}), got {times[0]:g}")
+    if times[0] >= length:
+        raise ValueError(f"steps_offset must keep times below {length}, got {times[0]:g}")
     return np.asarray(times, dtype=np.float64)
 
 
 def spread(sigmas: str, rho: Array, steps: int) -> Array:
     """Noise levels between the first and the last of rho: karras, exponential or beta."""
+    choose("sigma_spacing", sigmas, ("karras", "exponential", "beta"))
     ramp = np.linspace(0, 1, steps)
     if sigmas == "karras":
         low, high = rho[-1] ** (1 / KARRAS_RHO), rho[0] ** (1 / KARRAS_RHO)
         return np.asarray((high + ramp * (low - high)) ** KARRAS_RHO)
     if sigmas == "exponential":
         return np.asarray(np.exp(np.log(rho[0]) + ramp * (np.log(rho[-1]) - np.log(rho[0]))))
-    if sigmas == "beta":
-        return np.asarray(rho[-1] + beta_quantiles(1 - ramp) * (rho[0] - rho[-1]))
-    raise ValueError(f"sigma_spacing must be karras, exponential or beta, got {sigmas!r}")
+    return np.asarray(rho[-1] + beta_quantiles(1 - ramp) * (rho[0] - rho[-1]))
 
 
 def make(
@@ -85,17 +95,14 @@ def make(
     extra: bool,
 ) -> Grid:
     """`final`: zero; min (alpha-bar[0]); last (the last level again)."""
-    rho = training_rho(schedule)
-    steps = check_steps(schedule, steps)
     model_time = model_times(schedule, steps, spacing, steps_offset, extra)
+    steps, rho = len(model_time), training_rho(schedule)
     every = np.arange(len(rho))
     levels = np.interp(model_time, every, rho)
     if sigmas is not None:
         levels = spread(sigmas, rho[::-1] if extra else levels, steps)
         model_time = np.interp(np.log(levels), np.log(rho), every)
         model_time = (model_time.round() if sigmas == "karras" else np.trunc(model_time)) if extra else model_time
-    if final not in ("zero", "min", "last"):
-        raise ValueError(f"final_sigmas_type must be 'zero' or 'sigma_min', got {final!r}")
     end = {"zero": 0.0, "min": rho[0], "last": levels[-1]}[final]
     middles = np.interp((np.log(levels[:-1]) + np.log(levels[1:])) / 2, np.log(rho), every)
     return Grid(model_time, np.append(levels, end), middles)
@@ -104,7 +111,7 @@ def make(
 def plan_on(
     solver: Callable[..., Plan], grid: Grid, prediction: str, *, sigma_prior: bool = False, **options: Any
 ) -> Plan:
-    """A solver's plan on a grid of levels, model_time the grid's times.
+    """A solver's plan on a grid of levels, whose network is told the grid's times.
 
     Args:
         sigma_prior: the start is sigma_max z in unscaled data, which is sigma_T z here.

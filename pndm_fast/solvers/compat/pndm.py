@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-import numpy as np
+from itertools import pairwise
 
+from pndm_fast.plan.checks import choose
 from pndm_fast.plan.coefficients import ADAMS_BASHFORTH, Transfer, ancestral, combine, level, preview
 from pndm_fast.plan.levels import Level, Levels
-from pndm_fast.plan.numbers import is_integer
-from pndm_fast.plan.plan import ANCHOR, NOISE, SLOT, STATE, Form, Plan, Row
+from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.row import ANCHOR, NOISE, SLOT, STATE, Form, Row
 from pndm_fast.plan.schedule import Schedule
+from pndm_fast.solvers.builder import check_eta
+from pndm_fast.solvers.compat.grids import model_times
+from pndm_fast.solvers.pndm import BEGIN, END, STAGE_SLOTS, START_STEPS, start_stages
 
 
 class _DiffusersPNDM:
     """Rows of diffusers 0.42 `PNDMScheduler`: strides of T // N whatever the grid, alpha-bar of the told times."""
 
-    def __init__(self, schedule: Schedule, steps: int, prediction: str, set_alpha_to_one: bool, offset: int) -> None:
-        if not schedule.discrete:
-            raise ValueError(f"compat='diffusers' must have a discrete schedule, got {schedule.name}")
-        if prediction not in ("eps", "v"):
-            raise ValueError(f"prediction must be 'eps' or 'v' for compat='diffusers', got {prediction!r}")
-        self.schedule, self.prediction, self.offset = schedule, prediction, offset
-        self.length = int(schedule.last) + 1
-        if not is_integer(steps) or not 1 <= steps <= self.length:
-            raise ValueError(f"steps must be an integer in [1, {self.length}] for compat='diffusers', got {steps!r}")
-        if not 0 <= offset < self.length:
-            raise ValueError(f"steps_offset must be in [0, {self.length}), got {offset}")
-        self.steps, self.stride = int(steps), self.length // int(steps)
+    def __init__(
+        self, schedule: Schedule, steps: int, prediction: str, spacing: str, set_alpha_to_one: bool, offset: int
+    ) -> None:
+        choose("prediction", prediction, ("eps", "v"), " for compat='diffusers'")
+        self.schedule, self.prediction = schedule, prediction
+        self.times = [int(t) for t in model_times(schedule, steps, spacing, offset, False).round()]
+        self.steps, self.stride = len(self.times), (int(schedule.last) + 1) // len(self.times)
         self.final = level(schedule, -1.0 if set_alpha_to_one else 0.0)
         self.rows: list[Row] = []
         self.history: list[int] = []
-
-    def grid(self, spacing: str) -> list[int]:
-        """Increasing times, as `set_timesteps` rounds them."""
-        if spacing == "leading":
-            times = np.arange(self.steps) * self.stride + self.offset
-        elif spacing == "linspace":
-            times = np.round(np.linspace(0, self.length - 1, self.steps))
-        elif spacing == "trailing":
-            times = np.round(np.arange(self.length, 0, -self.length / self.steps))[::-1] - 1
-        else:
-            raise ValueError(f"spacing must be leading, linspace or trailing, got {spacing!r}")
-        if times[-1] >= self.length:
-            raise ValueError(f"steps_offset must keep times below {self.length}, got {times[-1]:g}")
-        return [int(t) for t in times]
 
     def level(self, t: int) -> Level:
         return self.final if t < 0 else level(self.schedule, float(t))
@@ -100,13 +85,11 @@ def diffusers_plms(
     Raises:
         ValueError: steps outside [1, T], unknown spacing, a time beyond the schedule.
     """
-    rows = _DiffusersPNDM(schedule, steps, prediction, set_alpha_to_one, steps_offset)
-    times = rows.grid(spacing)[::-1]
-    rows.multistep(times[0])
-    if len(times) > 1:
-        t, stride = times[1], rows.stride
-        rows.call(t, 1, ANCHOR, (SLOT[0] + SLOT[1]) / 2, t + stride, t)
-    for t in times[1:]:
+    rows = _DiffusersPNDM(schedule, steps, prediction, spacing, set_alpha_to_one, steps_offset)
+    rows.multistep(rows.times[0])
+    for t in rows.times[1:2]:
+        rows.call(t, 1, ANCHOR, (SLOT[0] + SLOT[1]) / 2, t + rows.stride, t)
+    for t in rows.times[1:]:
         rows.multistep(t)
     return rows.plan("plms")
 
@@ -128,19 +111,16 @@ def diffusers_f_pndm(
     Raises:
         ValueError: fewer than 4 steps, unknown spacing, a time beyond the schedule.
     """
-    rows = _DiffusersPNDM(schedule, steps, prediction, set_alpha_to_one, steps_offset)
+    rows = _DiffusersPNDM(schedule, steps, prediction, spacing, set_alpha_to_one, steps_offset)
     if steps < 4:
         raise ValueError(f"steps must be at least 4 for f-pndm, got {steps}")
-    times, half = rows.grid(spacing)[::-1], rows.stride // 2
-    for i in range(3):
-        t, s = times[i], times[i + 1]
-        e1, e2, e3, e4 = SLOT[i], *SLOT[3:6]
-        rows.call(t, i, STATE, e1, t, t - half, x=STATE, ends=False)
-        rows.call(s + half, 3, ANCHOR, e2, t, s + half, ends=False)
-        rows.call(s + half, 4, ANCHOR, e3, t, s, ends=False)
-        rows.call(s, 5, ANCHOR, combine((1 / 6, 1 / 3, 1 / 3, 1 / 6), (e1, e2, e3, e4)), t, s)
+    half = rows.stride // 2
+    for i, (t, s) in enumerate(pairwise(rows.times[: START_STEPS + 1])):
+        for called, slot, base, gradient, to in start_stages(i, (SLOT[i], *(SLOT[k] for k in STAGE_SLOTS))):
+            target = (t, t - half if called == BEGIN else s + half, s)[to]
+            rows.call((t, s + half, s)[called], slot, base, gradient, t, target, x=base, ends=called == END)
         rows.history.append(i)
-    for t in times[3:]:
+    for t in rows.times[START_STEPS:]:
         rows.multistep(t)
     return rows.plan("f-pndm")
 
@@ -162,10 +142,9 @@ def diffusers_ddim(
     Raises:
         ValueError: steps outside [1, T], unknown spacing, a time beyond the schedule, eta outside [0, 1].
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in [0, 1], got {eta}")
-    rows = _DiffusersPNDM(schedule, steps, prediction, set_alpha_to_one, steps_offset)
-    for t in rows.grid(spacing)[::-1]:
+    check_eta(eta)
+    rows = _DiffusersPNDM(schedule, steps, prediction, spacing, set_alpha_to_one, steps_offset)
+    for t in rows.times:
         reduced, tau = ancestral(rows.level(t), rows.level(t - rows.stride), eta)
         rows.call(t, 0, STATE, SLOT[0], t, t - rows.stride, x=STATE, reduced=reduced, noise=tau)
     return rows.plan("ddim")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pndm_fast import solvers
+from pndm_fast.plan.checks import choose
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.solvers.compat.grids import check_steps, make, model_times, plan_on
@@ -41,7 +42,7 @@ def multistep(name: str, solver: Compatible) -> Compatible:
         lower_order_final: bool = True,
         prediction: str = "eps",
     ) -> Plan:
-        final = FINAL.get(final_sigmas_type, final_sigmas_type)
+        final = FINAL[choose("final_sigmas_type", final_sigmas_type, FINAL)]
         grid = make(schedule, steps, spacing, steps_offset, sigma_spacing, final, extra=True)
         more: dict[str, Any] = (
             {"solver_type": solver_type, "lower_order_final": _lower(lower_order_final)} if typed else {}
@@ -63,7 +64,7 @@ def singlestep(solver: Compatible) -> Compatible:
         solver_type: str = "midpoint",
         prediction: str = "eps",
     ) -> Plan:
-        final = FINAL.get(final_sigmas_type, final_sigmas_type)
+        final = FINAL[choose("final_sigmas_type", final_sigmas_type, FINAL)]
         grid = make(schedule, steps, "linspace", 0, sigma_spacing, final, extra=True)
         return plan_on(solver, grid, prediction, solver_type=solver_type)
 
@@ -102,7 +103,7 @@ def unipc(
     prediction: str = "eps",
 ) -> Plan:
     """UniPCMultistepScheduler."""
-    final = FINAL.get(final_sigmas_type, final_sigmas_type)
+    final = FINAL[choose("final_sigmas_type", final_sigmas_type, FINAL)]
     final = "last" if final == "min" and sigma_spacing else final
     grid = make(schedule, steps, spacing, steps_offset, sigma_spacing, final, extra=True)
     kind = "x0" if predict_x0 else "eps"
@@ -141,9 +142,8 @@ def ddpm(
     prediction: str = "eps",
 ) -> Plan:
     """DDPMScheduler with clip_sample=False."""
-    if variance_type not in ("fixed_small", "fixed_large"):
-        raise ValueError(f"variance_type must be fixed_small or fixed_large, got {variance_type!r}")
-    times = model_times(schedule, check_steps(schedule, steps), spacing, steps_offset, False).round()
+    choose("variance_type", variance_type, ("fixed_small", "fixed_large"))
+    times = model_times(schedule, steps, spacing, steps_offset, False).round()
     return solvers.ddpm(schedule, [*times, -1.0], variance=variance_type[6:], prediction=prediction)
 
 
@@ -156,11 +156,9 @@ def ddim_inverse(
     prediction: str = "eps",
 ) -> Plan:
     """DDIMInverseScheduler with clip_sample=False and set_alpha_to_one."""
-    length, count = int(schedule.last) + 1, check_steps(schedule, steps)
-    times = model_times(schedule, count, spacing, steps_offset, False)
-    if spacing == "linspace":
-        raise ValueError("spacing must be leading or trailing for ddim-inverse, got 'linspace'")
-    end = max(times[-1] - length // count, -1.0)  # of the state before the first call
+    choose("spacing", spacing, ("leading", "trailing"), " for ddim-inverse")
+    times = model_times(schedule, steps, spacing, steps_offset, False)
+    end = max(times[-1] - (int(schedule.last) + 1) // len(times), -1.0)  # of the state before the first call
     return solvers.ddim_inverse(schedule, [*times, end], prediction=prediction)
 
 
@@ -173,7 +171,7 @@ def lcm(
     prediction: str = "eps",
 ) -> Plan:
     """LCMScheduler with clip_sample=False; n of the original_inference_steps times."""
-    length, count = int(schedule.last) + 1, check_steps(schedule, steps)
+    count, length = check_steps(schedule, steps), int(schedule.last) + 1
     if not count <= original_inference_steps <= length:
         raise ValueError(
             f"original_inference_steps must be in [{count}, {length}] for {count} steps, got {original_inference_steps}"

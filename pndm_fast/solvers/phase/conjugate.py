@@ -10,13 +10,15 @@ from typing import Protocol
 import numpy as np
 from numpy.polynomial import Chebyshev
 
+from pndm_fast.plan.checks import choose
 from pndm_fast.plan.coefficients import ADAMS_BASHFORTH, Transfer, combine
 from pndm_fast.plan.matrix2 import Coefficient, coefficient, matrix
-from pndm_fast.plan.plan import SLOT, STATE, Plan
+from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.psld import I2, PSLD, Array, expm, inverse
 from pndm_fast.plan.quadrature import against, lagrange
+from pndm_fast.plan.row import SLOT, STATE
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import PlanBuilder
+from pndm_fast.solvers.builder import PlanBuilder, check_order
 from pndm_fast.solvers.phase.program import Program, check_rank, nodes
 from pndm_fast.solvers.phase.splitting import MOST_B
 from pndm_fast.solvers.registry import solver
@@ -47,7 +49,7 @@ def conjugate(
     B = lam [[1, 1], [1, 1]] are the paper's two lambda-DDIMs (which it numbers I and which II is not known here).
 
     Args:
-        B: a number, for lam I, or in phase space a 2x2 block, per unit of the process's clock, or of a whole schedule.
+        B: a number, for lam I, or in phase space a 2x2 matrix, per unit of the process's clock, or of a whole schedule.
         order: network calls combined, 1 to 4; the order of the method where B is 0, which else makes it 1.
         weights: deis, l_j the Lagrange polynomials of the past times (Zhang & Chen 2023, arXiv:2204.13902); or pndm,
             the integers (55, -59, 37, -9)/24 of arXiv:2202.09778 times the whole integral.
@@ -57,15 +59,13 @@ def conjugate(
         denoise: in phase space, the drift of the last step to t = 0, ode, the default, or sde.
 
     Raises:
-        ValueError: times not decreasing, an unknown choice, B beyond [-100, 100], or a block, a frame or denoise on a
+        ValueError: times not decreasing, an unknown choice, B beyond [-100, 100], or a matrix, a frame or denoise on a
             schedule of numbers.
     """
     B = coefficient(B)
-    for name, value, known in (("weights", weights, WEIGHTS), ("frame", frame or "R", FRAMES)):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    if not 1 <= order <= MOST_ORDER:
-        raise ValueError(f"order must be 1 to {MOST_ORDER}, got {order!r}")
+    choose("weights", weights, WEIGHTS)
+    choose("frame", frame or "R", FRAMES)
+    check_order(order, MOST_ORDER)
     if not np.all(np.abs(B) <= MOST_B):
         raise ValueError(f"B must be in [-{MOST_B:g}, {MOST_B:g}], got {B}")
     if isinstance(schedule, PSLD):
@@ -134,8 +134,8 @@ def _in_phase_space(
     for i, (t, _) in enumerate(program.steps()):
         count = min(order, i + 1)
         program.call(t, i % order)
-        blocks = flow.whole(i, count) if weights == "pndm" else flow.lagrange(i, count)
-        program.apply(flow.states[i], {(i - j) % order: block for j, block in enumerate(blocks)})
+        weighted = flow.whole(i, count) if weights == "pndm" else flow.lagrange(i, count)
+        program.apply(flow.states[i], {(i - j) % order: matrix for j, matrix in enumerate(weighted)})
     return program.plan(denoise)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pndm_fast.plan.checks import choose
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.psld import I2, PSLD, Array, cholesky, expm
 from pndm_fast.solvers.phase.program import MOMENTUM, POSITION, Program, phase_solver
@@ -85,7 +86,7 @@ def noba(
 
     Args:
         sequence: OBA or BAO.
-        score_time: the time that the network is model_time, start or end of the step.
+        score_time: the time that the network is told, start or end of the step.
         lam_s: x's noise in O gets the variance 1 - exp(-lam_s beta gamma (t + u)/2) instead: recalled, and doubtful.
 
     Raises:
@@ -156,8 +157,7 @@ def nobab(schedule: PSLD, times: Sequence[float], *, denoise: str = "sde", predi
 
 
 def _check_sequence(sequence: str) -> None:
-    if sequence not in SEQUENCES:
-        raise ValueError(f"sequence must be one of {', '.join(SEQUENCES)}, got {sequence!r}")
+    choose("sequence", sequence, SEQUENCES)
 
 
 def _split(
@@ -173,8 +173,7 @@ def _split(
     again: bool = False,
     lam: float | None = None,
 ) -> Plan:
-    if score_time not in SCORE_TIMES:
-        raise ValueError(f"score_time must be one of {', '.join(SCORE_TIMES)}, got {score_time!r}")
+    choose("score_time", score_time, SCORE_TIMES)
     if lam_s is not None and not 0 <= lam_s < np.inf:
         raise ValueError(f"lam_s must be a finite number of at least 0, got {lam_s:g}")
     program = Program(name, process, times, prediction)

@@ -10,15 +10,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pndm_fast.plan.checks import choose
 from pndm_fast.plan.grids import check_times
 from pndm_fast.plan.levels import Levels, PhaseLevel
 from pndm_fast.plan.matrix2 import Coefficient, Matrix, coefficient, product
-from pndm_fast.plan.plan import MAX_SLOTS, OutputMap, Plan, Prologue, Row
+from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.psld import I2, PSLD, Array, cholesky
+from pndm_fast.plan.row import MAX_SLOTS, OutputMap, Prologue, Row
 from pndm_fast.solvers.registry import SOLVER_INFO, Solver, solver
 
 DENOISE = ("ode", "sde")
-POSITION, MOMENTUM = np.diag([1.0, 0.0]), np.diag([0.0, 1.0])  # rows of a block that act on one of them
+POSITION, MOMENTUM = np.diag([1.0, 0.0]), np.diag([0.0, 1.0])  # rows of a matrix that act on one of them
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 
 
@@ -55,18 +57,18 @@ def _moments(process: PSLD, times: Sequence[float]) -> dict[float, _Moment]:
     check_rank(times, noise)
     check_rank(times[:-1] if times[-1] == 0 else times, scores)
     levels = zip(map(as_matrix, process.transition(times)), map(as_matrix, noise), strict=True)
-    estimates = zip(*(map(as_matrix, blocks) for blocks in process.data(times)), strict=True)
+    estimates = zip(*(map(as_matrix, stack) for stack in process.data(times)), strict=True)
     columns = zip(levels, scores, estimates, strict=True)
     return {t: _Moment(PhaseLevel(*level), *rest) for t, (level, *rest) in zip(times, columns, strict=True)}
 
 
-def check_rank(times: ArrayLike, blocks: Array) -> None:
-    """Refuse blocks [n, ..., 2, 2] of n times that a covariance without a Cholesky factor has made not finite.
+def check_rank(times: ArrayLike, matrices: Array) -> None:
+    """Refuse matrices [n, ..., 2, 2] of n times that a covariance without a Cholesky factor has made not finite.
 
     Raises:
         ValueError: naming the first such time.
     """
-    for t, own in zip(np.asarray(times), blocks, strict=False):
+    for t, own in zip(np.asarray(times), matrices, strict=False):
         if not np.isfinite(own).all():
             raise ValueError(f"jitter must be larger where times are as small as {t:g}")
 
@@ -106,7 +108,7 @@ class Program:
         return float(self.process.unit(t) - self.process.unit(u))
 
     def score(self, t: float) -> Array:
-        """The block that makes a score of eps, at a time of the grid."""
+        """The matrix that makes a score of eps, at a time of the grid."""
         return self._moments[t].score
 
     def call(self, t: float, slot: int = 0) -> None:
@@ -121,8 +123,8 @@ class Program:
         self._noises = [state @ own for own in self._noises]
         if eps is not None:
             assert self._called is not None, "a sub-update reads eps before the first call"
-            for slot, block in eps.items() if isinstance(eps, dict) else [(self._called[1], eps)]:
-                self._eps[slot] += block
+            for slot, matrix in eps.items() if isinstance(eps, dict) else [(self._called[1], eps)]:
+                self._eps[slot] += matrix
         if noise is not None:
             self._noises.append(noise)
 
@@ -166,8 +168,7 @@ class Program:
 
         z <- z + h (-F z + k G G^T s), h the last step, k = 1/2 for ode and 1 for sde: the authors' denoising step.
         """
-        if denoise not in DENOISE:
-            raise ValueError(f"denoise must be one of {', '.join(DENOISE)}, got {denoise!r}")
+        choose("denoise", denoise, DENOISE)
         if self.times[-1] == 0:
             t, part = self.times[-2], 0.5 if denoise == "ode" else 1.0
             h = self.span(t, 0.0)
@@ -181,13 +182,13 @@ def _answer(name: str, part: Callable[[float], ArrayLike], t: float) -> Matrix:
     """What a function of a `Preconditioning` gives at t."""
     value = np.asarray(part(t), np.float64)
     if value.shape != (2, 2) or not np.isfinite(value).all():
-        raise ValueError(f"preconditioning.{name} must return a finite [2, 2] block, got {value.tolist()} at t = {t:g}")
+        raise ValueError(f"preconditioning.{name} must return a finite 2x2 matrix, got {value.tolist()} at t = {t:g}")
     return as_matrix(value)
 
 
-def as_matrix(block: Array) -> Matrix:
+def as_matrix(matrix: Array) -> Matrix:
     """As tuples of numbers."""
-    (a, b), (c, d) = block.tolist()
+    (a, b), (c, d) = matrix.tolist()
     return (a, b), (c, d)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pndm_fast.plan.checks import choose
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.psld import I2, PSLD, Array, expm
 from pndm_fast.solvers.phase.program import MOMENTUM, POSITION, Program, nodes, phase_solver
@@ -142,8 +143,7 @@ def _verlet(
     again: bool = False,
     lam: float | None = None,
 ) -> Plan:
-    if last not in SCORE_TIMES:
-        raise ValueError(f"last must be one of {', '.join(SCORE_TIMES)}, got {last!r}")
+    choose("last", last, SCORE_TIMES)
     program = Program(name, process, times, prediction)
     for t, u in program.steps():
         middle, model_time = (t + u) / 2, t if last == "start" else u

@@ -1,6 +1,6 @@
-"""Coefficients of a row in its kernel: numbers, or 2x2 blocks where samples have two components.
+"""Coefficients of a row in its kernel: numbers, or 2x2 matrices where samples have two components.
 
-A block is held as its place in the table and read where it is applied: all blocks of a row would not stay in registers
+A matrix is held as its place in the table and read where it is applied: all of a row's would not stay in registers
 beside its operands.
 """
 
@@ -27,7 +27,7 @@ def _pair(place):
 
 @triton.jit
 def coefficient(line, first: tl.constexpr, COMPONENTS: tl.constexpr):
-    """The number at a column, or the place of the block there."""
+    """The number at a column, or the place of the matrix there."""
     held = line + column(first, COMPONENTS)
     if COMPONENTS == 1:
         held = tl.load(held)
@@ -48,7 +48,7 @@ def entries(held, i: tl.constexpr, COMPONENTS: tl.constexpr):
 def both(a, b, use_a, use_b, COMPONENTS: tl.constexpr):
     """An operand's coefficients for two results, of which one that is not used takes nothing.
 
-    With blocks goes of which components of the operand they take anything.
+    Of matrices it also says which components of the operand they take anything of.
     """
     if COMPONENTS == 1:
         held = (tl.where(use_a, a, 0.0), tl.where(use_b, b, 0.0))
@@ -88,13 +88,13 @@ def _add_others(total, operand, row, i: tl.constexpr, COMPONENTS: tl.constexpr):
 
 @triton.jit
 def scaled(operand, held, i: tl.constexpr, COMPONENTS: tl.constexpr):
-    """Part i of coefficient operand: first what it takes of its own component, which is never left out."""
+    """Component i of coefficient operand: first what it takes of its own component, which is never left out."""
     row = entries(held, i, COMPONENTS)
     return _add_others(operand[i] * row[i], operand, row, i, COMPONENTS)
 
 
 @triton.jit
 def added(total, operand, held, i: tl.constexpr, COMPONENTS: tl.constexpr):
-    """Part i, so far total, plus coefficient operand, in the same order."""
+    """Component i, so far total, plus coefficient operand, in the same order."""
     row = entries(held, i, COMPONENTS)
     return _add_others(add(total, operand[i], row[i]), operand, row, i, COMPONENTS)

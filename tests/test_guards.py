@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pndm_fast.runtime.guards import Watch, modules_in, obstacle
+from pndm_fast.runtime.guards import Guards, modules_in, obstacle
 
 
 def network():
@@ -61,7 +61,7 @@ def test_modules_are_found_in_wrappers(kind):
     module = network()
     found = list(modules_in(wrappers(module)[kind]))
     assert any(module is part or module in part.modules() for part in found)
-    watch = Watch(wrappers(module)[kind])
+    watch = Guards(wrappers(module)[kind])
     assert not watch.changed()
     module.load_state_dict({k: v.clone() for k, v in module.state_dict().items()}, assign=True)
     assert watch.changed()
@@ -137,14 +137,14 @@ def test_changes_that_need_a_capture(change):
     module = network()
     module[0].scaling, module[0].active, module[0].strength = {"default": 1.0}, ["default"], 1.0
     module[0].cache = torch.zeros(3)
-    watch = Watch(module)
+    watch = Guards(module)
     change(module)
     assert watch.changed()
 
 
 def test_values_changed_in_place_need_none():
     module = network()
-    watch = Watch(module)
+    watch = Guards(module)
     with torch.no_grad():
         module[0].weight.mul_(2)
     module.load_state_dict({name: value * 2 for name, value in module.state_dict().items()})
@@ -155,7 +155,7 @@ def test_values_changed_in_place_need_none():
 def test_the_same_values_again_are_no_change():
     module = network()
     module.note, module.table = "a" * 3, {"scale": 0.1 + 0.2}
-    watch = Watch(module)
+    watch = Guards(module)
     module.note, module.table["scale"] = "".join("aaa"), 0.3 + 0.00000000000000004
     assert not watch.changed()
 
@@ -163,7 +163,7 @@ def test_the_same_values_again_are_no_change():
 def test_tensors_without_memory_are_known_by_identity():
     module = network()
     module.sparse = nn.Buffer(torch.eye(3).to_sparse())
-    watch = Watch(module)
+    watch = Guards(module)
     assert not watch.changed()
     module.sparse = torch.eye(3).to_sparse()
     assert watch.changed()
@@ -172,7 +172,7 @@ def test_tensors_without_memory_are_known_by_identity():
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*jit.*")
 def test_scripted_modules():
     module = torch.jit.trace(network(), torch.randn(2, 3))
-    watch = Watch(module)
+    watch = Guards(module)
     assert not watch.changed()
     for parameter in module.parameters():
         parameter.data = parameter.data.clone()
@@ -184,7 +184,7 @@ def test_a_watch_does_not_keep_the_network():
     import weakref
 
     module = network()
-    watch, alive = Watch(module), weakref.ref(module)
+    watch, alive = Guards(module), weakref.ref(module)
     del module
     gc.collect()
     assert alive() is None and not watch.changed()
@@ -209,7 +209,7 @@ def test_parts_that_make_graphs_of_their_own():
 def test_exported_programs_have_no_training_mode():
     module = torch.export.export(network(), (torch.randn(2, 3),)).module()
     assert module.training and obstacle(module) == ""
-    watch = Watch(module)
+    watch = Guards(module)
     assert not watch.changed()
     module.load_state_dict({name: value.clone() for name, value in module.state_dict().items()}, assign=True)
     assert watch.changed()

@@ -1,0 +1,267 @@
+"""A request, checked and completed for one sampler: all that a call needs to know before its first network call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pndm_fast.loop import conditioning
+from pndm_fast.loop.checks import (
+    check_batches,
+    check_components,
+    check_conditioning,
+    check_models,
+    check_plans,
+    check_seeds,
+    check_start,
+    check_tensor,
+    check_time_dtype,
+)
+from pndm_fast.loop.guidance import Guidance
+from pndm_fast.loop.inpainting import Known, known_of
+from pndm_fast.loop.network import Identity
+from pndm_fast.loop.noise_source import NoiseSource
+from pndm_fast.loop.positions import Kind, Positions, segments_of
+from pndm_fast.loop.request import Request
+from pndm_fast.loop.starts import Image, Inpaint, Noise, Start, State
+from pndm_fast.plan.numbers import is_integer
+from pndm_fast.plan.plan import Plan, distinct
+from pndm_fast.row.device import upload
+from pndm_fast.row.noise import INITIAL, normals
+
+UNGUIDED = Guidance(None)
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What a sampler knows, of which a request says nothing.
+
+    Attributes:
+        models: the networks that a plan's rows may name.
+        shape: (batch, *sample shape); the batch is that of a request with one seed.
+        dtype: of the network's input, None for the state's; time_dtype: of its times, None for the state's.
+        guided: (plan, scale, interval) -> the plan at that scale; may remember.
+        once: (key, make) -> make(), remembered: of what is true of a plan whatever the request.
+    """
+
+    models: tuple[Callable[..., Any], ...]
+    plan: Plan | None
+    shape: tuple[int, ...]
+    device: torch.device
+    dtype: torch.dtype | None
+    time_dtype: torch.dtype | None
+    guided: Callable[[Plan, Any, Any], Plan]
+    once: Callable[[Any, Callable[[], Plan]], Plan]
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Tensors [B, *shape] in the state's dtype that samples start from; None where the seeds say it.
+
+    Attributes:
+        noise, state, image: one at most of state and the others.
+        known: what parts of the samples are to be.
+    """
+
+    noise: Tensor | None = None
+    state: Tensor | None = None
+    image: Tensor | None = None
+    known: Known | None = None
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Origin:
+        """With other tensors."""
+
+        def of(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else function(tensor)
+
+        known = None if self.known is None else Known(function(self.known.values), function(self.known.mask))
+        return Origin(of(self.noise), of(self.state), of(self.image), known)
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call in its final form. It says nothing of how far the call has come.
+
+    Attributes:
+        shape: of one sample.
+        plans: one for each sample.
+        seeds: int64 [B] on the sampler's device.
+        noise: the caller's in place of Philox, or None.
+        cond: the network's keyword arguments; uncond: those of its second evaluation, None without guidance.
+        guidance: how it is evaluated; the scales stand in the plans.
+        state_dtype: float32, or float64 for exact runs.
+        real: samples that were asked for; those behind them are halted from the start.
+    """
+
+    shape: tuple[int, ...]
+    plans: tuple[Plan, ...]
+    seeds: Tensor
+    origin: Origin
+    noise: NoiseSource | None
+    cond: dict[str, Any]
+    uncond: dict[str, Any] | None
+    guidance: Guidance
+    state_dtype: torch.dtype
+    real: int
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        return len(self.plans)
+
+    @cached_property
+    def distinct(self) -> tuple[Plan, ...]:
+        """The different plan objects, in order of appearance."""
+        return distinct(self.plans)
+
+    @property
+    def nfe(self) -> int:
+        """Network calls of the longest plan."""
+        return max(plan.nfe for plan in self.distinct)
+
+    @property
+    def components(self) -> int:
+        """2 where samples are positions and momenta, else 1."""
+        return max(plan.components for plan in self.distinct)
+
+    @property
+    def raw(self) -> bool:
+        """Whether every row stores the network's output unchanged and unguided."""
+        return self.uncond is None and all(plan.raw for plan in self.distinct)
+
+    @property
+    def unscaled(self) -> bool:
+        """Whether the network sees y itself in every row."""
+        return all(plan.unscaled for plan in self.distinct)
+
+    @cached_property
+    def first_noise(self) -> Tensor:
+        """The standard normals that the samples start from, [B, *shape]."""
+        if self.origin.noise is not None:
+            return self.origin.noise
+        flat = normals(self.seeds, INITIAL, math.prod(self.shape))
+        return flat.view(self.batch, *self.shape).to(self.state_dtype)
+
+    def positions(self) -> Positions:
+        """All samples before their first row, the added ones behind their last."""
+        return Positions(self.plans, [0 if b < self.real else plan.nfe for b, plan in enumerate(self.plans)])
+
+    @cached_property
+    def segments(self) -> tuple[tuple[Kind, int], ...]:
+        """How the network is called, and for how many rows each.
+
+        Raises:
+            ValueError: samples call different networks at one row.
+        """
+        return segments_of(self.distinct)
+
+    def resized(self, batch: int) -> Call:
+        """An example of another batch, for learning what a network does with it."""
+        if batch >= self.batch:
+            return self.padded(batch)
+        return self._with(batch, lambda tensor: tensor[:batch], real=batch)
+
+    def padded(self, batch: int) -> Call:
+        """With halted samples behind the real ones: copies of the first, so that the network meets known numbers."""
+        if batch == self.batch:
+            return self
+        more = batch - self.batch
+        return self._with(batch, lambda t: torch.cat([t, t[:1].expand(more, *t.shape[1:])]), real=self.real)
+
+    def _with(self, batch: int, resize: Callable[[Tensor], Tensor], real: int) -> Call:
+        return replace(
+            self,
+            plans=(*self.plans, *self.plans[:1] * (batch - self.batch))[:batch],
+            seeds=resize(self.seeds),
+            origin=self.origin.mapped(resize),
+            noise=None if self.noise is None else self.noise.resized(real, batch),
+            cond=conditioning.resized(self.cond, self.batch, batch),
+            uncond=None if self.uncond is None else conditioning.resized(self.uncond, self.batch, batch),
+            real=real,
+        )
+
+
+def resolve(request: Request, setup: Setup) -> Call:
+    """Check a request against a sampler, and complete it.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    given = _given(request.start)
+    tensors = {name: check_tensor(name, value, setup.shape[1:], setup.device) for name, value in given.items()}
+    batch = setup.shape[0] if is_integer(request.seeds) else None
+    bits = check_seeds(request.seeds, next((len(tensor) for tensor in tensors.values()), batch))
+    check_batches(tensors, len(bits))
+    exact = setup.dtype is torch.float64 or any(tensor.dtype is torch.float64 for tensor in tensors.values())
+    if exact and setup.device.type != "cpu":
+        raise ValueError(f"a float64 network, noise or state must be on the CPU, got {setup.device}")
+    state_dtype = torch.float64 if exact else torch.float32
+    guidance = request.guidance if isinstance(request.guidance, Guidance) else UNGUIDED
+    plans = _plans(request, setup, guidance, len(bits))
+    negative = guidance.weaker is not None
+    cond, uncond = check_conditioning(request.cond, request.uncond, plans, setup.device, negative)
+    if request.uncond is not None and uncond is None and request.guidance is None:
+        raise ValueError("uncond must come with guidance, or a plan that has it: it has no effect without")
+    if guidance is not UNGUIDED and guidance.scale is None and uncond is None:
+        raise ValueError("guidance without a scale must come with a guided plan: it has no effect on this one")
+    source = request.noise_sampler
+    call = Call(
+        shape=setup.shape[1:],
+        plans=plans,
+        seeds=upload(bits, setup.device),
+        origin=_origin(request.start, {name: t.to(state_dtype) for name, t in tensors.items()}, setup.device),
+        noise=None if source is None else NoiseSource(source, setup.shape[1:], len(bits), setup.device, state_dtype),
+        cond=cond,
+        uncond=uncond,
+        guidance=guidance,
+        state_dtype=state_dtype,
+        real=len(bits),
+    )
+    assert call.segments  # raises where samples of the batch disagree
+    return call
+
+
+def _given(start: Start | None) -> dict[str, Any]:
+    """What a start holds, by the names that messages have."""
+    match start:
+        case None:
+            return {}
+        case Noise(values):
+            return {"noise": values}
+        case State(values):
+            return {"state": values}
+        case Image(x0, noise):
+            return {"image": x0} if noise is None else {"image": x0, "noise": noise}
+        case Inpaint(x0, _, Noise() | State() | Image() | None as inner):
+            return {**_given(inner), "known": x0}
+    raise TypeError(f"Inpaint's start must be a Noise, State or Image, got {type(start.start).__name__}")
+
+
+def _origin(start: Start | None, tensors: dict[str, Tensor], device: torch.device) -> Origin:
+    known = known_of(tensors["known"], start.mask, device) if isinstance(start, Inpaint) else None
+    return Origin(tensors.get("noise"), tensors.get("state"), tensors.get("image"), known)
+
+
+def _plans(request: Request, setup: Setup, guidance: Guidance, batch: int) -> tuple[Plan, ...]:
+    plans = check_plans(request.plan, setup.plan, batch)
+    if guidance.scale is not None:
+        made = {id(plan): setup.guided(plan, guidance.scale, guidance.interval) for plan in distinct(plans)}
+        plans = tuple([made[id(plan)] for plan in plans])
+    given = not {"state", "image"}.isdisjoint(_given(request.start))
+
+    def checked(plan: Plan) -> Plan:
+        check_start(plan, given)
+        check_components(plan, setup.shape)
+        check_time_dtype(plan, setup.time_dtype)
+        check_models(plan, setup.models, guidance.weaker)
+        return plan
+
+    for plan in distinct(plans):
+        setup.once((id(plan), given, Identity(guidance.weaker)), lambda plan=plan: checked(plan))  # type: ignore[misc]
+    return plans

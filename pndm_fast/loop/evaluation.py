@@ -1,0 +1,144 @@
+"""How rows call the network: once, or for guidance once on [uncond; cond] or twice. Guidance is batched here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from pndm_fast.loop.call import Call
+from pndm_fast.loop.conditioning import CannotBatch, batched
+from pndm_fast.loop.guidance import rescaled
+from pndm_fast.loop.network import prediction
+from pndm_fast.loop.positions import Kind
+from pndm_fast.loop.workspace import Workspace
+from pndm_fast.row.layout import channels_of
+from pndm_fast.row.table import GUIDANCE
+
+Output = tuple[Tensor, Tensor | None]  # (out, uncond); uncond is None where out holds both, or without guidance
+Trees = tuple[dict[str, Any] | None, dict[str, Any]]  # arguments of a call of its own for uncond, and of the other
+
+
+class OutputMisfit(ValueError):
+    """An output of another form than the buffers have."""
+
+
+class InputWritten(RuntimeError):
+    """The network wrote into the state, which it reads in place of a copy."""
+
+
+class Evaluation(NamedTuple):
+    """One kind of network call, with its arguments.
+
+    Attributes:
+        model: the network; weaker: that of guidance's second evaluation, mostly the same.
+        trees: what they are called with besides x and t.
+        guided: whether there is a second evaluation.
+        rescale: of `Guidance`.
+        dense: whether outputs must be contiguous: in phase space a row reads whole halves.
+        split_reason: why guidance takes two calls; None where one call carries both, or there is no guidance.
+    """
+
+    model: Callable[..., Any]
+    weaker: Callable[..., Any]
+    trees: Trees
+    guided: bool = False
+    rescale: float = 0.0
+    dense: bool = False
+    split_reason: str | None = None
+
+    @property
+    def cfg_copies(self) -> int:
+        """2 where one call carries both evaluations of guidance, else 1."""
+        return 2 if self.guided and self.split_reason is None else 1
+
+    @property
+    def calls(self) -> int:
+        """Network calls of a row."""
+        return 1 if self.split_reason is None else 2
+
+    def split(self, call: Call, reason: str) -> Evaluation:
+        """The same with two calls of the network.
+
+        Raises:
+            ValueError: the request asked for one.
+        """
+        if call.guidance.calls == "batched":
+            raise ValueError(f"guidance calls='batched' cannot be had: {reason}")
+        return self._replace(trees=(call.uncond, call.cond), split_reason=f"two calls: {reason}")
+
+    def bind(
+        self, workspace: Workspace, table: Tensor, trees: Trees | None = None, *, learning: bool = False
+    ) -> Callable[[], Output]:
+        """The network call at a workspace's input.
+
+        It raises `OutputMisfit` for an output that the workspace does not take, and `InputWritten` where the network
+        changed the state itself, which it reads in place of a copy.
+
+        Args:
+            trees: others of the same form.
+            learning: take any output: what they are like is not known yet.
+        """
+        x, t, direct = workspace.x_in, workspace.t, workspace.spec.direct
+        apart, arguments = trees or self.trees
+        model, weaker, dense, rescale = self.model, self.weaker, self.dense, self.rescale
+        takes = (lambda _: True) if learning else workspace.fits
+
+        def read(result: Any) -> Tensor:
+            out = prediction(result, x)
+            out = out.contiguous() if dense and channels_of(out) else out
+            if not takes(out):
+                raise OutputMisfit(workspace.difference(out))
+            return out
+
+        def evaluate() -> Output:
+            uncond = None
+            if apart is not None:
+                # copies both ways: a network may write its inputs, or answer twice in one static buffer
+                uncond = read(weaker(x.clone(), t.clone(), **apart)).clone()
+            before = x._version
+            out = model(x, t, **arguments)
+            if dense or learning or type(out) is not Tensor or not takes(out):
+                out = read(out)
+            if direct and x._version != before:
+                raise InputWritten("the network changed its input in place, which it did not at its first call")
+            return self._rescaled(out, uncond, workspace, table) if rescale else (out, uncond)
+
+        return evaluate
+
+    def _rescaled(self, out: Tensor, uncond: Tensor | None, workspace: Workspace, table: Tensor) -> Output:
+        """The guided output in both places: a row's own guidance leaves two equal outputs as they are."""
+        registers = workspace.registers
+        scale = table[registers.row.long(), GUIDANCE]
+        if uncond is not None:
+            out = rescaled(out, uncond, scale, self.rescale)
+            return out, out
+        without, cond = out.chunk(2)
+        result = rescaled(cond, without, scale, self.rescale)
+        both = out.clone()
+        both[: registers.batch] = both[registers.batch :] = result
+        return both, None
+
+
+def evaluation_of(call: Call, kind: Kind, models: tuple[Callable[..., Any], ...]) -> Evaluation:
+    """How a call's rows of that kind are evaluated.
+
+    Raises:
+        ValueError: one call for both evaluations was asked for and cannot be.
+    """
+    model, guidance = models[kind.model], call.guidance
+    plain = Evaluation(model, model, (None, call.cond), dense=call.components > 1)
+    if not kind.guided:
+        return plain
+    assert call.uncond is not None
+    weaker = model if guidance.weaker is None else guidance.weaker
+    guided = plain._replace(weaker=weaker, guided=True, rescale=float(guidance.rescale))
+    if weaker is not model:
+        return guided.split(call, "the weaker network is another")
+    if guidance.calls == "separate":
+        return guided.split(call, "as asked")
+    try:
+        return guided._replace(trees=(None, batched(call.uncond, call.cond, call.batch)))
+    except CannotBatch as reason:
+        return guided.split(call, str(reason))

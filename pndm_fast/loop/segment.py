@@ -1,0 +1,83 @@
+"""A segment: rows one after another that call the network in the same way, and all that is fixed while they run."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from pndm_fast.loop.call import Call
+from pndm_fast.loop.evaluation import Evaluation
+from pndm_fast.loop.positions import Kind, next_rows
+from pndm_fast.loop.workspace import BufferSpec, OutputSpec, Workspace
+from pndm_fast.row.backends import Backend
+from pndm_fast.row.layout import elements
+from pndm_fast.row.registers import ALIGN, Registers
+from pndm_fast.row.table import Table
+
+
+class Segment(NamedTuple):
+    """The next rows of each sample.
+
+    Attributes:
+        kind: of the network calls; evaluation: how they are made.
+        at: each sample's first row here; length: how many rows the longest plan has here.
+        table: the plans' rows in device memory.
+        network, time: dtypes of the network's inputs.
+        snapshot: the registers before, where these are not the first rows of the call.
+    """
+
+    call: Call
+    kind: Kind
+    evaluation: Evaluation
+    at: tuple[int, ...]
+    length: int
+    table: Table
+    backend: Backend
+    device: torch.device
+    network: torch.dtype
+    time: torch.dtype
+    snapshot: Registers | None = None
+
+    def split(self, reason: str) -> Segment:
+        """The same with two network calls for guidance."""
+        return self._replace(evaluation=self.evaluation.split(self.call, reason))
+
+    def as_learned(self, output: OutputSpec) -> Segment:
+        """The same as the network is known to take it."""
+        known = output.split_reason
+        return self if known is None or self.evaluation.split_reason else self.split(known)
+
+    def buffers(self, output: OutputSpec) -> BufferSpec:
+        """The cheapest ones: no separate input where the network can read y, narrow slots where that loses nothing."""
+        call, copies = self.call, self.evaluation.cfg_copies
+        same = self.network is call.state_dtype and elements(call.shape) % ALIGN == 0
+        narrow = call.raw and call.state_dtype is torch.float32
+        return BufferSpec(
+            batch=call.batch,
+            shape=call.shape,
+            slots=self.table.slots,
+            cfg_copies=copies,
+            direct=copies == 1 and call.unscaled and same and not output.writes_input,
+            channels=output.channels,
+            state=call.state_dtype,
+            slot=output.dtype if narrow else call.state_dtype,
+            out=output.dtype,
+            network=self.network,
+            time=self.time,
+            device=self.device,
+        )
+
+    def first_rows(self) -> list[int]:
+        """Where in the table each sample's plan begins."""
+        start = {id(plan): row for plan, row in zip(self.call.distinct, self.table.start, strict=True)}
+        return [start[id(plan)] for plan in self.call.plans]
+
+    def begin(self, workspace: Workspace) -> None:
+        """Write into buffers what the first of these rows needs."""
+        rows = next_rows(self.call.plans, self.at)
+        if self.snapshot is not None:
+            workspace.resume(self.snapshot, rows)
+            return
+        first = [begin + i for begin, i in zip(self.first_rows(), self.at, strict=True)]
+        workspace.begin(self.call, first, rows, self.backend)

@@ -1,0 +1,39 @@
+"""Arguments that are one of a few words, or of a few types; the message offers the nearest word."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from pndm_fast.plan.numbers import is_integer, is_number
+
+# diffusers' words for what a network predicts
+_PEERS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
+
+
+def choose(what: str, name: Any, known: Iterable[str], where: str = "") -> str:
+    """`name` if it is one of the known words; `where` says when those are all.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    names = tuple(known)
+    if isinstance(name, str) and name in names:
+        return name
+    near = [_PEERS.get(str(name)), *difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)]
+    hint = next((f"; did you mean {word!r}?" for word in near if word in names), "")
+    raise ValueError(f"{what} must be one of {', '.join(names)}{where}, got {name!r}{hint}")
+
+
+def check_type(what: str, value: Any, kind: Any) -> None:
+    """Refuse a value that is not of the annotated type; a float may be any real number, an int any integer.
+
+    Raises:
+        TypeError: naming the type.
+    """
+    kinds = get_args(kind) or (kind,)
+    if type(value) in kinds or (float in kinds and is_number(value)) or (int in kinds and is_integer(value)):
+        return
+    names = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
+    raise TypeError(f"{what} must be {names}, got {value!r}")

@@ -1,0 +1,196 @@
+"""One line of a plan: a network call and the linear update after it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pndm_fast.plan import matrix2
+from pndm_fast.plan.levels import AnyLevel, Level, Levels, PhaseLevel
+from pndm_fast.plan.matrix2 import Coefficient, coefficient
+from pndm_fast.plan.numbers import is_number
+
+MAX_SLOTS = 6  # F-PNDM and FON: three kept derivatives and three Runge-Kutta stages
+LARGEST = float(np.finfo(np.float32).max)
+PREDICTIONS = ("eps", "v", "x0", "flow", "edm")
+WIDTH_FORM = 2 + MAX_SLOTS + 1
+
+Form = NDArray[np.float64]  # [WIDTH_FORM], or [WIDTH_FORM, 2, 2]: a linear combination of x, y, the slots and z
+
+_BASIS = np.eye(WIDTH_FORM)
+_BASIS.setflags(write=False)
+ANCHOR: Form = _BASIS[0]  # x: the state after the last completed step
+STATE: Form = _BASIS[1]  # y: the point the network sees
+SLOT: tuple[Form, ...] = tuple(_BASIS[2 : 2 + MAX_SLOTS])  # past converted network outputs
+NOISE: Form = _BASIS[-1]  # z: the row's standard normal
+SAME_X, SAME_Y = tuple(ANCHOR.tolist()), tuple(STATE.tolist())  # a register that a row leaves as it is
+NAMES = ("x", "y", *(f"s{k}" for k in range(MAX_SLOTS)), "z")
+
+
+class OutputMap(NamedTuple):
+    """slot <- p2 y + q2 clamp(p y + q out): from what the network predicts to what the solver combines."""
+
+    p: Coefficient = 0.0
+    q: Coefficient = 1.0
+    p2: Coefficient = 0.0
+    q2: Coefficient = 1.0
+    clamp: float = math.inf
+
+    @property
+    def raw(self) -> bool:
+        """The network's own output, unchanged."""
+        return self == OutputMap()
+
+
+class Prologue(NamedTuple):
+    """x_0 = y_0 = a0 p0 noise + c0 z: the start, before the first network call. A given state stands for p0 noise."""
+
+    p0: Coefficient = 1.0
+    a0: Coefficient = 1.0
+    c0: Coefficient = 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network call and the linear update after it.
+
+    out = network(in_scale y, t), at a guidance other than 1 uncond + guidance (cond - uncond);
+    slot <- store(y, out);
+    x, y <- X . [x, y, slots, z], Y . [x, y, slots, z]. X and Y read the old x and y, the new slot and one z.
+    `preview` gives the network's x_0 estimate as preview[0] y + preview[1] slot, with the y that it saw. `model` says
+    which network is called, of those that a `Sampler` has. Coefficients are numbers, or in phase space 2x2 matrices on
+    [position, momentum], the halves of a sample.
+
+    Raises:
+        ValueError: a number is not finite, or an index is outside its range.
+    """
+
+    t: float
+    slot: int
+    y: tuple[Coefficient, ...]
+    levels: Levels
+    x: tuple[Coefficient, ...] = SAME_X
+    store: OutputMap = OutputMap()
+    preview: tuple[Coefficient, Coefficient] = (1.0, 0.0)
+    in_scale: Coefficient = 1.0
+    guidance: float = 1.0
+    model: int = 0
+    ends_step: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("x", "y"):
+            form = tuple([coefficient(c) for c in getattr(self, name)])
+            if len(form) != WIDTH_FORM:
+                raise ValueError(f"{name} must have {WIDTH_FORM} coefficients, got {len(form)}")
+            object.__setattr__(self, name, form)
+        if len(self.preview) != 2 or not isinstance(self.ends_step, bool):
+            raise ValueError(f"preview must be two coefficients and ends_step true or false, got {self}")
+        if self.components > 1:  # coefficients c I are kept as c
+            p, q, p2, q2, clamp = self.store
+            object.__setattr__(
+                self, "store", OutputMap(coefficient(p), coefficient(q), coefficient(p2), coefficient(q2), clamp)
+            )
+            object.__setattr__(self, "in_scale", coefficient(self.in_scale))
+            object.__setattr__(self, "preview", (coefficient(self.preview[0]), coefficient(self.preview[1])))
+        numbers = (self.t, *self.x, *self.y, *self.store[:4], self.in_scale, self.guidance, *self.preview)
+        check_numbers("the coefficients of a row", (*numbers, *sum(self.levels, ())))
+        if isinstance(self.slot, bool) or not isinstance(self.slot, int) or not 0 <= self.slot < MAX_SLOTS:
+            raise ValueError(f"slot must be in [0, {MAX_SLOTS}), got {self.slot}")
+        if isinstance(self.model, bool) or not isinstance(self.model, int) or self.model < 0:
+            raise ValueError(f"model must be the index of a network, got {self.model!r}")
+        if isinstance(self.store.clamp, bool) or not self.store.clamp > 0:
+            raise ValueError(f"clamp must be positive, got {self.store.clamp}")
+
+    @property
+    def components(self) -> int:
+        """2 where a coefficient is a matrix on position and momentum, else 1."""
+        return matrix2.components((*self.y, *self.x, *self.store[:4], self.in_scale, *self.preview))
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the row reads its z."""
+        return bool(self.x[-1] or self.y[-1])
+
+    @property
+    def guided(self) -> bool:
+        """Whether the network is also called without the condition."""
+        return self.guidance != 1.0
+
+    @property
+    def reads(self) -> frozenset[int]:
+        """The slots that X and Y read."""
+        return frozenset(k for k in range(MAX_SLOTS) if self.x[2 + k] or self.y[2 + k])
+
+    def with_clip(self, limit: float) -> Row:
+        """The same row with its estimate of x_0 clamped to [-limit, limit]; `Plan.with_clip` says how.
+
+        Raises:
+            ValueError: the row is clamped already.
+        """
+        if math.isfinite(self.store.clamp):
+            raise ValueError("clip must be given once: the plan is clipped already")
+        a, b = self.preview
+        if b == 0:
+            return self
+        p, q, p2, q2, _ = self.store
+        inner = matrix2.total(a, matrix2.product(b, matrix2.total(p2, matrix2.product(q2, p))))
+        outer = matrix2.solve(b, matrix2.product(-1.0, a)), matrix2.solve(b, 1.0)
+        return replace(self, store=OutputMap(inner, matrix2.product(matrix2.product(b, q2), q), *outer, limit))
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain tree of numbers and strings; zero coefficients, no clamp and the first network are left out."""
+        tree = asdict(self)
+        for name in ("x", "y"):
+            tree[name] = {n: c for n, c in zip(NAMES, tree[name], strict=True) if c}
+        tree["store"] = {k: v for k, v in self.store._asdict().items() if v != math.inf}
+        if self.model == 0:
+            del tree["model"]
+        return tree
+
+    @classmethod
+    def from_json(cls, tree: Any) -> Row:
+        """The row that `to_json` described.
+
+        Raises:
+            ValueError: the tree is not a row; the message names the field.
+        """
+        try:
+            fields = dict(tree)
+            for name in ("x", "y"):
+                unknown = set(fields[name]) - set(NAMES)
+                if unknown:
+                    raise ValueError(f"{name} has no operand {sorted(unknown)[0]!r}")
+                fields[name] = tuple(coefficient(fields[name].get(n, 0.0)) for n in NAMES)
+            fields["levels"] = Levels(*map(_level_from_json, fields["levels"]))
+            store: dict[str, Any] = {k: coefficient(v) for k, v in fields["store"].items()}
+            fields["store"] = OutputMap(**store)
+            fields["preview"] = tuple(map(coefficient, fields["preview"]))
+            if "in_scale" in fields:
+                fields["in_scale"] = coefficient(fields["in_scale"])
+            return cls(**fields)
+        except ValueError:
+            raise
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(repr(error)) from error
+
+
+def check_numbers(what: str, coefficients: tuple[Coefficient, ...]) -> None:
+    """Numbers that float32 can hold.
+
+    Raises:
+        ValueError: another type, not finite, or too large.
+    """
+    for number in matrix2.numbers(coefficients):
+        if not (is_number(number) and abs(number) <= LARGEST):
+            raise ValueError(f"{what} must be finite float32 numbers, got {number!r}")
+
+
+def _level_from_json(tree: Any) -> AnyLevel:
+    alpha, sigma = tree
+    if isinstance(alpha, (list, tuple)) or isinstance(sigma, (list, tuple)):
+        return PhaseLevel(*(((float(a), float(b)), (float(c), float(d))) for (a, b), (c, d) in (alpha, sigma)))
+    return Level(float(alpha), float(sigma))

@@ -1,0 +1,118 @@
+"""The grid that `make_plan` is asked for: from its arguments to the times that a solver steps through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pndm_fast.plan.checks import check_type
+from pndm_fast.plan.grids import make_grid, numbers_of, snap, times_of
+from pndm_fast.plan.numbers import is_integer
+from pndm_fast.plan.psld import PSLD
+from pndm_fast.plan.schedule import Schedule
+from pndm_fast.solvers.registry import SOLVER_INFO
+
+DEFAULT_STEPS = 50
+
+
+@dataclass(frozen=True)
+class GridSpec:
+    """`make_plan`'s arguments of the grid, None where one is not given.
+
+    Raises:
+        ValueError: two that say the same.
+    """
+
+    steps: int | None = None
+    nfe: int | None = None
+    times: Sequence[float] | None = None
+    sigmas: Sequence[float] | None = None
+    spacing: str | None = None
+    final: str | None = None
+    t_min: float | None = None
+    t_start: float | None = None
+    strength: float | None = None
+    integer_times: bool = False
+
+    def __post_init__(self) -> None:
+        if sum(value is not None for value in (self.steps, self.nfe, self.times, self.sigmas)) > 1:
+            raise ValueError("steps, nfe, times and sigmas exclude one another: give one of them")
+        if self.t_start is not None and self.strength is not None:
+            raise ValueError("t_start and strength exclude each other: give one of them")
+
+    @property
+    def explicit(self) -> str | None:
+        """The argument that is the grid itself, if there is one."""
+        return next((name for name in ("times", "sigmas") if getattr(self, name) is not None), None)
+
+    def points(self, solver: str, schedule: Schedule | PSLD) -> Sequence[float]:
+        """The times that the solver steps through; the solver's own builder checks that they decrease.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        times = self._kept(solver, self._whole(solver, schedule))
+        if not self.integer_times:
+            return times
+        if not schedule.discrete:
+            raise ValueError(f"integer_times must have a discrete schedule, got {schedule.name}")
+        return snap(times)
+
+    def _whole(self, solver: str, schedule: Schedule | PSLD) -> Sequence[float]:
+        """The grid from the noisiest time on."""
+        if self.explicit is not None:
+            for name in ("spacing", "final", "t_min"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} and {self.explicit} exclude each other")
+        if self.times is not None:
+            return numbers_of("times", self.times)
+        if self.sigmas is not None:
+            return times_of(schedule, self.sigmas)
+        final = "zero" if self.final is None else self.final
+        steps = steps_of(solver, self.steps, self.nfe, final)
+        spacing = self.spacing if self.spacing is not None else schedule.spacing or SOLVER_INFO[solver].spacing
+        return make_grid(schedule, steps, spacing, final, self.t_min)
+
+    def _kept(self, solver: str, times: Sequence[float]) -> Sequence[float]:
+        """The points from `t_start` on, or `strength`'s part of the steps.
+
+        Raises:
+            TypeError, ValueError: not a number in range, or fewer steps left than the solver takes.
+        """
+        if self.strength is not None:
+            name, value = "strength", self.strength
+            check_type(name, value, float)
+            if not 0 < value <= 1:
+                raise ValueError(f"strength must be in (0, 1], got {value}")
+            left = times[len(times) - 1 - int((len(times) - 1) * value + 1e-9) :]
+        elif self.t_start is not None:
+            name, value = "t_start", self.t_start
+            check_type(name, value, float)
+            left = tuple(t for t in times if t <= value)
+        else:
+            return times
+        count, fewest = max(len(left) - 1, 0), SOLVER_INFO[solver].min_steps
+        if count < fewest:
+            raise ValueError(f"{name} must leave at least {fewest} steps for {solver}, got {count}")
+        return left
+
+
+def steps_of(solver: str, steps: int | None, nfe: int | None, final: str = "zero") -> int:
+    """How many steps: as given, as many as make nfe network calls, or 50.
+
+    Raises:
+        TypeError, ValueError: nfe is no integer, fewer than the solver can make, or not a number that it makes.
+    """
+    if nfe is None:
+        return DEFAULT_STEPS if steps is None else steps
+    if not is_integer(nfe):
+        raise TypeError(f"nfe must be an integer, got {nfe!r}")
+    info = SOLVER_INFO[solver]
+    fewest = info.calls(info.min_steps, final)
+    if nfe < fewest:
+        raise ValueError(f"nfe must be at least {fewest} for {solver}, got {nfe}")
+    count = info.steps(int(nfe), final)
+    if info.calls(count, final) != nfe:
+        near = f"{info.calls(count, final)} or {info.calls(count + 1, final)}"
+        raise ValueError(f"nfe must be {info.formula(final)} for {solver}, such as {near}, got {nfe}")
+    return count

@@ -1,0 +1,120 @@
+"""Every sample stands at a row of its own: batches whose samples are at different rows of different plans."""
+
+import dataclasses
+
+import pytest
+import torch
+from drawing import draw
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pndm_fast as pf
+from pndm_fast.loop.call import resolve
+from pndm_fast.loop.positions import Kind, Positions, segments_of
+from pndm_fast.loop.run import run_segment
+from pndm_fast.runtime.executor import take_executor
+
+SHAPE = (2, 3, 8, 8)
+PLANS = {name: pf.make_plan(name, steps=6) for name in ("unipc", "ddpm", "f-pndm")}
+
+
+def network(x, t, shift):
+    return torch.sin(x * 1.1) * 0.3 + (t / 1000 + shift).view(-1, 1, 1, 1)
+
+
+def after(sampler, request, rows):
+    """The call with the registers that it has before its row of that index."""
+    call = resolve(request, sampler._setup)
+    positions = call.positions()
+    kind, length = call.segments[0]
+    segment = sampler._segment(call, positions, kind, length, None)
+    with take_executor(sampler.cache, segment, positions, "eager", 1) as executor:
+        executor.rows(rows)
+        return call, segment, executor.workspace.snapshot()
+
+
+def together(sampler, requests, rows):
+    """One batch that takes up each request before the row of its own index, run to the end of the longest."""
+    parts = [after(sampler, request, count) for request, count in zip(requests, rows, strict=True)]
+    calls, segments, snapshots = zip(*parts, strict=True)
+    plans = [request.plan for request in requests]
+    cond = {"shift": torch.cat([request.cond["shift"] for request in requests])}
+    seeds = [request.seeds[0] for request in requests]
+    call = resolve(pf.Request(plan=plans, seeds=seeds, cond=cond, noise_sampler=None), sampler._setup)
+    positions = Positions(plans, rows)
+    kind, length = positions.ahead()
+    segment = sampler._segment(call, positions, kind, length, None)
+    first = dict(zip(map(id, call.distinct), segment.table.start, strict=True))
+    most = max(len(s.slots) for s in snapshots)
+    wide = [torch.cat([s.slots, s.slots.new_zeros(most - len(s.slots), *s.slots.shape[1:])]) for s in snapshots]
+    joined = dataclasses.replace(
+        snapshots[0],
+        x=torch.cat([s.x for s in snapshots]),
+        y=torch.cat([s.y for s in snapshots]),
+        slots=torch.cat([s.to(wide[0].dtype) for s in wide], dim=1),
+        seeds=torch.cat([s.seeds for s in snapshots]),
+        first_bad=torch.cat([s.first_bad for s in snapshots]),
+        row=torch.tensor([first[id(plan)] + i for plan, i in zip(plans, rows, strict=True)], dtype=torch.int32),
+        active=torch.tensor([len(rows)], dtype=torch.int32),
+    )
+    segment = segment._replace(snapshot=joined)
+    with take_executor(sampler.cache, segment, positions, "eager", 1) as executor:
+        return run_segment(executor.segment, executor.workspace, executor.rows, positions, at_once=length)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_samples_at_different_rows_have_the_bytes_they_have_alone(backend):
+    sampler = pf.Sampler(network, shape=SHAPE, backend=backend, graph="eager")
+    rows = [0, 4, 7]
+    requests = [
+        pf.Request(plan=plan, seeds=[seed], cond={"shift": torch.tensor([0.1 * seed])})
+        for seed, plan in enumerate(PLANS.values(), 3)
+    ]
+    got = together(sampler, requests, rows)
+    for sample, request in zip(got, requests, strict=True):
+        assert torch.equal(sample, sampler.run(request).samples[0])
+
+
+def test_the_callers_noise_follows_each_sample():
+    """Samples at different rows get the normals of their own rows."""
+    plan = PLANS["ddpm"]
+    call = resolve(
+        pf.Request(noise_sampler=lambda index: torch.full(SHAPE, float(index))),
+        pf.Sampler(network, plan, shape=SHAPE)._setup,
+    )
+    z = call.noise.of_rows(Positions([plan, plan], [1, 3]))
+    assert z[:, 0, 0, 0].tolist() == [3.0, 5.0]
+    last = Positions([plan, plan], [plan.nfe - 1, plan.nfe])  # the last row draws none, and the other has ended
+    assert call.noise.of_rows(last) is None
+
+
+def by_hand(plans):
+    """The kinds of all rows of plans that begin together, run together."""
+    found = []
+    for i in range(max(plan.nfe for plan in plans)):
+        kinds = [plan.kinds[i] for plan in plans if i < plan.nfe]
+        here = Kind(kinds[0][0], any(guided for _, guided in kinds))
+        if found and found[-1][0] == here:
+            found[-1][1] += 1
+        else:
+            found.append([here, 1])
+    return tuple((kind, count) for kind, count in found)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.sampled_from([1.0, 2.0]), min_size=1, max_size=7), min_size=1, max_size=3))
+def test_segments_are_runs_of_one_kind(scales):
+    plans = [pf.make_plan("ddim", steps=len(row)).with_guidance(row) for row in scales]
+    assert segments_of(plans) == by_hand(plans)
+
+
+def test_what_is_drawn_alone_is_what_a_request_draws():
+    """The three ways to ask for one thing."""
+    plan = PLANS["unipc"]
+    cond = {"shift": torch.zeros(2)}
+    sampler = pf.Sampler(network, plan, shape=SHAPE)
+    result = sampler.run(pf.Request(seeds=3, cond=cond))
+    assert torch.equal(result.samples, sampler(seeds=3, cond=cond))
+    assert torch.equal(result.samples, pf.sample(network, solver=plan, shape=SHAPE, seeds=3, cond=cond))
+    assert torch.equal(result.samples, draw(network, solver=plan, shape=SHAPE, seeds=3, cond=cond))
+    assert (result.report.nfe, result.report.calls, result.bad) == (plan.nfe, plan.nfe, ())

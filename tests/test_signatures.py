@@ -1,0 +1,79 @@
+"""Every public argument is declared, checked and documented once; short forms take it as its owner has it."""
+
+import inspect
+import re
+
+import pytest
+import torch
+
+import pndm_fast as pf
+
+OWNERS = (pf.make_plan, pf.Sampler, pf.Request)
+
+
+def parameters(function):
+    return {n: p for n, p in inspect.signature(function).parameters.items() if n != "self"}
+
+
+def owner_of(name):
+    return [owner for owner in OWNERS if name in parameters(owner)]
+
+
+@pytest.mark.parametrize("function", [pf.sample, pf.make_plan, pf.Sampler, pf.Sampler.__call__], ids=str)
+def test_no_more_than_fifteen(function):
+    named = [p for p in parameters(function).values() if p.kind is not p.VAR_KEYWORD]
+    assert len(named) <= 15
+    open_ended = [p.name for p in parameters(function).values() if p.kind is p.VAR_KEYWORD]
+    assert open_ended == (["options"] if function in (pf.sample, pf.make_plan) else [])
+
+
+def test_each_argument_has_one_owner():
+    """But `plan`: a sampler's is that of requests that bring none."""
+    names = [name for owner in OWNERS for name in parameters(owner)]
+    assert {name for name in names if names.count(name) > 1} == {"plan"}
+
+
+def test_sample_takes_arguments_as_their_owners_do():
+    for name, mine in parameters(pf.sample).items():
+        if name in ("options", "solver"):  # a name, or a ready plan
+            continue
+        (owner,) = owner_of(name)
+        theirs = parameters(owner)[name]
+        assert (mine.annotation, mine.default) == (theirs.annotation, theirs.default), name
+
+
+def test_a_call_takes_a_request_s_fields():
+    mine, theirs = parameters(pf.Sampler.__call__), parameters(pf.Request)
+    assert mine == theirs
+    assert inspect.getdoc(pf.Request).split("Args:")[1] in inspect.getdoc(pf.Sampler.__call__)
+
+
+@pytest.mark.parametrize("owner", [*OWNERS, pf.Guidance], ids=lambda owner: owner.__name__)
+def test_every_argument_is_explained(owner):
+    text = inspect.getdoc(owner).split("Args:")[1]
+    for name, p in parameters(owner).items():
+        if p.kind is not p.VAR_KEYWORD:
+            assert re.search(rf"\b{name}\b", text), name
+
+
+def test_foreign_arguments_are_sent_home():
+    for owner in OWNERS:
+        for name in parameters(owner).keys() - parameters(pf.sample).keys() - {"options", "plan"}:
+            with pytest.raises(TypeError, match=f"{name} is an argument of {owner.__name__}"):
+                pf.sample(lambda x, t: x, 4, solver="ddim", shape=(1, 8), **{name: 1})
+
+    with pytest.raises(TypeError, match="give a ready plan as solver="):
+        pf.sample(lambda x, t: x, shape=(1, 8), plan=pf.make_plan("ddim", steps=4))
+
+
+def test_a_request_is_checked_when_it_is_made():
+    for fields, message in (
+        ({"on_nan": "skip"}, "on_nan must be one of"),
+        ({"on_step": 1}, "on_step must be callable"),
+        ({"guidance": "2"}, "guidance must be a number"),
+        ({"start": torch.zeros(2, 8)}, "start must be a Noise, State, Image or Inpaint, which says what its tensor is"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            pf.Request(**fields)
+    with pytest.raises(AttributeError):  # frozen
+        pf.Request().seeds = 3
