@@ -2,9 +2,10 @@
 
     python benchmarks compare OTHER/bin/python        # of an environment with the other version; --out keeps the result
 
-The other is a `git worktree` with an editable install, say. Both processes live throughout and take turns, so that a
-drifting machine moves both sides of a round. `before / now` is the median over rounds with its quartiles, `at best` is
-from each side's quickest turn: on a busy machine only that tells.
+The other is a `git worktree` with an editable install, say. A process of each takes turns with the other, so that a
+drifting machine moves both sides of a round; pairs of processes follow one another, because where memory lies makes one
+a few per cent slower for its whole life. `before / now` is the median over rounds with its quartiles, `at best` is from
+each side's quickest turn: on a busy machine only that tells.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from speed.harness import quartiles
 from speed.run import environment
 
 SCRIPT = Path(__file__).with_name("calls.py")
+PAIRS = 4  # of processes, one pair after another
 
 
 class Version:
@@ -58,23 +60,30 @@ class Version:
         self.process.wait()
 
 
-def contest(
-    name: str, threads: int, before: Version, now: Version, seconds: float, rounds: int
-) -> list[dict[str, Any]]:
-    """A case in both versions: a line for each of its costs. As many rounds as fit in `seconds`, and at least five."""
-    turns: dict[Version, list[dict[str, float]]] = {before: [], now: []}
+Turns = dict[str, list[dict[str, float]]]
+
+
+def take_turns(name: str, threads: int, versions: dict[str, Version], seconds: float, rounds: int) -> tuple[Any, Turns]:
+    """A case's weights, and each version's turns: as many rounds as fit in `seconds`, and at least three."""
+    turns: Turns = {which: [] for which in versions}
     began = time.monotonic()
-    while (done := len(turns[now])) < rounds and (done < 5 or time.monotonic() - began < seconds):
-        for version in (before, now) if done % 2 else (now, before):
-            told = version.ask(case=name, threads=threads, backwards=bool(done // 2 % 2))
-            turns[version].append(told["seconds"])
-    weights = told["weights"]
-    each = {version: [costs(weights, turn) for turn in turns[version]] for version in turns}
-    least = {version: best(weights, turns[version]) for version in turns}
+    for done in range(rounds):
+        if done >= 3 and time.monotonic() - began > seconds:
+            break
+        for which in sorted(versions, reverse=bool(done % 2)):
+            told = versions[which].ask(case=name, threads=threads, backwards=bool(done // 2 % 2))
+            turns[which].append(told["seconds"])
+    return told["weights"], turns
+
+
+def results_of(name: str, threads: int, weights: Any, turns: Turns) -> list[dict[str, Any]]:
+    """A result for each cost of a case."""
+    each = {which: [costs(weights, turn) for turn in turns[which]] for which in turns}
+    least = {which: best(weights, turns[which]) for which in turns}
     return [
-        {"name": f"{name}: {cost}", "threads": threads, "rounds": len(turns[now])}
-        | compared([one[cost] for one in each[before]], [one[cost] for one in each[now]])
-        | {"best_before_us": round(least[before][cost], 2), "best_us": round(least[now][cost], 2)}
+        {"name": f"{name}: {cost}", "threads": threads, "rounds": len(turns["now"])}
+        | compared([one[cost] for one in each["before"]], [one[cost] for one in each["now"]])
+        | {"best_before_us": round(least["before"][cost], 2), "best_us": round(least["now"][cost], 2)}
         for cost in weights
     ]
 
@@ -105,7 +114,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("against", help="Python of an environment with another version")
     parser.add_argument("cases", nargs="*", help="default: all")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--seconds", type=float, default=5.0, help="of a case; it has at least five rounds")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of a case")
     parser.add_argument("--rounds", type=int, default=200, help="of a case, at most")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     arguments = parser.parse_args()
@@ -117,17 +126,23 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse()
-    before, now = Version(arguments.against), Version(sys.executable)
-    results = []
+    asked = [(name, threads) for name in arguments.cases or CASES for threads in arguments.threads]
+    pooled: dict[tuple[str, int], tuple[Any, Turns]] = {}
+    share, rounds = arguments.seconds / PAIRS, -(-arguments.rounds // PAIRS)
+    for pair in range(PAIRS):
+        versions = {"before": Version(arguments.against), "now": Version(sys.executable)}
+        for case in asked:
+            print(f"\r{pair + 1} of {PAIRS}: {case[0]:<20}", end="", file=sys.stderr, flush=True)
+            weights, turns = take_turns(*case, versions, share, rounds)
+            earlier = pooled.setdefault(case, (weights, {which: [] for which in turns}))[1]
+            for which, more in turns.items():
+                earlier[which] += more
+        for version in versions.values():
+            version.close()
+    print(file=sys.stderr)
+    results = [one for case, (weights, turns) in pooled.items() for one in results_of(*case, weights, turns)]
     print(f"{'us':<28} {'before':>10} {'now':>10} {'before / now':>21}   {'before':>10} {'now, at best':>10}")
-    for name in arguments.cases or CASES:
-        for threads in arguments.threads:
-            for one in contest(name, threads, before, now, arguments.seconds, arguments.rounds):
-                print(line(one), flush=True)
-                results.append(one)
-    kept = {"machine": machine.describe(), "results": results}
-    for version in (before, now):
-        version.close()
+    print(*map(line, results), sep="\n")
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps(kept, indent=1) + "\n")
+        arguments.out.write_text(json.dumps({"machine": machine.describe(), "results": results}, indent=1) + "\n")
     return 0
