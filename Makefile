@@ -22,11 +22,11 @@ lint: $(VENV)/.lint  ## ruff, mypy --strict, clang-format
 	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*/*.cpp csrc/*/*.h tests/*.cpp tests/*.h
 
 bench: $(VENV)/.bench  ## the CPU benchmarks, written to benchmarks/results/cpu/
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks speed
 
 # 9 minutes; COMMIT=$(git rev-parse HEAD) from outside where no .git travels; one step: STEPS=sweep
 gpu:  ## on a machine with a GPU and torch: build, tests, memcheck, benchmarks, sweep into benchmarks/results/
-	$(PYTHON) benchmarks/gpu.py $(if $(COMMIT),--commit $(COMMIT)) $(STEPS)
+	$(PYTHON) benchmarks gpu $(if $(COMMIT),--commit $(COMMIT)) $(STEPS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info pndm_fast/_C*.so

@@ -36,7 +36,7 @@ def measured():
 @pytest.mark.parametrize("nfe", BUDGETS)
 def test_the_choice_is_the_best_measured(nfe, measured):
     sys.path.append(str(ROOT / "benchmarks"))
-    from quality_cases import GRIDS, LINES
+    from quality.solvers import GRIDS, LINES
 
     choice = recommend(LINEAR, nfe)
     grid = choice.spacing, None if choice.last is None else 10.0
@@ -56,7 +56,7 @@ def test_the_choice_in_phase_space_is_the_best_measured(nfe):
     if not IN_PHASE_SPACE.is_file():
         pytest.skip("no benchmarks beside the tests")
     sys.path.append(str(ROOT / "benchmarks"))
-    from phase import LINES
+    from quality.phase import LINES
 
     choice = recommend(PSLD(), nfe)
     results = json.loads(IN_PHASE_SPACE.read_text())["results"]

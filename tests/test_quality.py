@@ -1,5 +1,6 @@
-"""`benchmarks/quality.py`'s own parts: what is tried, kept and told, and A-FloPS."""
+"""The own parts of `benchmarks/quality/`: what is tried, kept and told, and A-FloPS."""
 
+# ruff: noqa: E402
 import json
 import sys
 from pathlib import Path
@@ -17,22 +18,19 @@ if not FOLDER.is_dir():
     pytest.skip("no benchmarks beside the tests", allow_module_level=True)
 sys.path.append(str(FOLDER))
 
-import aflops  # noqa: E402
-import quality  # noqa: E402
-import quality_cases as cases  # noqa: E402
-import quality_report as report  # noqa: E402
+from quality import report, solvers, survey
 
 VP = pf.Schedule.vp()
 
 
-@pytest.mark.parametrize("line", [name for name, line in cases.LINES.items() if line.guard is None])
+@pytest.mark.parametrize("line", [name for name, line in solvers.LINES.items() if line.guard is None])
 def test_plans_make_exactly_the_calls_or_are_none(line):
-    made = {nfe: cases.make_plan(cases.LINES[line], "trailing", nfe) for nfe in cases.BUDGETS}
+    made = {nfe: solvers.make_plan(solvers.LINES[line], "trailing", nfe) for nfe in solvers.BUDGETS}
     assert made[15] is not None and all(plan is None or plan.nfe == nfe for nfe, plan in made.items())
 
 
 def test_every_deterministic_solver_has_a_line():
-    named = {line.solver for line in cases.LINES.values()}
+    named = {line.solver for line in solvers.LINES.values()}
     same_step = {"euler", "dpm-solver-1", "conjugate"}
     facts = {name: SOLVER_INFO[name] for name in SCALAR}
     rest = {name for name, fact in facts.items() if not fact.stochastic and not fact.inverts}
@@ -45,26 +43,26 @@ def test_what_is_hopeless():
 
     found = dict([one("far", 8, 9.0), one("near", 8, 0.2), one("nan", 8, None, "diverged")])
     found |= dict([one("again", 5, 9.0), one("again", 8, None, "hopeless")])
-    told = {line: quality.hopeless(found, line, "leading", 10) for line in ("far", "near", "nan", "again", "new")}
+    told = {line: survey.hopeless(found, line, "leading", 10) for line in ("far", "near", "nan", "again", "new")}
     assert told == {"far": True, "near": False, "nan": True, "again": False, "new": False}
-    assert not quality.hopeless(found, "far", "leading", 5)
+    assert not survey.hopeless(found, "far", "leading", 5)
 
 
 def test_the_store_resumes(tmp_path, capsys):
     path, setting = tmp_path / "a.json", {"images": 2}
-    store = quality.OutputMap(path, setting)
+    store = survey.ResultFile(path, setting)
     for line, nfe in (("unipc 2", 8), ("ddim", 8), ("unipc 2", 5)):
         store.add("results", (line, "leading", nfe), {"rms": 0.1, "median": 0.1, "note": ""})
     store.write()
-    again = quality.OutputMap(path, setting)
+    again = survey.ResultFile(path, setting)
     assert again.found["results"] == store.found["results"]
     assert [one["line"] for one in json.loads(path.read_text())["results"]] == ["unipc 2", "ddim", "unipc 2"]
-    assert not quality.OutputMap(path, {"images": 3}).found["results"]
+    assert not survey.ResultFile(path, {"images": 3}).found["results"]
     assert "measured anew" in capsys.readouterr().err
 
 
 def test_the_page_says_what_was_measured(tmp_path):
-    store = quality.OutputMap(
+    store = survey.ResultFile(
         tmp_path / "a.json", {"images": 2, "finals": 2, "hopeless": 0.3, "finalists": {"rms": 1, "median": 1}}
     )
     store.tree["floor"] = {"rms": 0.001, "median": 0.001}
@@ -80,7 +78,7 @@ def test_the_page_says_what_was_measured(tmp_path):
 
 def test_interval_holds_the_rms():
     distances = torch.tensor([0.1, 0.2, 0.3, 0.9])
-    low, high = cases.interval(distances)
+    low, high = solvers.interval(distances)
     assert low < float(distances.square().mean().sqrt()) < high
 
 
@@ -91,9 +89,10 @@ def test_aflops_is_second_order(guard):
 
     def draw(steps):
         times = [1 - 0.9 * i / steps for i in range(steps + 1)]
-        return aflops.aflops(model, VP, times, noise, guard=guard).double()
+        return solvers.aflops(model, VP, times, noise, guard=guard).double()
 
-    exact, errors = draw(1000), [float((draw(n) - draw(1000)).norm()) for n in (20, 40)]
+    exact = draw(160)
+    errors = [float((draw(n) - exact).norm()) for n in (20, 40)]
     assert exact.isfinite().all() and errors[0] / errors[1] > 3.2
 
 
@@ -101,5 +100,6 @@ def test_aflops_starts_with_ddim():
     model = gaussian_mixture(VP)
     noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     times = (0.8, 0.1)
-    expected = pf.sample(model, solver="ddim", schedule=VP, times=times, noise=noise)
-    assert torch.allclose(aflops.aflops(model, VP, times, noise).double(), expected, atol=1e-5)
+    plan = pf.make_plan("ddim", VP, times=times)
+    expected = pf.sample(model, solver=plan, start=pf.Noise(noise))
+    assert torch.allclose(solvers.aflops(model, VP, times, noise).double(), expected, atol=1e-5)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pndm_fast._C import Iteration
 
 GRAPHS = ("auto", "while", "replay", "eager")
-AUTO = ("while", "replay")  # not measured yet: benchmarks/test_gpu_sample.py compares them
+AUTO = ("while", "replay")  # not measured yet: benchmarks/gpu/test_gpu_sample.py compares them
 WARM_UP = 3  # eager calls before a capture: libraries make handles, choose algorithms and load kernels at first use
 CHECKED = 2  # rows that a new graph runs beside eager ones
 ROUNDING = 1e-3  # of the state: how far two equal calls of a network may differ, at most

@@ -1,6 +1,6 @@
 """Which launch configuration of the Triton row is fastest where; each must first give the reference's bits.
 
-    python benchmarks/sweep.py           # under a minute on an H200; writes results/<gpu>/sweep.json
+    python benchmarks sweep           # under a minute on an H200; writes results/<gpu>/sweep.json
 
 Rows are timed in a graph of several, as the sampler runs them: no launch from Python is in the figures.
 """
@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import machine
 import torch
-from cases import Steps
-from run import folder_of
+from speed.run import folder_of
+from speed.steps import Steps
 
 BLOCKS, WARPS, CAPS = (512, 1024, 2048, 4096), (2, 4, 8), (96, 112, 128, 168)
 FEWEST, MOST = 4, 32  # elements a thread: outside, accesses are narrow or registers spill

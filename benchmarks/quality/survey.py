@@ -1,6 +1,6 @@
 """Quality for a number of network calls: every deterministic solver on every grid, on the packaged MNIST network.
 
-`python benchmarks/quality.py` writes results/quality/mnist.json, .md and .png; stopped, it resumes where it was.
+`python benchmarks quality` writes results/quality/mnist.json, .md and .png; stopped, it resumes where it was.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from machine import describe
-from quality_cases import BUDGETS, GRIDS, LINES, REFERENCES, Artist, apart, interval
-from quality_report import plot, text
+from quality.report import plot, text
+from quality.solvers import BUDGETS, GRIDS, LINES, REFERENCES, Artist, distance, interval
 
 from pndm_fast.plan.atomic import atomic_path
 
-OUT = Path(__file__).parent / "results" / "quality"
+OUT = Path(__file__).parents[1] / "results" / "quality"
 HOPELESS = 0.3  # of the pixels' range of 2, an image unlike the fine one: the next budget is then not tried
 FINALISTS = {"rms": 8, "median": 4}  # of each budget by either, drawn again from other noise
 FINAL_SEED = 1000
@@ -32,7 +32,7 @@ EVERY = 2.0  # seconds between writes
 Key = tuple[str, str, int]
 
 
-class OutputMap:
+class ResultFile:
     """The results in their file, which is replaced as a whole."""
 
     def __init__(self, path: Path, setting: dict[str, Any]) -> None:
@@ -101,14 +101,14 @@ class Studio:
         self.pool = ProcessPoolExecutor(torch.get_num_threads(), context, _open, (images, first_seed))
         fine = [one.result() for one in [self.pool.submit(_reference, name) for name in references]]
         self.reference, *others = map(torch.from_numpy, fine)
-        self.floor = summary(apart(others[0], self.reference)) if others else None
+        self.floor = summary(distance(others[0], self.reference)) if others else None
 
     def distances(self, keys: list[Key]) -> Iterator[tuple[Key, torch.Tensor | None]]:
         """Of each image from the reference, as they come; None where nothing takes exactly that many calls."""
         jobs = {self.pool.submit(_draw, key): key for key in keys}
         for job in as_completed(jobs):
             samples = job.result()
-            yield jobs[job], None if samples is None else apart(torch.from_numpy(samples), self.reference)
+            yield jobs[job], None if samples is None else distance(torch.from_numpy(samples), self.reference)
 
 
 _artist: Artist
@@ -128,7 +128,7 @@ def _draw(key: Key) -> Any:
     return None if samples is None else samples.numpy()
 
 
-def survey(store: OutputMap, studio: Studio) -> Iterator[Key]:
+def survey(store: ResultFile, studio: Studio) -> Iterator[Key]:
     """Everything, budget by budget."""
     found = store.found["results"]
     for nfe in BUDGETS:
@@ -142,7 +142,7 @@ def survey(store: OutputMap, studio: Studio) -> Iterator[Key]:
             store.add("results", key, {"rms": None, "median": None, "note": "hopeless"})
 
 
-def finals(store: OutputMap, studio: Studio) -> Iterator[Key]:
+def finals(store: ResultFile, studio: Studio) -> Iterator[Key]:
     """The best of each budget again, from other noise: the survey's own winner was partly lucky."""
     keys: list[Key] = []
     for nfe in BUDGETS:
@@ -155,7 +155,7 @@ def finals(store: OutputMap, studio: Studio) -> Iterator[Key]:
         yield key
 
 
-def run(store: OutputMap, part: str, images: int, first_seed: int) -> None:
+def run(store: ResultFile, part: str, images: int, first_seed: int) -> None:
     """One part, with its progress on stderr."""
     studio = Studio(images, first_seed, list(REFERENCES)[: 2 if part == "results" else 1])
     store.tree["floor"] = studio.floor or store.tree["floor"]
@@ -185,7 +185,9 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     sizes = {"images": arguments.images, "finals": arguments.finals}
     rules = {"hopeless": HOPELESS, "finalists": FINALISTS, "final_seed": FINAL_SEED}
-    store = OutputMap(arguments.out / "mnist.json", {**sizes, **rules, "references": REFERENCES})
+    if arguments.report and not (arguments.out / "mnist.json").is_file():
+        sys.exit(f"--out must hold mnist.json, got {arguments.out}")
+    store = ResultFile(arguments.out / "mnist.json", {**sizes, **rules, "references": REFERENCES})
     if not arguments.report:
         try:
             run(store, "results", arguments.images, 0)

@@ -14,10 +14,19 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-HERE = Path(__file__).parent
-SUITES = {
-    "cpu": ("stream", "rows", "diffusers_step", "compiled", "overhead", "plan_time"),
-    "cuda": ("gpu_sample", "gpu_speed"),
+FOLDER = Path(__file__).parents[1]
+RESULTS = FOLDER / "results"
+SUITES = {  # of a device: the file, and an expression where it holds several
+    "cpu": {
+        "stream": ("speed/test_rows.py", "stream"),
+        "rows": ("speed/test_rows.py", "widest"),
+        "diffusers_step": ("speed/test_steps.py", "diffusers"),
+        "compiled": ("speed/test_steps.py", "inductor"),
+        "calls": ("speed/test_calls.py", "beside"),
+        "overhead": ("speed/test_calls.py", "outside or paired"),
+        "plan_time": ("speed/test_calls.py", "make_plan"),
+    },
+    "cuda": {"gpu_sample": ("gpu/test_gpu_sample.py", ""), "gpu_speed": ("gpu/test_gpu_speed.py", "")},
 }
 KEPT = ("min", "median", "iqr")
 
@@ -40,12 +49,13 @@ def run_suite(suite: str, device: str, options: list[str]) -> tuple[int, dict[st
     """A fresh process for each suite. Returns pytest's exit status, its report and the names of what failed."""
     with tempfile.TemporaryDirectory() as folder:
         report, junit = Path(folder) / "report.json", Path(folder) / "junit.xml"
-        command = [sys.executable, "-m", "pytest", str(HERE / f"test_{suite}.py"), "--benchmark-enable"]
+        file, chosen = SUITES[device][suite]
+        command = [sys.executable, "-P", "-m", "pytest", str(FOLDER / file), "-k", chosen, "--benchmark-enable"]
         command += [f"--benchmark-json={report}", "--benchmark-quiet", "--benchmark-disable-gc", "-o", "timeout=1200"]
         command += [f"--junitxml={junit}", *options]
-        status = wait(subprocess.Popen(command, cwd=HERE.parent, env=environment(device)))
+        status = wait(subprocess.Popen(command, cwd=FOLDER.parent, env=environment(device)))
         written = report.is_file() and report.stat().st_size
-        bad = [case.get("name", "") for case in cases(junit) if outcome(case) == "failed"]
+        bad = [case.get("name", "") for case in test_cases(junit) if outcome(case) == "failed"]
         return status, json.loads(report.read_text()) if written else {"benchmarks": [], "machine_info": {}}, bad
 
 
@@ -58,7 +68,7 @@ def wait(process: subprocess.Popen[bytes]) -> int:
         return process.wait() or 2
 
 
-def cases(junit: Path) -> list[ElementTree.Element]:
+def test_cases(junit: Path) -> list[ElementTree.Element]:
     """The tests in a JUnit file; none where it was not written."""
     return list(ElementTree.parse(junit).iter("testcase")) if junit.is_file() else []
 
@@ -92,7 +102,7 @@ def folder_of(device: str, machine: dict[str, Any]) -> Path:
     """results/cpu, or the GPU's name in lower case with hyphens."""
     gpu = machine.get("gpu") or {}
     name = "cpu" if device == "cpu" else re.sub(r"[^a-z0-9]+", "-", (gpu.get("name") or "gpu").lower()).strip("-")
-    return HERE / "results" / name
+    return RESULTS / name
 
 
 def table(results: list[dict[str, Any]]) -> str:

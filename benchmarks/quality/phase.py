@@ -1,6 +1,6 @@
 """Phase-space integrators side by side on the packaged networks, with variance-preserving ones on the same data.
 
-`python benchmarks/phase.py --data DIR` (idx files of MNIST) writes results/phase/mnist.json and .md, and resumes.
+`python benchmarks phase --data DIR` (idx files of MNIST) writes results/phase/mnist.json and .md, and resumes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from digits import Judge, train_judge
 from machine import describe
-from quality_cases import apart
+from quality.judge import Judge, train_judge
+from quality.solvers import distance
 from torch import Tensor
 
 import pndm_fast as pf
@@ -30,7 +30,7 @@ from pndm_fast.phase_space import position
 from pndm_fast.plan.atomic import atomic_path
 from pndm_fast.solvers import SOLVER_INFO
 
-OUT = Path(__file__).parent / "results" / "phase"
+OUT = Path(__file__).parents[1] / "results" / "phase"
 BUDGETS = (10, 25, 50, 100)
 ONES = ((1.0, 1.0), (1.0, 1.0))
 
@@ -114,7 +114,7 @@ class Artist:
         """[images, 1, 28, 28], the data's part of the samples."""
         network, images = self.networks[line.space], len(self.labels)
         shape = images, network.config.in_channels, network.config.sample_size, network.config.sample_size
-        samples = pf.sample(network, solver=plan, shape=shape, cond={"class_labels": self.labels}, on_nan="ignore")
+        samples = pf.Sampler(network, plan, shape=shape)(cond={"class_labels": self.labels}, on_nan="ignore")
         return position(samples) if plan.components > 1 else samples
 
     def score(self, samples: Tensor) -> dict[str, float]:
@@ -162,7 +162,7 @@ def _measure(name: str, budget: int, fine: np.ndarray) -> dict[str, Any] | None:
     samples = _artist.draw(line, plan)
     values: dict[str, Any] = {"line": name, "budget": budget, "nfe": plan.nfe, **_artist.score(samples)}
     if not SOLVER_INFO[plan.solver].stochastic:
-        distances = apart(samples, torch.from_numpy(fine))
+        distances = distance(samples, torch.from_numpy(fine))
         finite = bool(distances.isfinite().all())
         values["rms"] = round(float(distances.square().mean().sqrt()), 4) if finite else None
         values["median"] = round(float(distances.median()), 4) if finite else None
@@ -216,7 +216,7 @@ def text(tree: dict[str, Any]) -> str:
     setting, floor = tree["setting"], tree["floor"]
     parts = [
         "# Phase space: quality for a number of network calls",
-        f"`python benchmarks/phase.py --data DIR` makes this page: {setting['images']} digits in turn, no guidance, "
+        f"`python benchmarks phase --data DIR` makes this page: {setting['images']} digits in turn, no guidance, "
         f"float32, on the packaged networks of PSLD (`demo:psld`) and of the variance-preserving diffusion "
         f"(`demo:mnist`, lines vp). Written on {tree['machine']['cpu']}, torch {tree['machine']['torch']}.",
         "- RMS: distance of an image to the fine solution of the same network from the same noise (pixels are in "

@@ -20,17 +20,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import shows
-from run import cases, folder_of, outcome
+from gpu import verdict
+from speed.run import folder_of, outcome, test_cases
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
+COMMAND = [
+    sys.executable,
+    "-P",
+    str(ROOT / "benchmarks"),
+]  # -P: the folder kernels/ must not become importable as `kernels`
 LOGS = ROOT / "build" / "gpu"
 SITE = ROOT / "build" / "gpu-site"  # the wheels that travelled; the machine's own packages stay as they are
 TOTAL = 525  # seconds for all steps
 MARGIN = 45  # seconds that a benchmark may go on for after the last was begun
 GRACE = 10  # seconds to write what there is, once interrupted
 
-PYTEST = [sys.executable, "-P", "-m", "pytest"]  # -P: the folder kernels/ must not become importable as `kernels`
+PYTHON = [sys.executable, "-P"]  # the folder kernels/ must not become importable as `kernels`
+PYTEST = [*PYTHON, "-m", "pytest"]
+COMMAND = [*PYTHON, str(ROOT / "benchmarks")]
 JUNIT = ["-o", "junit_family=legacy"]  # the form that keeps what tests record
 SANITIZED = {
     "sanitizer": [
@@ -73,9 +80,8 @@ def tests(name: str, limit: float, *arguments: str, under: list[str] | None = No
 
 
 def bench(suite: str, limit: float, options: list[str]) -> Step:
-    script = str(ROOT / "benchmarks" / "run.py")
     budget = f"--budget={max(limit - MARGIN, 10):.0f}"
-    return Step(suite, limit, [sys.executable, script, "--device=cuda", budget, *options, suite], shown=40)
+    return Step(suite, limit, [*COMMAND, "speed", "--device=cuda", budget, *options, suite], shown=40)
 
 
 def sanitizer() -> str | None:
@@ -99,7 +105,7 @@ def steps(options: list[str]) -> list[Step]:
     wheels = sorted(glob.glob(str(ROOT / ".whl" / "*.whl")))
     target = ["--no-compile", "--upgrade", "--target", str(SITE)]
     parallel = ["-n", "8"] if importlib.util.find_spec("xdist") else []
-    sweep = [sys.executable, str(ROOT / "benchmarks" / "sweep.py"), "--budget=40", *options]
+    sweep = [*COMMAND, "sweep", "--budget=40", *options]
     return [
         Step("wheels", 30, [*pip, *target, *wheels] if wheels else None),
         Step("build", 60, [*pip, "--no-build-isolation", "--editable", str(ROOT)]),
@@ -165,7 +171,7 @@ def end_group(leader: int) -> None:
 
 
 def read_tests(done: Done) -> None:
-    for case in cases(junit(done.name)):
+    for case in test_cases(junit(done.name)):
         if not case.get("name"):  # an interrupted one
             continue
         done.tests[case.get("name", "")] = outcome(case)
@@ -220,13 +226,13 @@ def report(finished: list[Done], machine: dict[str, Any], folder: Path) -> int:
     kept = [step for step in earlier if step["name"] not in names]
     kept += [{**vars(done), "commit": machine.get("commit")} for done in finished]
     path.write_text(json.dumps({"machine": machine, "steps": kept}, indent=1) + "\n")
-    table = shows.table(folder)
+    table = verdict.table(folder)
     (folder / "must_show.json").write_text(json.dumps({"machine": machine, "shows": table}, indent=1) + "\n")
     for done in finished:
         how = "not run" if done.code is None else "ok" if done.code == 0 else f"FAILED ({done.code})"
         print(f"{done.name:<16} {how:<13} {done.seconds:>6.1f} s  {done.note}")
-    print(f"\n{folder.relative_to(ROOT)}: {shows.commits(folder)}")
-    print(shows.text(table))
+    print(f"\n{folder.relative_to(ROOT)}: {verdict.commits(folder)}")
+    print(verdict.text(table))
     return 1 if any(done.code for done in finished) else 0
 
 

@@ -3,14 +3,15 @@
 import machine
 import pytest
 import torch
-from compare import Side, Target, contest
-from samples import Alone, Diffusers, Job, Unrolled, apart, synchronize
+from gpu.samples import Alone, DiffusersLoop, Job, Unrolled, relative, synchronize
+from speed.harness import Side, Target, contest
 
+import pndm_fast as pf
 from pndm_fast.row.noise import normals, seed_tensor
 
 pytestmark = pytest.mark.gpu
 
-BOUND = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # on `apart`: convolutions round to tf32 and bf16
+BOUND = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # on `relative`: convolutions round to tf32 and bf16
 REPORTED = Target(None)
 
 
@@ -34,9 +35,10 @@ def measure(benchmark, job, ours, theirs, target, rounds, **more):
 
 
 def equal_to_eager(job, sampler):
-    """Assert that a sampler's image is the eager one's, bit for bit."""
-    got, wanted = job.sample(sampler), job.sample(job.sampler("eager", sampler.model))
-    assert torch.isfinite(wanted).all() and torch.equal(got, wanted), f"{sampler.report.graph} is not eager"
+    """The report of a sampler's call, once its image is the eager one's, bit for bit."""
+    got, wanted = job.run(sampler), job.sample(job.sampler("eager", sampler.model))
+    assert torch.isfinite(wanted).all() and torch.equal(got.samples, wanted), f"{got.report.graph} is not eager"
+    return got.report
 
 
 @pytest.mark.parametrize("case", ["cifar-B1", "small-B1", "sd-B1"])
@@ -44,7 +46,7 @@ def test_over_the_network_alone(benchmark, rounds, case):
     """A sample over as many replays of a graph of the network alone; a row's cost is the slope over twice the steps."""
     job = job_of(case)
     sampler, alone, nfe, longer = job.sampler(), Alone(job), job.plan.nfe, job.plan_of(2 * job.steps)
-    equal_to_eager(job, sampler)
+    report = equal_to_eager(job, sampler)
     job.sample(sampler, longer)
     theirs = {
         "network alone": job.side(lambda: alone(nfe)),
@@ -52,7 +54,7 @@ def test_over_the_network_alone(benchmark, rounds, case):
         "ours, longer": job.ours(sampler, longer),
     }
     target = Target(1.03, at_most=True) if case == "cifar-B1" else Target(None, at_most=True)
-    measure(benchmark, job, job.ours(sampler), theirs, target, rounds, graph=sampler.report.graph)
+    measure(benchmark, job, job.ours(sampler), theirs, target, rounds, graph=report.graph)
     if not benchmark.disabled:
         info, us = benchmark.extra_info, {name: one["us"] for name, one in benchmark.extra_info["rivals"].items()}
         slope = us["ours, longer"] - info["us"] - (us["network alone, longer"] - us["network alone"])
@@ -80,13 +82,13 @@ def test_modes(benchmark, rounds, case):
     """The default against every mode by name and against one graph of all rows: it must be the best of them."""
     job = job_of(case)
     sampler = job.sampler()
-    equal_to_eager(job, sampler)
+    report = equal_to_eager(job, sampler)
     calls, missing = modes(job)
     wanted = job.sample(sampler)
     for name, call in calls.items():
         assert torch.equal(call(), wanted), f"{name} is not the default's image"
     theirs = {name: job.side(call) for name, call in calls.items()}
-    more = {"graph": sampler.report.graph, "missing": missing, "graph_bytes": sampler.report.graph_bytes}
+    more = {"graph": report.graph, "missing": missing, "graph_bytes": report.graph_bytes}
     measure(benchmark, job, job.ours(sampler), theirs, Target(1.02, at_most=True), rounds, **more)
 
 
@@ -94,12 +96,16 @@ def test_modes(benchmark, rounds, case):
 def test_against_diffusers(benchmark, rounds, case):
     """The same network in the loop of diffusers' pipelines, not compiled on either side."""
     job = job_of(case)
-    sampler, theirs = job.sampler(), Diffusers(job)
-    equal_to_eager(job, sampler)
+    sampler, theirs = job.sampler(), DiffusersLoop(job)
+    report = equal_to_eager(job, sampler)
     start, got = same_start(job), job.sample(sampler)
-    off = apart(got, Diffusers(job, state=torch.float32)(start))
+    off = relative(got, DiffusersLoop(job, state=torch.float32)(start))
     assert off <= BOUND[job.network.dtype], f"differs from diffusers by {off}"
-    more = {"graph": sampler.report.graph, "apart": off, "apart_in_their_dtype": apart(got, theirs(start))}
+    more = {
+        "graph": report.graph,
+        "relative_distance": off,
+        "relative_distance_in_their_dtype": relative(got, theirs(start)),
+    }
     target = Target(2.0) if case == "cifar-B1" else REPORTED
     measure(benchmark, job, job.ours(sampler), {"diffusers": job.side(theirs)}, target, rounds, **more)
 
@@ -117,12 +123,12 @@ class FirstRequest:
         self.sampler = self.job.sampler(self.graph)
         if self.prepared:
             conditions = {name: value for name, value in self.job.arguments.items() if name != "seeds"}
-            self.sampler.prepare(batches=[self.job.batch], **conditions)
+            self.sampler.prepare([self.job.batch], pf.Request(**conditions))
         synchronize(self.job.device)
 
     def run(self, calls):
         for _ in range(calls):
-            self.out = self.job.sample(self.sampler)
+            self.result = self.job.run(self.sampler)
         synchronize(self.job.device)
 
     def side(self):
@@ -137,8 +143,8 @@ def test_first_request(benchmark, rounds, case):
     for first in (prepared, bare, eager):
         first.reset()
         first.run(1)
-    assert torch.equal(prepared.out, eager.out) and torch.equal(bare.out, eager.out)
-    captures = prepared.sampler.report.captures
+    assert all(torch.equal(first.result.samples, eager.result.samples) for first in (prepared, bare))
+    captures = prepared.result.report.captures
     theirs = {"unprepared": bare.side(), "unprepared, eager": eager.side()}
     measure(benchmark, job, prepared.side(), theirs, REPORTED, min(rounds, 5), captures=captures)
 
@@ -151,13 +157,13 @@ def test_against_reduce_overhead(benchmark, rounds, case):
     torch._dynamo.reset()
     compiled = torch.compile(job.module, dynamic=False)
     sampler = job.sampler(network=compiled)
-    equal_to_eager(job, sampler)
+    report = equal_to_eager(job, sampler)
     rival = torch.compile(job.module, mode="reduce-overhead", dynamic=False)
-    theirs = Diffusers(job, rival, clone=True)
+    theirs = DiffusersLoop(job, rival, clone=True)
     start = same_start(job)
-    off = apart(job.sample(sampler), Diffusers(job, rival, torch.float32, clone=True)(start))
+    off = relative(job.sample(sampler), DiffusersLoop(job, rival, torch.float32, clone=True)(start))
     assert off <= BOUND[job.network.dtype], f"differs from diffusers by {off}"
     theirs(start)
     target = Target(1.05) if case == "cifar-B1" else REPORTED
-    more = {"graph": sampler.report.graph, "graph_reason": sampler.report.graph_reason, "apart": off}
+    more = {"graph": report.graph, "graph_reason": report.graph_reason, "relative_distance": off}
     measure(benchmark, job, job.ours(sampler), {"reduce-overhead": job.side(theirs)}, target, rounds, **more)

@@ -3,9 +3,9 @@
 import machine
 import pytest
 import torch
-from cases import FIRST, Diffusers, Steps, against_diffusers
-from compare import Side, Target, contest, record, skip_unless_full
-from loops import overhead
+from speed.calls import call_cost, free
+from speed.harness import Side, Target, contest, contest_costs, operators_between_calls, record, skip_unless_full
+from speed.steps import FIRST, DiffusersSteps, Steps, against_diffusers, compiled_rivals
 
 import pndm_fast as pf
 from pndm_fast.phase_space import PSLD
@@ -83,7 +83,7 @@ def test_large_guided_row(benchmark, request, rounds, state):
     skip_unless_full(request, benchmark)
     ours, theirs = against_diffusers(LARGE, 7.5, "cuda", torch.bfloat16)
     if state == "bf16":
-        theirs = Diffusers(ours, 7.5, torch.bfloat16)
+        theirs = DiffusersSteps(ours, 7.5, torch.bfloat16)
     theirs.reset()
     theirs.run(4)
     rounds = min(rounds, 15)
@@ -132,15 +132,13 @@ def test_gpu_step_against_diffusers(benchmark, rounds, batch, guidance):
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("batch", [1, 16, 256])
 def test_gpu_step_against_inductor(benchmark, rounds, batch, network):
-    from test_compiled import Compiled, Side, check
-
     steps = Steps((batch, *SAMPLE), NETWORKS[network], device="cuda")
-    fresh, into = Compiled(steps, False), Compiled(steps, True)
-    check(steps, fresh, into)
-    rivals = {"inductor": Side(fresh.run, steps.reset), "inductor-in-place": Side(into.run, steps.reset)}
-    contest(benchmark, steps.side(), rivals, Target(1.0), rounds=rounds, moved=steps.moved())
+    contest(benchmark, steps.side(), compiled_rivals(steps), Target(1.0), rounds=rounds, moved=steps.moved())
 
 
 @pytest.mark.parametrize("batch", [1, 16])
 def test_gpu_row_outside_the_network(benchmark, rounds, batch):
-    overhead(benchmark, (batch, *SAMPLE), "cuda", rounds)
+    shape = (batch, *SAMPLE)
+    operators = operators_between_calls(shape, "cuda")
+    case = call_cost(free(shape, "cuda"), shape, "plms", (50, 200), "cuda")
+    contest_costs(benchmark, case, "row", Target(0, at_most=True), rounds, ratio=operators)

@@ -1,4 +1,4 @@
-"""The table and the plot of `quality.py`'s results."""
+"""The table and the plot of `survey.py`'s results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from quality_cases import BUDGETS, GRIDS, LINES, REFERENCES
+from quality.solvers import BUDGETS, GRIDS, LINES, REFERENCES
 
 from pndm_fast.plan.atomic import atomic_path
 from pndm_fast.solvers import SOLVER_INFO
@@ -44,10 +44,10 @@ def _head(tree: One) -> str:
     setting, floor, machine = tree["setting"], tree["floor"], tree["machine"]
     fine = ", ".join(f"{name} ({how['steps']} steps, {how['spacing']})" for name, how in REFERENCES.items())
     remark = f"\n- {tree['remark']}" if tree["remark"] else ""
-    noisy = ", ".join(name for name, facts in sorted(SOLVER_INFO.items()) if facts.stochastic)
+    noisy = ", ".join(name for name, info in sorted(SOLVER_INFO.items()) if info.stochastic and info.space != "phase")
     return f"""# Quality for a number of network calls
 
-`python benchmarks/quality.py` makes this page, on the packaged MNIST network (class-conditional, the digits in turn, no
+`python benchmarks quality` makes this page, on the packaged MNIST network (class-conditional, the digits in turn, no
 guidance, float32). Written on {machine["cpu"]}, torch {machine["torch"]}.
 
 A number is the distance of an image to the fine solution from the same noise: the RMS over its pixels, whose range is
@@ -101,7 +101,7 @@ def _verdict(tree: One) -> str:
     return f"""## A-FloPS
 
 A-FloPS (arXiv:2509.00036) is no plan: its coefficient depends on the samples, so it would need a second kernel between
-network calls. Here it is a plain loop (`aflops.py`) with its coefficient guarded, |c dt| <= 1, and second-order
+network calls. Here it is a plain loop (`aflops`) with its coefficient guarded, |c dt| <= 1, and second-order
 Adams-Bashforth in the same variable (c = 0) where the guard trips; each at its best grid, RMS on the survey's images:
 
 {_table(head, rows)}

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 
 import torch
-from samples import Job, synchronize
+from gpu.samples import Job, synchronize
 
 import pndm_fast as pf
 
@@ -34,9 +34,8 @@ def main() -> None:
     profiler = torch.cuda.profiler.profile() if job.device != "cpu" else contextlib.nullcontext()
     with profiler, pf.nvtx_ranges() if arguments.nvtx else contextlib.nullcontext():
         for _ in range(arguments.calls):
-            job.sample(sampler)
+            report = job.run(sampler).report
         synchronize(job.device)
-    report = sampler.report
     print(f"{report.graph} ({report.graph_reason or 'no objection'}): {report.nfe} rows, {report.seconds * 1e3:.2f} ms")
     print(f"an iteration's nodes: {report.nodes}; {report.graph_bytes / 2**20:.1f} MiB for the graph")
 

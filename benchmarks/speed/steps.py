@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from compare import Side
+from speed.harness import Side
 from torch import Tensor
 
 import pndm_fast as pf
-from pndm_fast.loop.workspace import BufferForm, Workspace
+from pndm_fast.loop.workspace import BufferSpec, Workspace
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row import reference
 from pndm_fast.row.backends import choose_backend
@@ -20,6 +20,35 @@ from pndm_fast.row.table import SLOT, Y, build
 
 ROWS = 16_384
 FIRST = 10  # of a plan used as it is: four outputs are kept by then, whatever the solver's start
+
+
+def buffers(
+    shape: Sequence[int],
+    slots: int,
+    network: torch.dtype,
+    slot: torch.dtype,
+    device: torch.device,
+    *,
+    direct: bool,
+    cfg_copies: int,
+) -> Workspace:
+    """What `Sampler` makes for float32 states [B, ...] and contiguous outputs of a network of that dtype."""
+    return Workspace(
+        BufferSpec(
+            batch=shape[0],
+            shape=tuple(shape[1:]),
+            slots=slots,
+            cfg_copies=cfg_copies,
+            direct=direct,
+            channels=1,
+            state=torch.float32,
+            slot=slot,
+            out=network,
+            network=network,
+            time=torch.float32,
+            device=device,
+        )
+    )
 
 
 class Steps:
@@ -53,22 +82,7 @@ class Steps:
         self.table = rows.data if plan and row is None else repeated
         self.batch, slot = shape[0], network if plan is None or plan.raw else torch.float32
         same = network is torch.float32 and cfg_copies == 1 if direct is None else direct
-        self.workspace = Workspace(
-            BufferForm(
-                batch=self.batch,
-                shape=tuple(shape[1:]),
-                slots=rows.slots,
-                cfg_copies=cfg_copies,
-                direct=same,
-                channels=1,
-                state=torch.float32,
-                slot=slot,
-                out=network,
-                network=network,
-                time=torch.float32,
-                device=place,
-            )
-        )
+        self.workspace = buffers(shape, rows.slots, network, slot, place, direct=same, cfg_copies=cfg_copies)
         self._fill(network, cfg_copies, shape)
         self.step = self.workspace.bind(self.table, choose_backend(backend, place, torch.float32))
 
@@ -126,7 +140,7 @@ class Steps:
         self.reset()
         expected = copied(self.registers)
         flat = self.out.reshape(len(self.out), -1)
-        uncond, out = (flat[: self.batch], flat[self.batch :]) if expected.halves == 2 else (None, flat)
+        uncond, out = (flat[: self.batch], flat[self.batch :]) if expected.cfg_copies == 2 else (None, flat)
         for _ in range(rows):
             reference.apply_row(expected, self.table, out, uncond)
         self.run(rows)
@@ -154,7 +168,7 @@ def copied(registers: Registers) -> Registers:
     return dataclasses.replace(registers, **tensors)
 
 
-class Diffusers:
+class DiffusersSteps:
     """`PNDMScheduler.step` in steady state, called as diffusers' pipelines call it.
 
     Args:
@@ -209,13 +223,13 @@ def against_diffusers(
     guidance: float | None = None,
     device: str = "cpu",
     network: torch.dtype = torch.float32,
-) -> tuple[Steps, Any]:
+) -> tuple[Steps, DiffusersSteps]:
     """Our steps and diffusers', after both have walked the same `FIRST` + 10 rows to the same samples."""
     plan = pf.make_plan("plms", pf.Schedule.linear(), steps=1000, compat="diffusers")
     if guidance is not None:
         plan = plan.with_guidance(guidance)
     ours = Steps(shape, network, plan=plan, cfg_copies=1 if guidance is None else 2, device=device)
-    theirs = Diffusers(ours, guidance)
+    theirs = DiffusersSteps(ours, guidance)
     ours.reset(0)
     theirs.rewind()
     for _ in range(FIRST + 10):
@@ -225,3 +239,66 @@ def against_diffusers(
         assert difference <= 5e-5, f"differs from diffusers by {difference}"
     ours.reset()
     return ours, theirs
+
+
+class Compiled:
+    """The expression on the registers of a `Steps`, its coefficients constants: the easiest form for a compiler.
+
+    Args:
+        place: write into the buffers that ours writes, instead of allocating results.
+    """
+
+    def __init__(self, steps: Steps, place: bool) -> None:
+        r, first = steps.registers, steps.newest_slot()
+        slots = [r.slots[(first - age) % 4] for age in range(4)]
+        cy, c0, c1, c2, c3 = steps.weights()
+        network = steps.out.dtype if r.net_in is not None else None
+        out = steps.out.reshape(steps.batch, -1)
+
+        def fresh(y, out, s1, s2, s3):
+            following = cy * y + c0 * out.float() + c1 * s1.float() + c2 * s2.float() + c3 * s3.float()
+            return following, out.clone(), None if network is None else following.to(network)
+
+        def into(y, out, s1, s2, s3, slot, net_in):
+            following = cy * y + c0 * out.float() + c1 * s1.float() + c2 * s2.float() + c3 * s3.float()
+            slot.copy_(out)
+            if net_in is not None:
+                net_in.copy_(following)
+            y.copy_(following)
+
+        options = {"cpp.threads": torch.get_num_threads()}
+        torch._dynamo.reset()
+        self.call = torch.compile(into if place else fresh, dynamic=False, fullgraph=True, options=options)
+        self.arguments = (r.y, out, *slots[1:], *((slots[0], r.net_in) if place else ()))
+
+    def run(self, calls: int) -> Any:
+        call, arguments = self.call, self.arguments
+        with torch.no_grad():
+            for _ in range(calls):
+                results = call(*arguments)
+        if arguments[0].is_cuda:
+            torch.cuda.synchronize()
+        return results
+
+
+def compiled_rivals(steps: Steps) -> dict[str, Side]:
+    """Both compiled forms as contestants, once they agree with ours.
+
+    To 1e-5, or to one bfloat16 rounding where the network's dtype is that.
+    """
+    fresh, into = Compiled(steps, False), Compiled(steps, True)
+    r, newest = steps.registers, steps.newest_slot()
+    steps.reset()
+    steps.run(1)
+    expected = [None if x is None else x.clone() for x in (r.y, r.slots[newest], r.net_in)]
+    steps.reset()
+    results = {"fresh": fresh.run(1)}
+    into.run(1)
+    results["into"] = (r.y, r.slots[newest], r.net_in)
+    for got in results.values():
+        torch.testing.assert_close(got[0], expected[0], atol=1e-5, rtol=0)
+        assert torch.equal(got[1], expected[1])
+        if expected[2] is not None:
+            torch.testing.assert_close(got[2], expected[2], atol=1e-5, rtol=2**-7)
+    steps.reset()
+    return {"inductor": Side(fresh.run, steps.reset), "inductor-in-place": Side(into.run, steps.reset)}

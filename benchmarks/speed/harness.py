@@ -10,6 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
+from speed.calls import Case, best, costs, timed
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pndm_fast as pf
 
 BLOCK_SECONDS = 0.008
 
@@ -114,6 +119,74 @@ def contest(
         benchmark.extra_info |= {"bytes": moved, "GB/s": round(moved / statistics.median(own) / 1e9, 2)}
 
 
+def contest_costs(
+    benchmark: Any, case: Case, cost: str, target: Target, rounds: int, ratio: float | None = None
+) -> None:
+    """Turns of a `call_cost`; record one of its costs, for the target and in place of a ratio unless one is given.
+
+    `seconds` are the long call's. `best` holds costs of each side's quickest turn, which is what a busy machine can
+    still tell.
+    """
+    repeats = dict.fromkeys(case.sides, 1) if benchmark.disabled else case.repeats()
+    others, long = [name for name in case.sides if name != "long"], case.sides["long"]
+    turns: list[dict[str, float]] = []
+
+    def others_first() -> None:
+        turns.append({name: timed(case.sides[name], repeats[name]) for name in others})
+        long()
+
+    def run() -> None:
+        for _ in range(repeats["long"]):
+            long()
+
+    benchmark.pedantic(run, setup=others_first, rounds=rounds)
+    if benchmark.disabled:
+        return
+    for turn, seconds in zip(turns, benchmark.stats.stats.data, strict=True):
+        turn["long"] = seconds / repeats["long"]
+    each = [costs(case.weights, turn) for turn in turns]
+    own = [one[cost] for one in each]
+    record(
+        benchmark,
+        [us / 1e6 for us in own],
+        target,
+        round(statistics.median(own), 2) if ratio is None else ratio,
+        quartiles(own) if ratio is None else None,
+        calls=repeats["long"],
+        ratio_is="microseconds" if ratio is None else "operators",
+        costs_us={name: round(statistics.median(one[name] for one in each), 2) for name in case.weights},
+        best_us={name: round(us, 2) for name, us in best(case.weights, turns).items()},
+    )
+
+
+class Operators(TorchDispatchMode):
+    """Counts what reaches torch's dispatcher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.seen += 1
+        return function(*args, **(kwargs or {}))
+
+
+def operators_between_calls(shape: tuple[int, ...], device: str) -> int:
+    """Operators between the first and the last call of a network, in a sampler that knows its outputs' form."""
+    answer, marks = torch.randn(shape, device=device), []
+    with Operators() as operators:
+
+        def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            marks.append(operators.seen)
+            return answer
+
+        sampler = pf.Sampler(network, pf.make_plan("plms", steps=20), shape=shape, device=device)
+        sampler()
+        marks.clear()
+        sampler()
+    return marks[-1] - marks[0]
+
+
 def against(own: list[float], theirs: list[float], target: Target) -> dict[str, Any]:
     """Median time of a rival, and median and quartiles of the per-round ratios."""
     ratios = [target.ratio(a, b) for a, b in zip(own, theirs, strict=True)]
@@ -154,4 +227,4 @@ def record(
 def skip_unless_full(request: pytest.FixtureRequest, benchmark: Any) -> None:
     """Leave a large or slow case to full runs."""
     if benchmark.disabled or request.config.getoption("--quick"):
-        pytest.skip("only in a full run of benchmarks/run.py")
+        pytest.skip("only in a full run of `python benchmarks speed`")

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import networks
 import torch
-from compare import Side
+from gpu import networks
+from quality.solvers import distance
+from speed.harness import Side
+from speed.steps import buffers
 from torch import Tensor, nn
 
 import pndm_fast as pf
 from pndm_fast.loop.network import result_tensor
-from pndm_fast.loop.workspace import BufferForm, Workspace
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row.backends import choose_backend
 from pndm_fast.row.noise import INITIAL
@@ -85,7 +86,7 @@ class Job:
 
     @property
     def merged(self) -> dict[str, Tensor]:
-        """Of a call of the network, both halves of guidance at once."""
+        """Of a call of the network, both outputs of guidance at once."""
         return {} if self.texts is None else {"encoder_hidden_states": torch.cat(self.texts)}
 
     def sampler(self, graph: str = "auto", network: Network | None = None, **options: Any) -> pf.Sampler:
@@ -94,8 +95,11 @@ class Job:
             self.module if network is None else network, options.pop("plan", self.plan), graph=graph, **options
         )
 
+    def run(self, sampler: pf.Sampler, plan: Plan | None = None) -> pf.Result:
+        return sampler.run(pf.Request(plan=plan, **self.arguments))
+
     def sample(self, sampler: pf.Sampler, plan: Plan | None = None) -> Tensor:
-        return sampler(plan=plan, **self.arguments)
+        return self.run(sampler, plan).samples
 
     def side(self, call: Callable[[], Any]) -> Side:
         """A contestant whose one call is a whole sample."""
@@ -116,19 +120,18 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def apart(a: Tensor, b: Tensor) -> float:
+def relative(a: Tensor, b: Tensor) -> float:
     """||a - b|| / ||b||; NaN, which passes no bound, where either holds one."""
-    a, b = a.double(), b.double()
-    return float((a - b).norm() / b.norm())
+    return float(distance(a, b).norm() / distance(b, torch.zeros_like(b)).norm())
 
 
 class Alone:
     """Nothing but the network: one captured call of it, replayed for each row."""
 
     def __init__(self, job: Job) -> None:
-        halves = 1 if job.texts is None else 2
-        x = torch.randn((halves * job.batch, *job.network.shape), device=job.device).to(job.network.dtype)
-        t = torch.full((halves * job.batch,), 500.0, device=job.device)
+        copies = 1 if job.texts is None else 2
+        x = torch.randn((copies * job.batch, *job.network.shape), device=job.device).to(job.network.dtype)
+        t = torch.full((copies * job.batch,), 500.0, device=job.device)
         merged = job.merged
 
         def call() -> None:
@@ -165,25 +168,18 @@ class Unrolled:
         self.job, self.merged = job, job.merged
         self.place = torch.empty(0, device=job.device).device
         self.backend = choose_backend("auto", self.place, torch.float32)
-        self.table = build([job.plan], torch.float32, self.place)
         guided = job.texts is not None
-        if guided:
-            self.table = build([job.plan.with_guidance(SCALE)], torch.float32, self.place)
-        self.workspace = Workspace(
-            BufferForm(
-                batch=job.batch,
-                shape=job.network.shape,
-                slots=self.table.slots,
-                cfg_copies=1 + guided,
-                direct=job.network.dtype is torch.float32 and not guided,
-                channels=1,
-                state=torch.float32,
-                slot=torch.float32 if guided else job.network.dtype,
-                out=job.network.dtype,
-                network=job.network.dtype,
-                time=torch.float32,
-                device=self.place,
-            )
+        plan = job.plan.with_guidance(SCALE) if guided else job.plan
+        self.table = build([plan], torch.float32, self.place)
+        dtype = job.network.dtype
+        self.workspace = buffers(
+            job.shape,
+            self.table.slots,
+            dtype,
+            torch.float32 if guided else dtype,
+            self.place,
+            direct=dtype is torch.float32 and not guided,
+            cfg_copies=1 + guided,
         )
         self.step = self.workspace.bind(self.table.data, self.backend)
         self.workspace.registers.seeds.copy_(torch.arange(job.batch))
@@ -225,7 +221,7 @@ class Unrolled:
         return self.workspace.state()
 
 
-class Diffusers:
+class DiffusersLoop:
     """The loop of diffusers' pipelines around a network and its `PNDMScheduler`.
 
     Args:

@@ -1,15 +1,22 @@
-"""The C++ row against a plain loop over the same operands, both on one thread."""
+"""C++ rows against a plain loop over as many operands, both on one thread."""
 
 import ctypes
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
-from cases import Steps, copied
-from compare import Side, Target, contest, skip_unless_full
+from speed.harness import Side, Target, contest, skip_unless_full
+from speed.steps import Steps, copied
 
+import pndm_fast as pf
+from pndm_fast.plan.row import MAX_SLOTS, SAME_X, SAME_Y
 from pndm_fast.row import reference
+from pndm_fast.solvers import SOLVER_INFO
 
+ELEMENTS = 196_608
+BOUND = Target(1.25, at_most=True)
+SOLVERS = [name for name in pf.SOLVERS if not (SOLVER_INFO[name].stochastic or SOLVER_INFO[name].inverts)]
 FORMS = {
     "direct": (torch.float32, True, 1.15),
     "separate": (torch.float32, False, 1.15),
@@ -20,7 +27,7 @@ FORMS = {
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     """stream.cpp, compiled."""
-    source = __file__.replace("test_stream.py", "stream.cpp")
+    source = str(Path(__file__).with_name("stream.cpp"))
     built = tmp_path_factory.mktemp("stream") / "stream.so"
     command = ["g++", "-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", source, "-o", str(built)]
     subprocess.run(command, check=True)
@@ -67,10 +74,10 @@ def check_stream(library, steps):
         torch.testing.assert_close(got.net_in, expected.net_in, atol=1e-5, rtol=2**-7)
 
 
-@pytest.mark.parametrize("elements", [196_608, 786_432, 3_145_728])
+@pytest.mark.parametrize("elements", [ELEMENTS, 786_432, 3_145_728])
 @pytest.mark.parametrize("form", FORMS)
 def test_row_against_stream_loop(benchmark, request, rounds, one_thread, library, form, elements):
-    if elements > 196_608:
+    if elements > ELEMENTS:
         skip_unless_full(request, benchmark)
     network, direct, bound = FORMS[form]
     steps = Steps((1, elements), network, direct=direct)
@@ -81,3 +88,37 @@ def test_row_against_stream_loop(benchmark, request, rounds, one_thread, library
     contest(
         benchmark, steps.side(), {"stream": theirs}, Target(bound, at_most=True), rounds=rounds, moved=steps.moved()
     )
+
+
+def operands(row):
+    """How many arrays a row reads, and writes."""
+    x, y = row.x != SAME_X, row.y != SAME_Y
+    read = [a or b for a, b in zip(row.x if x else row.y, row.y if y else row.x, strict=True)]
+    slots = sum(bool(read[2 + k]) for k in range(MAX_SLOTS) if k != row.slot)
+    return 1 + bool(read[0]) + bool(read[1] or row.store.p or row.store.p2) + slots, 1 + x + y
+
+
+def widest(plan):
+    """The index of the row with most operands."""
+    return max(range(plan.nfe), key=lambda i: sum(operands(plan.rows[i])))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_widest_row(benchmark, rounds, one_thread, library, solver):
+    plan = pf.make_plan(solver, steps=20)
+    row = widest(plan)
+    reads, writes = operands(plan.rows[row])
+    steps = Steps((1, ELEMENTS), plan=plan, row=row)
+    steps.check(rows=3)
+    arrays = [torch.randn(ELEMENTS) for _ in range(reads + writes)]
+    pointers = [
+        (ctypes.c_void_p * len(part))(*(t.data_ptr() for t in part)) for part in (arrays[:reads], arrays[reads:])
+    ]
+    weights = (ctypes.c_float * reads)(*[1 / reads] * reads)
+
+    def stream(calls):
+        for _ in range(calls):
+            assert library.any(reads, writes, ctypes.c_int64(ELEMENTS), weights, *pointers) == 0
+
+    more = {"moved": 4 * ELEMENTS * (reads + writes), "reads": reads, "writes": writes}
+    contest(benchmark, steps.side(), {"stream": Side(stream)}, BOUND, rounds=rounds, **more)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path.append(str(Path(__file__).parents[1] / "examples/mnist"))
+sys.path.append(str(Path(__file__).parents[2] / "examples/mnist"))
 from train import load_mnist, read_idx  # noqa: E402
 
 FEATURES = 16
