@@ -90,7 +90,7 @@ class Call:
 
     Attributes:
         shape: of one sample.
-        plans: one for each sample.
+        plans: one for each sample; distinct: the different objects among them, in order of appearance.
         seeds: int64 [B] on the sampler's device.
         noise: the caller's in place of Philox, or None.
         cond: the network's keyword arguments; uncond: those of its second evaluation, None without guidance.
@@ -101,6 +101,7 @@ class Call:
 
     shape: tuple[int, ...]
     plans: tuple[Plan, ...]
+    distinct: tuple[Plan, ...]
     seeds: Tensor
     origin: Origin
     noise: NoiseSource | None
@@ -114,11 +115,6 @@ class Call:
     def batch(self) -> int:
         """B."""
         return len(self.plans)
-
-    @cached_property
-    def distinct(self) -> tuple[Plan, ...]:
-        """The different plan objects, in order of appearance."""
-        return distinct(self.plans)
 
     @property
     def nfe(self) -> int:
@@ -175,9 +171,11 @@ class Call:
         return self._with(batch, lambda t: torch.cat([t, t[:1].expand(more, *t.shape[1:])]), real=self.real)
 
     def _with(self, batch: int, resize: Callable[[Tensor], Tensor], real: int) -> Call:
+        plans = (*self.plans, *self.plans[:1] * (batch - self.batch))[:batch]
         return replace(
             self,
-            plans=(*self.plans, *self.plans[:1] * (batch - self.batch))[:batch],
+            plans=plans,
+            distinct=distinct(plans),
             seeds=resize(self.seeds),
             origin=self.origin.mapped(resize),
             noise=None if self.noise is None else self.noise.resized(real, batch),
@@ -203,9 +201,9 @@ def resolve(request: Request, setup: Setup) -> Call:
         raise ValueError(f"a float64 network, noise or state must be on the CPU, got {setup.device}")
     state_dtype = torch.float64 if exact else torch.float32
     guidance = request.guidance if isinstance(request.guidance, Guidance) else UNGUIDED
-    plans = _plans(request, setup, guidance, len(bits))
+    plans, different = _plans(request, setup, guidance, len(bits))
     weaker = guidance.weaker is not None
-    cond, uncond = check_conditioning(request.cond, request.uncond, plans, setup.device, weaker)
+    cond, uncond = check_conditioning(request.cond, request.uncond, different, len(bits), setup.device, weaker)
     if request.uncond is not None and uncond is None and request.guidance is None:
         raise ValueError("uncond must come with guidance, or a plan that has it: it has no effect without")
     if guidance is not UNGUIDED and guidance.scale is None and uncond is None:
@@ -214,6 +212,7 @@ def resolve(request: Request, setup: Setup) -> Call:
     call = Call(
         shape=setup.shape[1:],
         plans=plans,
+        distinct=different,
         seeds=upload(bits, setup.device),
         origin=_origin(request.start, {name: t.to(state_dtype) for name, t in tensors.items()}, setup.device),
         noise=None if source is None else NoiseSource(source, setup.shape[1:], len(bits), setup.device, state_dtype),
@@ -232,11 +231,13 @@ def _origin(start: Start | None, tensors: dict[str, Tensor], device: torch.devic
     return Origin(tensors.get("noise"), tensors.get("state"), tensors.get("image"), known)
 
 
-def _plans(request: Request, setup: Setup, guidance: Guidance, batch: int) -> tuple[Plan, ...]:
+def _plans(request: Request, setup: Setup, guidance: Guidance, batch: int) -> tuple[tuple[Plan, ...], tuple[Plan, ...]]:
+    """One for each sample, and the different ones among them."""
     plans = check_plans(request.plan, setup.plan, batch)
+    different = distinct(plans)
     if guidance.scale is not None:
-        made = {id(plan): setup.guided(plan, guidance.scale, guidance.interval) for plan in distinct(plans)}
-        plans = tuple([made[id(plan)] for plan in plans])
+        made = {id(plan): setup.guided(plan, guidance.scale, guidance.interval) for plan in different}
+        plans, different = tuple([made[id(plan)] for plan in plans]), tuple(made.values())
     given = not {"state", "image"}.isdisjoint(tensors_of(request.start))
 
     def checked(plan: Plan) -> Plan:
@@ -246,6 +247,6 @@ def _plans(request: Request, setup: Setup, guidance: Guidance, batch: int) -> tu
         check_models(plan, setup.models, guidance.weaker)
         return plan
 
-    for plan in distinct(plans):
+    for plan in different:
         setup.once((id(plan), given, Identity(guidance.weaker)), lambda plan=plan: checked(plan))  # type: ignore[misc]
-    return plans
+    return plans, different

@@ -15,7 +15,7 @@ from pndm_fast.loop import conditioning
 from pndm_fast.loop.network import knows_momentum_only
 from pndm_fast.plan.matrix2 import matrix
 from pndm_fast.plan.numbers import is_integer
-from pndm_fast.plan.plan import Plan, distinct
+from pndm_fast.plan.plan import Plan
 from pndm_fast.row.noise import seed_tensor
 
 FEW_ALPHA, MUCH_ALPHA = 0.1, 0.5  # alpha (of alpha^2 + sigma^2 = 1) where pure noise is a doubtful, a wrong start
@@ -66,7 +66,7 @@ def check_seeds(seeds: Any, batch: int | None) -> Tensor:
     if is_integer(seeds):
         first, count = int(seeds), 1 if batch is None else batch
         if 0 <= first <= 2**63 - count:
-            return torch.arange(first, first + count)
+            return torch.from_numpy(np.arange(first, first + count, dtype=np.int64))
         return seed_tensor(range(first, first + count))
     if isinstance(seeds, (str, bytes, bool)) or not hasattr(seeds, "__iter__"):
         raise TypeError(f"seeds must be an integer or a sequence of integers, got {seeds!r}")
@@ -194,7 +194,8 @@ def check_models(plan: Plan, networks: Sequence[Any], weaker: Any) -> None:
 def check_conditioning(
     cond: Mapping[str, Any] | None,
     uncond: Mapping[str, Any] | None,
-    plans: tuple[Plan, ...],
+    plans: Sequence[Plan],
+    batch: int,
     device: torch.device,
     weaker: bool,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -203,9 +204,8 @@ def check_conditioning(
     Raises:
         ValueError: guidance without uncond, or uncond with keys that cond lacks.
     """
-    batch = len(plans)
     with_cond = conditioning.check("cond", cond, batch, device)
-    guided = any(plan.guided for plan in distinct(plans))
+    guided = any([plan.guided for plan in plans])
     if uncond is None and not weaker:
         if guided:
             raise ValueError("guidance other than 1 must have uncond, the network's arguments without condition")

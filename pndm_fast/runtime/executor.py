@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -66,6 +67,7 @@ def check_graph(graph: str, device: torch.device) -> str:
     return graph
 
 
+@functools.cache
 def _need(device: torch.device) -> str:
     return f"graphs need a CUDA device, got {device}"
 
@@ -229,13 +231,17 @@ def report_of(cache: Cache, ran: Sequence[Executor], seconds: float) -> Report:
         direct=workspace.spec.direct,
         guidance=guided[0] if guided else "none",
         buffer_bytes=max([e.workspace.bytes for e in ran]),
-        graph=", ".join(dict.fromkeys([e.graph for e in ran])),
-        graph_reason="; ".join(dict.fromkeys([e.reason for e in ran if e.reason])),
+        graph=_joined([e.graph for e in ran], ", "),
+        graph_reason=_joined([e.reason for e in ran if e.reason], "; "),
         graph_bytes=sum([e.graph_bytes for e in ran]),
         nodes=dict(last.nodes),
         captures=cache.captures,
         recaptures=cache.recaptures,
     )
+
+
+def _joined(words: list[str], separator: str) -> str:
+    return words[0] if len(words) == 1 else separator.join(dict.fromkeys(words))
 
 
 class Pace:

@@ -6,7 +6,7 @@ import bisect
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -33,8 +33,6 @@ from pndm_fast.runtime import graphs
 from pndm_fast.runtime.cache import Cache
 from pndm_fast.runtime.executor import Executor, Pace, check_graph, report_of, take_executor
 from pndm_fast.runtime.progress import progress_bar
-
-_NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 
 
 class Sampler:
@@ -154,11 +152,11 @@ class Sampler:
         samples, snapshot = None, None
         bad: tuple[BadSample, ...] = ()
         with self._modes(), progress_bar(request.progress, call.plans[0].solver, call.nfe) as advance:
-            for kind, count in call.segments:
+            for number, (kind, count) in enumerate(call.segments, 1):
                 segment = self._segment(call, positions, kind, count, snapshot)
                 with take_executor(self.cache, segment, positions, self.graph, self.concurrency) as executor:
                     samples = self._run(request, executor, positions, advance)
-                    if positions.run < call.nfe:
+                    if number < len(call.segments):
                         snapshot = executor.workspace.snapshot()
                     elif request.on_nan != "ignore":
                         with nvtx.marked("finish"):
@@ -223,16 +221,17 @@ class Sampler:
             snapshot=snapshot,
         )
 
-    @contextlib.contextmanager
-    def _modes(self) -> Iterator[None]:
+    def _modes(self) -> contextlib.AbstractContextManager[Any]:
+        """Without gradients, outside inference mode, on the sampler's device."""
+        if self.device.type != "cuda" and not torch.is_inference_mode_enabled():
+            return torch.no_grad()
+        stack = contextlib.ExitStack()
         # inference tensors have no version counters, and buffers made in inference mode cannot be used outside it
-        inference = torch.inference_mode(False) if torch.is_inference_mode_enabled() else _NOTHING
-        with inference, torch.no_grad(), self._current_device():
-            yield
-
-    def _current_device(self) -> contextlib.AbstractContextManager[Any]:
-        """Kernels are launched on the current device, which need not be the model's."""
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else _NOTHING
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        if self.device.type == "cuda":  # kernels are launched on the current device, which need not be the model's
+            stack.enter_context(torch.cuda.device(self.device))
+        return stack
 
     def _with_guidance(self, plan: Plan, scale: Any, interval: tuple[float, float] | None) -> Plan:
         key = id(plan), scale, interval
