@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <map>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -100,6 +101,12 @@ class RowOp {
       apply_row(r_, in);
     }
     return true;
+  }
+
+  void begin(const std::vector<int32_t>& rows, int32_t active, std::optional<float> scale) const {
+    std::optional<py::gil_scoped_release> released;
+    if (scale && r_.batch * r_.n >= kReleaseGil) released.emplace();
+    pndm::begin(r_, rows, active, scale ? &*scale : nullptr);
   }
 
  private:
@@ -235,6 +242,8 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&make_row_op), "registers"_a, py::kw_only(), "table"_a, "batch"_a, "n"_a,
            "stride"_a, "n_slots"_a, "table_rows"_a, "table_width"_a, "channels"_a, "cfg_copies"_a,
            "out_dtype"_a, "slot_dtype"_a, "net_dtype"_a, "time_dtype"_a, "threads"_a = 1)
+      .def("begin", &RowOp::begin, "rows"_a, "active"_a, "scale"_a, py::pos_only(),
+           "Set the counters, rows and times; with a scale draw the start.")
       .def("__call__", &RowOp::operator(), "out"_a, "uncond"_a = 0, "z"_a = 0, py::pos_only(),
            "Execute each sample's row; False, with nothing done, where an output is our memory.");
 }

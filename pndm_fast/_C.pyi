@@ -1,5 +1,7 @@
 """Types of the C++ extension (csrc/bindings.cpp, csrc/graph_bindings.cpp)."""
 
+from collections.abc import Sequence
+
 columns: dict[str, int]
 
 def column(first: int, components: int) -> int:
@@ -33,6 +35,9 @@ class RowOp:
         time_dtype: str,
         threads: int = 1,
     ) -> None: ...
+    def begin(self, rows: Sequence[int], active: int, scale: float | None, /) -> None:
+        """Set the counters, and each sample's row and time; with a scale x and y too, from the seeds' normals."""
+
     def __call__(self, out: int, uncond: int = 0, z: int = 0, /) -> bool:
         """False, with nothing done, where an output overlaps the run's own memory."""
 

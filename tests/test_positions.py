@@ -12,6 +12,7 @@ import pndm_fast as pf
 from pndm_fast.loop.call import resolve
 from pndm_fast.loop.positions import Kind, Positions, segments_of
 from pndm_fast.loop.run import run_segment
+from pndm_fast.loop.workspace import OutputSpec, Workspace
 from pndm_fast.runtime.executor import take_executor
 
 SHAPE = (2, 3, 8, 8)
@@ -118,3 +119,43 @@ def test_what_is_drawn_alone_is_what_a_request_draws():
     assert torch.equal(result.samples, pf.sample(network, solver=plan, shape=SHAPE, seeds=3, cond=cond))
     assert torch.equal(result.samples, draw(network, solver=plan, shape=SHAPE, seeds=3, cond=cond))
     assert (result.report.nfe, result.report.calls, result.bad) == (plan.nfe, plan.nfe, ())
+
+
+STARTS = {
+    "one plan": [pf.make_plan("f-pndm", steps=5)],
+    "two plans": [pf.make_plan("ddim", steps=5), pf.make_plan("unipc", steps=4)],
+    "scaled noise": [pf.make_plan("heun", pf.Schedule.edm(), steps=14)],
+    "churned": [pf.make_plan("edm", pf.Schedule.edm(), steps=18)],
+    "two scales": [pf.make_plan("ddim", steps=5), pf.make_plan("heun", pf.Schedule.edm(), steps=14)],
+}
+
+
+@pytest.mark.parametrize("start", [None, pf.Noise(torch.ones(3, 3, 5)), pf.Image(torch.ones(3, 3, 5))], ids=str)
+@pytest.mark.parametrize("name", STARTS)
+@pytest.mark.parametrize("prepared", [3, 4])
+def test_a_call_begins_with_the_same_bits_on_both_backends(name, start, prepared):
+    """Registers, times and inputs before the first row, padded samples among them."""
+    plans = [STARTS[name][i % len(STARTS[name])] for i in range(3)]
+    seen = []
+    for backend in ("cpp", "reference"):
+        sampler = pf.Sampler(lambda x, t: x, shape=(3, 3, 5), backend=backend)
+        call = resolve(pf.Request(plan=plans, seeds=7, start=start), sampler._setup).padded(prepared)
+        positions = call.positions()
+        kind, length = call.segments[0]
+        segment = sampler._segment(call, positions, kind, length, None)
+        workspace = Workspace(segment.buffers(OutputSpec(torch.float32)))
+        segment.begin(workspace)
+        r = workspace.registers
+        seen.append([r.x[:, : r.n], r.y[:, : r.n], r.row, r.t, r.net_in, r.seeds, r.first_bad, r.active, r.done])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*seen, strict=True))
+
+
+def test_a_row_outside_the_table_is_refused():
+    sampler = pf.Sampler(network, PLANS["unipc"], shape=SHAPE)
+    call = resolve(pf.Request(), sampler._setup)
+    segment = sampler._segment(call, call.positions(), *call.segments[0], None)
+    workspace = Workspace(segment.buffers(OutputSpec(torch.float32)))
+    begin = workspace._bind(segment.table.data, segment.backend).begin
+    for rows in ([0, 7], [0, -1], [0]):
+        with pytest.raises(IndexError, match=r"row\[1\] must be in \[0, 7\)"):
+            begin(rows, 2, None)

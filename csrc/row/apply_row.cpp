@@ -10,6 +10,9 @@
 namespace pndm {
 namespace {
 
+constexpr int32_t kNever = INT32_MAX;  // first_bad of a sample that stayed finite
+constexpr uint32_t kInitial = 0;       // the noise index of x_T
+
 constexpr int64_t kElementsPerThread =
     1 << 16;  // about 15 us of work, several times what a team costs
 
@@ -51,19 +54,33 @@ void run_share(void* data) {
   job.run(job.r, job.in, job.tiles * index / size, job.tiles * (index + 1) / size);
 }
 
+void tell_time(const Registers& r, int64_t b, float time) {
+  for (int64_t at = b; at < r.cfg_copies * r.batch; at += r.batch) {
+    if (r.integer_time) {
+      static_cast<int64_t*>(r.t)[at] = static_cast<int64_t>(time);
+    } else {
+      static_cast<float*>(r.t)[at] = time;
+    }
+  }
+}
+
 void advance(const Registers& r) {
   for (int64_t b = 0; b < r.batch; ++b) {
     if (line_of(r, r.row[b])[kHalt] != 0.0f) continue;
     r.row[b] += 1;
     const float* line = line_of(r, r.row[b]);
     *r.active -= line[kHalt] != 0.0f;
-    for (int64_t at = b; at < r.cfg_copies * r.batch; at += r.batch) {
-      if (r.integer_time) {
-        static_cast<int64_t*>(r.t)[at] = static_cast<int64_t>(line[kTime]);
-      } else {
-        static_cast<float*>(r.t)[at] = line[kTime];
-      }
-    }
+    tell_time(r, b, line[kTime]);
+  }
+}
+
+void draw(const Registers& r, float scale) {
+  normals(r.y, reinterpret_cast<const uint64_t*>(r.seeds), r.batch, kInitial, r.n, r.stride,
+          r.channels);
+  for (int64_t b = 0; b < r.batch; ++b) {
+    float* y = r.y + b * r.stride;
+    for (int64_t i = 0; scale != 1.0f && i < r.n; ++i) y[i] *= scale;
+    std::copy_n(y, r.n, r.x + b * r.stride);
   }
 }
 
@@ -73,6 +90,24 @@ void advance(const Registers& r) {
 }
 
 }  // namespace
+
+void begin(const Registers& r, const std::vector<int32_t>& rows, int32_t active,
+           const float* scale) {
+  for (int64_t b = 0; b < r.batch; ++b) {
+    const int64_t row = b < static_cast<int64_t>(rows.size()) ? rows[b] : -1;
+    if (row < 0 || row >= r.table_rows) {
+      refuse(b, "in [0, " + std::to_string(r.table_rows) + ")", row);
+    }
+  }
+  for (int64_t b = 0; b < r.batch; ++b) {
+    r.row[b] = rows[b];
+    r.first_bad[b] = kNever;
+    r.done[b] = 0;
+    tell_time(r, b, line_of(r, rows[b])[kTime]);
+  }
+  *r.active = active;
+  if (scale) draw(r, *scale);
+}
 
 void check_rows(const Registers& r) {
   for (int64_t b = 0; b < r.batch; ++b) {

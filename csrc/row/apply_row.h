@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "row/registers.h"
 
@@ -25,6 +26,12 @@ struct Pool {
 
 // Without entry points, everything runs on the calling thread.
 extern Pool pool;
+
+// Before the first row: the counters, and each sample's row and time. With a scale the anchor and
+// the state too: that many times the seeds' initial normals. Throws std::out_of_range, with nothing
+// changed, where a row is not in the table.
+void begin(const Registers& r, const std::vector<int32_t>& rows, int32_t active,
+           const float* scale);
 
 // Throws std::out_of_range, with nothing changed, where a row or slot is outside its range.
 void check_rows(const Registers& r);

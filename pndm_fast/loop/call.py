@@ -76,12 +76,17 @@ class Origin:
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Origin:
         """With other tensors."""
+        if self is SEEDS:
+            return self
 
         def of(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else function(tensor)
 
         known = None if self.known is None else Known(function(self.known.values), function(self.known.mask))
         return Origin(of(self.noise), of(self.state), of(self.image), known)
+
+
+SEEDS = Origin()
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,6 +232,8 @@ def resolve(request: Request, setup: Setup) -> Call:
 
 
 def _origin(start: Start | None, tensors: dict[str, Tensor], device: torch.device) -> Origin:
+    if start is None:
+        return SEEDS
     known = known_of(tensors["known"], start.mask, device) if isinstance(start, Inpaint) else None
     return Origin(tensors.get("noise"), tensors.get("state"), tensors.get("image"), known)
 

@@ -80,4 +80,4 @@ class Segment(NamedTuple):
             workspace.resume(self.snapshot, rows)
             return
         first = [begin + i for begin, i in zip(self.first_rows(), self.at, strict=True)]
-        workspace.begin(self.call, first, rows, self.backend)
+        workspace.begin(self.call, first, rows, self.table.data, self.backend)

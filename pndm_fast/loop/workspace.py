@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pndm_fast.loop.call import Call
+from pndm_fast.loop.call import SEEDS, Call
 from pndm_fast.plan.levels import AnyLevel
 from pndm_fast.plan.matrix2 import Coefficient
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.row import Prologue, Row
-from pndm_fast.row.backends import Backend, BoundRow
+from pndm_fast.row.backends import Backend, BoundRow, Step
 from pndm_fast.row.device import upload
 from pndm_fast.row.layout import channels_of, describe, elements, flatten, scaled, scaled_each, unflatten
 from pndm_fast.row.noise import INITIAL, PROLOGUE
@@ -131,10 +131,27 @@ class Workspace:
             seen = scaled(self._y, first.in_scale) if alike else scaled_each(self._y, each)
             r.net_in.copy_(seen if r.cfg_copies == 1 else seen.repeat(r.cfg_copies, 1))
 
-    def begin(self, call: Call, first_rows: Sequence[int], rows: Sequence[Row], backend: Backend) -> None:
+    def begin(
+        self, call: Call, first_rows: Sequence[int], rows: Sequence[Row], table: Tensor, backend: Backend
+    ) -> None:
         """Write the prologue, the first network input and the counters; `first_rows` are places in the table."""
         r = self.registers
         r.seeds.copy_(call.seeds)
+        native, scale = self._bind(table, backend).begin, _scale_of_seeds(call)
+        if native is None:
+            self._count(call, first_rows)
+        else:
+            native(first_rows, call.real, scale)
+        if native is None or scale is None:
+            self._y.copy_(self._start(call, backend))
+            if call.origin.known is not None:
+                call.origin.known.put(self._shaped(r.y), call.first_noise, [plan.start for plan in call.plans])
+            self._x.copy_(self._y)
+        if native is None or r.net_in is not None:
+            self._next_input(rows)
+
+    def _count(self, call: Call, first_rows: Sequence[int]) -> None:
+        r = self.registers
         if len(set(first_rows)) == 1:
             r.row.fill_(first_rows[0])
         else:
@@ -142,11 +159,6 @@ class Workspace:
         r.first_bad.fill_(NEVER)
         r.done.zero_()
         r.active.fill_(call.real)
-        self._y.copy_(self._start(call, backend))
-        if call.origin.known is not None:
-            call.origin.known.put(self._shaped(r.y), call.first_noise, [plan.start for plan in call.plans])
-        self._x.copy_(self._y)
-        self._next_input(rows)
 
     def _start(self, call: Call, backend: Backend) -> Tensor:
         r = self.registers
@@ -194,8 +206,11 @@ class Workspace:
         r = self.registers
         return unflatten(flat[:, : r.n], self.spec.shape, r.channels)
 
-    def bind(self, table: Tensor, backend: Backend) -> BoundRow:
+    def bind(self, table: Tensor, backend: Backend) -> Step:
         """The row operation on these buffers and that table."""
+        return self._bind(table, backend).step
+
+    def _bind(self, table: Tensor, backend: Backend) -> BoundRow:
         if self._bound is None or self._bound[0] is not table:
             self._bound = table, backend.bind(self.registers, table, self.spec.out)
         return self._bound[1]
@@ -247,3 +262,13 @@ class Workspace:
     def bytes(self) -> int:
         """Memory of the registers."""
         return sum(value.nbytes for value in vars(self.registers).values() if isinstance(value, Tensor))
+
+
+def _scale_of_seeds(call: Call) -> float | None:
+    """What the seeds' normals are multiplied by, where nothing else makes the start."""
+    if call.noise is not None or call.origin is not SEEDS:
+        return None
+    prologue = call.distinct[0].prologue
+    plain = prologue.a0 == 1.0 and not prologue.c0
+    alike = len(call.distinct) == 1 or all(plan.prologue == prologue for plan in call.distinct)
+    return float(prologue.p0) if plain and alike and not isinstance(prologue.p0, tuple) else None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +20,21 @@ BACKENDS = ("auto", "cpp", "triton", "reference")
 ApplyRow = Callable[[Registers, Tensor, Tensor, Tensor | None, Tensor | None], None]
 """apply_row(registers, table, out, uncond, z): one row for each sample; tensors [B, n] in physical order."""
 
-BoundRow = Callable[[Tensor, Tensor | None, Tensor | None], None]
+Step = Callable[[Tensor, Tensor | None, Tensor | None], None]
 """step(out, uncond, z) on bound buffers: outputs as the network returns them, [uncond; cond] where H = 2."""
+
+
+class BoundRow(NamedTuple):
+    """The row operation on one set of buffers.
+
+    Attributes:
+        step: one row.
+        begin: begin(rows, active, scale) sets counters, rows and times, and with a scale draws x and y from the seeds;
+            None where that is left to tensor operations.
+    """
+
+    step: Step
+    begin: Callable[[Sequence[int], int, float | None], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,7 @@ def _bind(apply_row: ApplyRow, r: Registers, table: Tensor, _: torch.dtype) -> B
             second, first = first[: r.batch], first[r.batch :]
         apply_row(r, table, first, second, z)
 
-    return step
+    return BoundRow(step)
 
 
 @cache
@@ -67,7 +81,7 @@ def _cpp() -> Backend:
         cpp.share_threads()
     except ImportError as error:
         raise ValueError(f"backend 'cpp' must have the built extension, pip install .: {error}") from error
-    return Backend("cpp", cpp.apply_row, cpp.normals, cpp.bind)
+    return Backend("cpp", cpp.apply_row, cpp.normals, lambda r, table, dtype: BoundRow(*cpp.bind(r, table, dtype)))
 
 
 @cache

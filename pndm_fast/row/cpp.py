@@ -27,9 +27,13 @@ def apply_row(r: Registers, table: Tensor, out: Tensor, uncond: Tensor | None, z
         apply_row(r, table, out.clone(), None if uncond is None else uncond.clone(), z)
 
 
-def bind(r: Registers, table: Tensor, out_dtype: torch.dtype) -> Callable[[Tensor, Tensor | None, Tensor | None], None]:
-    """`apply_row` on buffers that the caller keeps alive: checked once here, of a step only where its outputs lie."""
-    run = _row_op(r, table, out_dtype)
+def bind(r: Registers, table: Tensor, out_dtype: torch.dtype) -> tuple[Callable[..., None], Callable[..., None]]:
+    """step(out, uncond, z) and begin(rows, active, scale) on buffers that the caller keeps alive.
+
+    They are checked once here, of a step only where its outputs lie.
+    """
+    operation = _row_op(r, table, out_dtype)
+    run = operation.__call__  # the method and not the object, whose call would look it up each time
     half = 0 if r.cfg_copies == 1 else r.batch * r.n * out_dtype.itemsize
 
     def step(out: Tensor, uncond: Tensor | None, z: Tensor | None) -> None:
@@ -40,7 +44,7 @@ def bind(r: Registers, table: Tensor, out_dtype: torch.dtype) -> Callable[[Tenso
             # the network answered in our own memory: take a copy
             step(out.clone(), None if uncond is None else uncond.clone(), z)
 
-    return step
+    return step, operation.begin
 
 
 def normals(r: Registers, index: int) -> Tensor:
@@ -79,12 +83,8 @@ def arguments(r: Registers, table: Tensor, out_dtype: torch.dtype, threads: int)
     )
 
 
-def _row_op(r: Registers, table: Tensor, out_dtype: torch.dtype) -> Callable[[int, int, int], bool]:
-    # the method and not the object, whose call would look it up each time
-    operation: Callable[[int, int, int], bool] = (
-        _native().RowOp(**arguments(r, table, out_dtype, torch.get_num_threads())).__call__
-    )
-    return operation
+def _row_op(r: Registers, table: Tensor, out_dtype: torch.dtype) -> Any:
+    return _native().RowOp(**arguments(r, table, out_dtype, torch.get_num_threads()))
 
 
 def _address(tensor: Tensor | None) -> int:
