@@ -7,13 +7,22 @@ export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 SOURCES = setup.py pyproject.toml constraints.txt pndm_fast/row/schema.py $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint bench gpu clean
+.PHONY: demo quick test machine-code stress lint bench gpu clean
 
 demo: $(VENV)/.demo  ## 64 digits by 50-step F-PNDM into digits.png
 	$(BIN)/pndm-fast sample --solver f-pndm --steps 50 --number 64 --seed 0 --out digits.png --force
 
-test: $(VENV)/.test  ## the whole suite
+quick: $(VENV)/.test  ## what each edit runs: a minute
+	$(BIN)/pytest -m "not slow and not machine_code and not stress"
+
+test: $(VENV)/.test  ## the suite: every law
 	$(BIN)/pytest
+
+machine-code: $(VENV)/.test  ## the kernels compiled for GPUs that need not be there
+	$(BIN)/pytest -m machine_code
+
+stress: $(VENV)/.test  ## full products, many steps, many random grids: some minutes
+	$(BIN)/pytest -m "stress or hypothesis" --hypothesis-profile stress
 
 lint: $(VENV)/.lint  ## ruff, mypy --strict, clang-format
 	$(BIN)/ruff check .

@@ -1,14 +1,22 @@
 """Without a GPU, Triton kernels run in Triton's interpreter, which must be chosen before the first import."""
 
+import gc
 import os
 
 import pytest
-import torch
+
+# One thread: a second one costs tiny tensors ten times their arithmetic. Tests of threads say how many.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("each time", max_examples=20, deadline=None)
+settings.register_profile("stress", max_examples=500, deadline=None)
+settings.load_profile("each time")
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-
-torch.set_num_threads(2)
 
 
 @pytest.fixture
@@ -22,6 +30,12 @@ def stand_in(monkeypatch):
     device = StandIn(FakeDriver())
     monkeypatch.setattr(executor, "cuda_of", lambda _: device)
     return device
+
+
+def pytest_collection_finish():
+    """What importing and collecting left, a million objects, is out of the collector's way: tests collect often."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

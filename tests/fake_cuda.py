@@ -42,7 +42,7 @@ def _library() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="fake_cuda"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     # no unique symbols: every copy of the library has a state of its own
-    flags = ["-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique"]
+    flags = ["-std=c++17", "-O0", "-g", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique"]
     flags.append(f"-I{HERE.parent / 'csrc'}")
     extra = os.environ.get("FAKE_CUDA_FLAGS", "").split()  # sanitizers, say
     compiler = os.environ.get("CXX", "g++")

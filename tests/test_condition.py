@@ -64,6 +64,7 @@ def test_it_goes_on_while_samples_are_active_and_rows_are_left(active, budget, c
     assert memory == {ACTIVE: active, BUDGET: budget - 1, CANCEL: cancel}
 
 
+@pytest.mark.machine_code
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_it_assembles(architecture, tmp_path):
     source, binary = tmp_path / "condition.ptx", tmp_path / "condition.cubin"

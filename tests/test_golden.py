@@ -81,6 +81,7 @@ def test_named_as_diffusers():
     assert str(pf.make_plan("plms", steps=10, compat="diffusers")).startswith("plms (diffusers): 10 steps, 11 network")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver, skip", [("plms", True), ("f-pndm", False)])
 @pytest.mark.parametrize("steps", [10, 30, 50])
 def test_stock_diffusers(solver, skip, steps):
@@ -95,6 +96,7 @@ def test_stock_diffusers(solver, skip, steps):
     assert relative(x.double(), ours) < 5e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, steps", [("linear", 10), ("linear", 50), ("cosine", 50)])
 def test_probability_flow(name, steps):
     """The oracle against an independent integration (DOP853 at 1e-12)."""

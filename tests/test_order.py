@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rows
 import torch
 from drawing import draw
 from golden_data import SCALAR, START, mixture
@@ -19,7 +20,6 @@ import pndm_fast as pf
 from pndm_fast.solvers import SOLVER_INFO, source
 
 VP = pf.Schedule.vp(0.1, 20.0)
-STEPS = (96, 192, 384)
 QUIET = {
     "edm": {"churn": 0.0},
     **{name: {"eta": 0.0} for name in SCALAR if SOLVER_INFO[name].stochastic and name != "edm"},
@@ -52,42 +52,57 @@ CASES = [
 
 
 @functools.cache
-def exact(end=0.1):
-    return probability_flow(mixture(VP), VP, START, end=end, rtol=1e-12)
+def exact():
+    return probability_flow(mixture(VP), VP, START, end=0.1, rtol=1e-12)
+
+
+def slope(error, steps):
+    """Of log error against log n."""
+    errors = [error(n) for n in steps]
+    return -np.polyfit(np.log(steps), np.log(errors), 1)[0], errors
 
 
 def error(solver, steps, **options):
     plan = pf.make_plan(solver, VP, times=np.linspace(1.0, 0.1, steps + 1), **options)
     start, end = (exact(), START) if SOLVER_INFO[solver].inverts else (START, exact())
-    x = pf.sample(mixture(VP), solver=plan, start=pf.State(start))
-    return float((x - end).square().mean().sqrt())
+    return float((rows.run(plan, mixture(VP), start) - end).square().mean().sqrt())
 
 
-@functools.cache
-def slope(solver, options, steps=STEPS):
-    """Of log error against log n."""
-    errors = [error(solver, n, **dict(options)) for n in steps]
-    return -np.polyfit(np.log(steps), np.log(errors), 1)[0], errors
-
-
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [(96, 192), pytest.param((96, 192, 384), marks=pytest.mark.stress)], ids=str)
 @pytest.mark.parametrize("solver, options, order", CASES, ids=str)
-def test_observed_order(solver, options, order):
+def test_observed_order(solver, options, order, steps):
     # the released third-order multistep only comes down to its second order late
-    late = order == 2 and solver in ("dpmpp-3m", "dpmpp-3m-sde")
-    seen, errors = slope(solver, tuple(options.items()), (384, 768, 1536) if late else STEPS)
+    late = 4 if order == 2 and solver in ("dpmpp-3m", "dpmpp-3m-sde") else 1
+    seen, errors = slope(lambda n: error(solver, n, **options), [late * n for n in steps])
     assert order - 0.3 <= seen <= order + 0.35, (errors, seen)
 
 
+@pytest.mark.slow
 def test_difference_quotient_has_a_floor():
     """A derivative taken over 1/1000 of the time is wrong by a fixed amount, however many steps there are."""
-    assert error("fon-rk4", 512, delta=1e-3) > 30 * error("fon-rk4", 512)
+    assert error("fon-rk4", 256, delta=1e-3) > 30 * error("fon-rk4", 256)
 
 
+@pytest.mark.slow
 def test_fon_rk4_beats_fon():
     assert error("fon-rk4", 256) < error("fon", 256) / 10
 
 
-@pytest.mark.parametrize("schedule", [pf.Schedule.edm(), pf.Schedule.flow(3.0)], ids=["edm", "flow"])
+ELSEWHERE = {"edm": (pf.Schedule.edm(), 10.0, 0.5), "flow": (pf.Schedule.flow(3.0), 0.9, 0.2)}
+
+
+@functools.cache
+def exact_elsewhere(name):
+    """The first state and the last."""
+    schedule, start, end = ELSEWHERE[name]
+    state = START * float(schedule.sigma(start))
+    return state, probability_flow(mixture(schedule), schedule, state, start=start, end=end, rtol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [(96, 192), pytest.param((48, 96, 192), marks=pytest.mark.stress)], ids=str)
+@pytest.mark.parametrize("name", ELSEWHERE)
 @pytest.mark.parametrize(
     "solver, order",
     [
@@ -101,25 +116,30 @@ def test_fon_rk4_beats_fon():
         ("f-pndm", 2),
     ],
 )
-def test_observed_order_elsewhere(schedule, solver, order):
+def test_observed_order_elsewhere(name, solver, order, steps):
     """alpha = 1, and flow matching, where f-pndm is Runge-Kutta and Adams-Bashforth on dx/dt = flow, of order 4.
 
     The first, Euler step of lms and ipndm-v leaves an error of order 2 here; from t = 1 of VP it is too small to see.
     """
-    order = 4 if schedule.scale == "flow" and solver == "f-pndm" else order
-    start, end = (0.9, 0.2) if schedule.scale == "flow" else (10.0, 0.5)
-    state = START * float(schedule.sigma(start))
-    reference = probability_flow(mixture(schedule), schedule, state, start=start, end=end, rtol=1e-12)
-    lam = np.linspace(schedule.lam(start), schedule.lam(end), 2)
-    errors = []
-    for n in (48, 96, 192):
+    (schedule, start, end), (state, reference) = ELSEWHERE[name], exact_elsewhere(name)
+    order = 4 if name == "flow" and solver == "f-pndm" else order
+
+    def error(n):
         times = np.linspace(start, end, n + 1)
         if schedule.scale == "sigma":  # uniform steps of log sigma
-            times = schedule.time_at(np.linspace(*lam, n + 1))
-        x = pf.sample(mixture(schedule), solver=pf.make_plan(solver, schedule, times=times), start=pf.State(state))
-        errors.append(float((x - reference).square().mean().sqrt()))
-    seen = -np.polyfit(np.log((48, 96, 192)), np.log(errors), 1)[0]
+            times = schedule.time_at(np.linspace(schedule.lam(start), schedule.lam(end), n + 1))
+        plan = pf.make_plan(solver, schedule, times=times)
+        return float((rows.run(plan, mixture(schedule), state) - reference).square().mean().sqrt())
+
+    seen, errors = slope(error, steps)
     assert order - 0.5 <= seen <= order + 0.5, (errors, seen)
+
+
+@pytest.mark.parametrize("name", sorted(set(SCALAR) - {"ddpm", "lcm"}))
+def test_rows_run_here_as_in_the_engine(name):
+    plan = pf.make_plan(name, VP, times=np.linspace(1.0, 0.1, 9), **QUIET.get(name, {}))
+    engine = pf.sample(mixture(VP), solver=plan, start=pf.State(START))
+    torch.testing.assert_close(rows.run(plan, mixture(VP), START), engine, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("prediction", ["v", "x0", "flow"])

@@ -82,18 +82,26 @@ def test_every_compatible_solver_is_compared():
     assert set(COMPAT["diffusers"]) == set(PEERS)
 
 
-@pytest.mark.parametrize("steps", [4, 10, 25, 50])
-@pytest.mark.parametrize("solver", PEERS)
-def test_equal_to_the_peer(solver, steps):
+def grids():
+    """Solver, steps, spacing and prediction: all at 4 and 10 steps, eps and v by turns at 25; the rest is `stress`."""
+    for solver in PEERS:
+        for i, spacing in enumerate(GRIDLESS.get(solver, SPACINGS)):
+            for kind in ("eps", "v"):
+                by_turns = pytest.mark.slow if kind == ("eps", "v")[i % 2] else pytest.mark.stress
+                for steps, marks in ((4, ()), (10, pytest.mark.slow), (25, by_turns), (50, pytest.mark.stress)):
+                    yield pytest.param(solver, steps, spacing, kind, marks=marks)
+
+
+@pytest.mark.parametrize("solver, steps, spacing, kind", list(grids()))
+def test_equal_to_the_peer(solver, steps, spacing, kind):
     scheduler, config, options = PEERS[solver]
-    for spacing in GRIDLESS.get(solver, SPACINGS):
-        grid = {} if spacing is None else {"spacing": spacing}
-        theirs = {} if spacing is None else {"timestep_spacing": spacing}
-        for kind in ("eps", "v"):
-            plan = pf.make_plan(solver, LINEAR, steps=steps, prediction=kind, compat="diffusers", **grid, **options)
-            compare(scheduler, plan, model(LINEAR, kind), {**config, **theirs, "prediction_type": WORDS[kind]}, steps)
+    grid = {} if spacing is None else {"spacing": spacing}
+    theirs = {} if spacing is None else {"timestep_spacing": spacing}
+    plan = pf.make_plan(solver, LINEAR, steps=steps, prediction=kind, compat="diffusers", **grid, **options)
+    compare(scheduler, plan, model(LINEAR, kind), {**config, **theirs, "prediction_type": WORDS[kind]}, steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigmas", ["karras", "exponential", "beta"])
 @pytest.mark.parametrize(
     "solver", ["dpmpp-2m", "dpmpp-3m", "dpmpp-2s", "deis", "unipc", "euler", "heun", "lms", "dpmpp-sde", "dpmpp-2m-sde"]
@@ -219,6 +227,7 @@ def test_flow_matching(scheduler, solver, shift):
         assert relative(x, peer.final) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["dpmpp-2m", "unipc", "euler", "lms", "f-pndm", "ddim"])
 def test_a_network(solver):
     """A random U-Net in float64; and stock diffusers in float32 to its rounding."""
@@ -256,6 +265,7 @@ def response(plan, schedule):
     return float(out.square().sum()) / 0.25
 
 
+@pytest.mark.slow
 def test_third_order_sde_keeps_the_variance():
     """diffusers' third-order SDE ends above 1.2 here; with the integral's weights the variance is right."""
     schedule = LINEAR.interpolate("sigma")
@@ -264,6 +274,7 @@ def test_third_order_sde_keeps_the_variance():
     assert abs(response(pf.make_plan("dpmpp-2m-sde", schedule, steps=100), schedule) - 1) < 0.04
 
 
+@pytest.mark.slow
 def test_noises_of_one_path():
     """Independent normals of a step's stage and end leave the variance 11 % short at n = 100."""
     plans = [pf.make_plan("dpmpp-sde", LINEAR, steps=100, spacing="linspace", one_path=p) for p in (True, False)]

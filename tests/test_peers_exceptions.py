@@ -9,6 +9,8 @@ import transcriptions as direct
 from gaussian_case import MIN, MODEL, NORMALS, SDE, SPACINGS, START, eps, error, grid, level, relative, run, start_of
 from peers import trajectory
 
+pytestmark = pytest.mark.slow  # of diffusers alone
+
 
 def exact_network(x, rho):
     """Told its own level."""

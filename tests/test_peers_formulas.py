@@ -9,7 +9,8 @@ import transcriptions as direct
 from gaussian_case import MIN, MODEL, NORMALS, SDE, SPACINGS, START, difference, normal, relative, run
 from peers import trajectory
 
-STEPS = (4, 10, 25, 50)
+pytestmark = pytest.mark.slow  # of diffusers alone
+STEPS = [4, 10, 25, pytest.param(50, marks=pytest.mark.stress)]
 
 
 def ramp(n, order, *last):
@@ -101,13 +102,13 @@ CASES["unipc-noise"] = (
 )
 
 
+@pytest.mark.parametrize("n", STEPS)
 @pytest.mark.parametrize("name", CASES)
-def test_formula(name):
+def test_formula(name, n):
     scheduler, config, compare = CASES[name]
     bound = 1e-9 if name == "ddpm" else 2e-12  # DDPM adds 1e-10 z after its last time above 0
     for spacing in SPACINGS if scheduler != "DDIM" else ("leading", "trailing"):  # its strides lose linspace
-        for n in STEPS:
-            assert compare(run(scheduler, n, timestep_spacing=spacing, **config), n) < bound, (spacing, n)
+        assert compare(run(scheduler, n, timestep_spacing=spacing, **config), n) < bound, spacing
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 10, 50])
@@ -142,6 +143,7 @@ def edm_network(x, t):
     return torch.from_numpy((clean - 0.25 / scale**2 * y) / (sigma * 0.5 / scale))
 
 
+@pytest.mark.parametrize("n", STEPS)
 @pytest.mark.parametrize(
     "scheduler, config, solver, options",
     [
@@ -157,20 +159,20 @@ def edm_network(x, t):
         ("EDMDPMSolverMultistep", SDE, direct.dpm_sde, lambda n: (ramp(n, 2, *dpm_last(n, {})), normal)),
     ],
 )
-def test_edm(scheduler, config, solver, options):
+def test_edm(scheduler, config, solver, options, n):
     def eps(x, t):
         rho = np.exp(4 * t)
         return MODEL.eps(x, 1 / np.hypot(1, rho), rho / np.hypot(1, rho))
 
-    for n in STEPS:
-        peer = trajectory(
-            scheduler, edm_network, torch.from_numpy(START), n, config, lambda k: torch.from_numpy(NORMALS[k])
-        )
-        assert difference(peer, solver, *options(n), model=eps) < 1e-11
+    peer = trajectory(
+        scheduler, edm_network, torch.from_numpy(START), n, config, lambda k: torch.from_numpy(NORMALS[k])
+    )
+    assert difference(peer, solver, *options(n), model=eps) < 1e-11
 
 
+@pytest.mark.parametrize("n", STEPS)
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_flow(shift):
+def test_flow(shift, n):
     """x = (1 - sigma) x0 + sigma eps: Euler and the trapezoid of v = eps - x0 in sigma, Euler to 0."""
 
     def velocity(x, t):
@@ -182,16 +184,15 @@ def test_flow(shift):
     def network(x, t):
         return torch.from_numpy(velocity(x.numpy(), float(t[0])))
 
-    for n in STEPS:
-        euler, heun = (
-            trajectory(f"FlowMatch{name}Discrete", network, torch.from_numpy(START), n, {"shift": shift})
-            for name in ("Euler", "Heun")
-        )
-        sigma, x, y = np.array([*(level.sigma for level in euler.seen), 0.0]), START, START
-        for i in range(n):
-            h, end = sigma[i + 1] - sigma[i], sigma[i + 1]
-            x = x + h * velocity(x, euler.times[i])
-            v = velocity(y, euler.times[i])
-            y = y + h * (v if end == 0 else (v + velocity(y + h * v, euler.times[i + 1])) / 2)
-            assert relative(euler.states[i], x) < 1e-12
-        assert relative(heun.final, y) < 1e-12
+    euler, heun = (
+        trajectory(f"FlowMatch{name}Discrete", network, torch.from_numpy(START), n, {"shift": shift})
+        for name in ("Euler", "Heun")
+    )
+    sigma, x, y = np.array([*(level.sigma for level in euler.seen), 0.0]), START, START
+    for i in range(n):
+        h, end = sigma[i + 1] - sigma[i], sigma[i + 1]
+        x = x + h * velocity(x, euler.times[i])
+        v = velocity(y, euler.times[i])
+        y = y + h * (v if end == 0 else (v + velocity(y + h * v, euler.times[i + 1])) / 2)
+        assert relative(euler.states[i], x) < 1e-12
+    assert relative(heun.final, y) < 1e-12

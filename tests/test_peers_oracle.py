@@ -10,6 +10,7 @@ from gaussian_case import ALPHA_BAR, network, relative
 from gaussian_case import START as ARRAY
 from peers import DEFAULTS, Peer, trajectory
 
+pytestmark = pytest.mark.slow  # of diffusers alone
 DETERMINISTIC = {
     "DDIM": {},
     "DDIMInverse": {},
@@ -69,7 +70,7 @@ def spacings(scheduler):
     return ["leading", "trailing"] if scheduler == "DDIMInverse" else ["leading", "linspace", "trailing"]
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", ["epsilon", pytest.param("v_prediction", marks=pytest.mark.stress)])
 @pytest.mark.parametrize("scheduler, spacing", [(name, s) for name in DETERMINISTIC for s in spacings(name)])
 def test_only_rounding_differs(scheduler, spacing, prediction):
     config = {"prediction_type": prediction, **DETERMINISTIC[scheduler]}

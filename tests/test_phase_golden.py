@@ -64,7 +64,13 @@ def plan_of(name, spacing, budget):
     return pf.make_plan(solver, PROCESS, steps=budget // len(calls), spacing=spacing, final=final, **options)
 
 
-@pytest.mark.parametrize("key", KEYS)
+def once(key):
+    """100 calls: on one grid of the two, the other is `stress`."""
+    marks = {"uniform|100": pytest.mark.stress, "quadratic|100": pytest.mark.slow}.get(key.partition("|")[2], ())
+    return pytest.param(key, marks=marks)
+
+
+@pytest.mark.parametrize("key", [once(key) for key in KEYS])
 def test_golden(key):
     name, spacing, budget = key.split("|")
     solver, _, calls = CASES[name]

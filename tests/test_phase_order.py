@@ -8,8 +8,9 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
+import rows
 import torch
-from phase_case import DATA, START, T_MIN, Mixture, act, spread
+from phase_case import DATA, START, T_MIN, Mixture, act, relative, spread
 from scipy.integrate import solve_ivp
 
 import pndm_fast as pf
@@ -37,9 +38,12 @@ def flow(process):
     return solve_ivp(right, ends, START.numpy().ravel(), "DOP853", rtol=1e-10, atol=1e-11).y[:, -1].reshape(START.shape)
 
 
-def error(solver, steps, process=PROCESS, network=None, **options):
+network_of = functools.cache(Mixture)
+
+
+def error(solver, steps, process=PROCESS, **options):
     plan = pf.SOLVERS[solver](process, spread(2, steps), **options)
-    x = pf.sample(network or Mixture(process), solver=plan, start=pf.State(START))
+    x = rows.run(plan, network_of(process), START)
     return float((x - torch.from_numpy(flow(process)))[:, 0].square().mean().sqrt())
 
 
@@ -64,16 +68,25 @@ ORDERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver, options, wanted", ORDERS, ids=str)
 def test_observed_order(solver, options, wanted):
     late = solver == "cse" or options.get("frame") == "L"
     assert order(solver, 256 if late else 128, **options) == pytest.approx(wanted, abs=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver, options, wanted", [("rse", {}, 1), *(("conjugate", {"order": k}, k) for k in (1, 3))])
 def test_observed_order_elsewhere(solver, options, wanted):
     """Without friction of the position, and with a beta that grows."""
     assert order(solver, 128, LINEAR_CLD, **options) == pytest.approx(wanted, abs=0.15)
+
+
+@pytest.mark.parametrize("solver, options, _", ORDERS, ids=str)
+def test_rows_run_here_as_in_the_engine(solver, options, _):
+    plan = pf.SOLVERS[solver](PROCESS, spread(2, 12), **options)
+    engine = pf.sample(network_of(PROCESS), solver=plan, start=pf.State(START))
+    assert relative(rows.run(plan, network_of(PROCESS), START), engine) < 1e-9  # the wildest grows 1e5-fold
 
 
 def test_declared_orders():

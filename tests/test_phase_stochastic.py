@@ -46,6 +46,7 @@ def errors(solver, times):
     return np.linalg.norm(np.cov(x.T) - covariance) / np.linalg.norm(covariance), away.max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", LAWS)
 def test_law(solver):
     """As far from the mixture's as is known of each: a better law would be a mistake too."""
@@ -54,6 +55,7 @@ def test_law(solver):
     assert of_covariance == pytest.approx(wanted, abs=SLACK) and of_mean < most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["em", "sscs", "roba"])
 def test_law_at_zero(solver):
     """The last step leaves it as near the data's own law."""

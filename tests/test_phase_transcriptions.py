@@ -311,7 +311,8 @@ def test_splitting_and_euler(case, system):
     assert compared(*case, *SYSTEMS[system], 7) < 1e-12
 
 
-@pytest.mark.parametrize("turn", [0, 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("turn", [0, pytest.param(1, marks=pytest.mark.stress)])
 @pytest.mark.parametrize("i", range(len(CONJUGATE)), ids=map(named, CONJUGATE))
 def test_conjugate(i, turn):
     """Each on two systems of the four, in turn."""

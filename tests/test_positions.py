@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from drawing import draw
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import pndm_fast as pf
@@ -102,7 +102,6 @@ def by_hand(plans):
     return tuple((kind, count) for kind, count in found)
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.sampled_from([1.0, 2.0]), min_size=1, max_size=7), min_size=1, max_size=3))
 def test_segments_are_runs_of_one_kind(scales):
     plans = [pf.make_plan("ddim", steps=len(row)).with_guidance(row) for row in scales]

@@ -71,6 +71,7 @@ def test_spread_is_the_engines(name, space, options, deviation):
     assert gaussian_spread(plan, deviation) == pytest.approx(wanted, rel=1e-6 if wanted > 1e3 else 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({*FROM_NOISE, *PHASE} - {"lcm"}))
 def test_fine_plans_keep_the_spread(name):
     """lcm, which replaces the state by an estimate, does not; Euler's method is slow in phase space."""
