@@ -89,6 +89,7 @@ def test_leading_grids_are_for_schedules_that_are_noise_there():
         assert same(pf.make_plan("auto", schedule, nfe=10), named)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nfe", range(1, 120))
 def test_every_number_of_calls(nfe):
     assert pf.make_plan("auto", nfe=nfe).nfe == nfe

@@ -187,6 +187,7 @@ def bits_around(values, step):
     return (values.view(torch.int32) + step).view(F32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("components, n", [(1, 1_500_001), (2, 1_500_002)])
 @pytest.mark.skipif(not cpp.share_threads(), reason="torch has no OpenMP runtime here")
 def test_threads_do_not_change_the_bits(components, n):

@@ -47,6 +47,7 @@ def test_the_fake_driver_s_statuses_are_those_of_cuda_h():
     assert len(fake) > 10 and all(real[name] == number for number, name in fake)
 
 
+@pytest.mark.slow
 def test_the_fake_driver_has_every_function_that_is_asked_for():
     asked = re.findall(r"\bF\((\w+), (\d+), \(", (HERE.parent / "csrc/cuda/driver.h").read_text())
     assert {"cu" + name: int(interface) for name, interface in asked} == FakeDriver().names

@@ -50,6 +50,7 @@ def test_paper_states(key):
     assert relative(torch.stack(states), wanted) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", DIFFUSERS)
 def test_diffusers(key):
     _, *config, name, steps = key.split("_")

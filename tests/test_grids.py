@@ -55,6 +55,7 @@ def test_shifted_grid_to_t_min_keeps_its_form():
     assert np.diff(t / (3 - 2 * t)) == pytest.approx(-(1 - 0.1 / 2.8) / 5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* diverges in")  # few steps do
 @pytest.mark.parametrize("solver", SCALAR)
 @pytest.mark.parametrize("name", sorted(SCHEDULES))

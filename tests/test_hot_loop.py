@@ -43,6 +43,7 @@ def test_nothing_between_calls(shape, solver, guided):
     assert operators.seen[marks[0] : marks[-1]] == []
 
 
+@pytest.mark.slow
 def test_no_tensor_is_made_between_calls():
     """Operators aside: no Tensor object either (views count)."""
     import gc

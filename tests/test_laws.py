@@ -102,6 +102,7 @@ def enough(times):
     return times if len(times) >= 6 else (*times[:-1], *np.linspace(times[-2], times[-1], 6)[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver, options", VARIANTS, ids=str)
 @given(grids(), st.sampled_from(["eps", "v", "flow", "x0"]))
 def test_rows_are_exact_on_one_point(solver, options, grid, prediction):

@@ -59,6 +59,7 @@ def exact(k1, k2):
     return radius * cos, radius * sin
 
 
+@pytest.mark.slow
 def test_within_four_ulp_of_the_formula():
     rng = np.random.default_rng(0)
     near = [base + d for base in range(0, 2**32 + 1, 2**29) for d in (-(2**8), -3, -1, 0, 1, 129)]
@@ -123,6 +124,7 @@ def test_channels_last_numbers_elements_logically(channels, pixels):
     assert torch.equal(contiguous.transpose(1, 2), last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n, channels", [(1, 1), (7, 1), (784, 1), (2100, 1), (3072, 3), (1544, 8), (21, 7), (1040, 2)])
 def test_triton_has_the_same_bits(n, channels, triton_device):
     from pndm_fast.kernels import normals

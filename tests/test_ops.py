@@ -24,6 +24,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_opcheck(case):
     # NaN marks memory that must not be read; opcheck compares with plain equality

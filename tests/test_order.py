@@ -142,6 +142,7 @@ def test_rows_run_here_as_in_the_engine(name):
     torch.testing.assert_close(rows.run(plan, mixture(VP), START), engine, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["v", "x0", "flow"])
 @pytest.mark.parametrize("solver", SCALAR)
 def test_predictions_agree(solver, prediction):

@@ -92,6 +92,7 @@ def grids():
                     yield pytest.param(solver, steps, spacing, kind, marks=marks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver, steps, spacing, kind", list(grids()))
 def test_equal_to_the_peer(solver, steps, spacing, kind):
     scheduler, config, options = PEERS[solver]
@@ -139,6 +140,7 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver, same, ours", VARIANTS, ids=str)
 @pytest.mark.parametrize("steps", [7, 16])
 def test_options(solver, same, ours, steps):
@@ -159,6 +161,7 @@ def test_singlestep(solver_type, steps):
     compare("DPMSolverSinglestep", plan, model(LINEAR), config, steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver", ["ddim", "dpmpp-2m", "unipc", "euler-ancestral", "heun", "lms", "plms", "f-pndm", "deis"]
 )

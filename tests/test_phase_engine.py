@@ -33,6 +33,7 @@ def test_cpp_leaves_the_reference_s_bits(solver):
     assert_same_bits(solver, "cpp")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["em", "sscs", "cse", "nobab", "conjugate"])
 def test_triton_leaves_the_reference_s_bits(solver):
     assert_same_bits(solver, "triton")
@@ -45,6 +46,7 @@ def assert_same_bits(solver, backend):
     assert torch.equal(ours, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("solver", ["sscs", "conjugate"])
 def test_narrow_networks(solver, dtype):
@@ -231,7 +233,7 @@ GUIDANCE = {"guidance": 2.0, "cond": {"shift": 0.0}, "uncond": {"shift": 0.0}}
     "model, options",
     [
         (HALF, {}),
-        (torch.nn.DataParallel(HALF), {}),
+        (torch.nn.DataParallel(HALF).eval(), {}),
         (torch.compile(HALF), {}),
         (pointwise, {**GUIDANCE, "guidance": pf.Guidance(2.0, weaker=HALF)}),
     ],

@@ -70,6 +70,7 @@ def once(key):
     return pytest.param(key, marks=marks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [once(key) for key in KEYS])
 def test_golden(key):
     name, spacing, budget = key.split("|")

@@ -111,6 +111,7 @@ SIZES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes(name):
     solver, options, sizes = SIZES[name]

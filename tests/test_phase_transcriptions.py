@@ -305,6 +305,7 @@ def named(case):
     return " ".join([name, *(f"{key}={value}" for key, value in options.items())])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("case", SPLITTING, ids=named)
 def test_splitting_and_euler(case, system):

@@ -48,6 +48,7 @@ def test_plans_need_no_torch():
     )
 
 
+@pytest.mark.slow
 def test_sampling_needs_no_extra():
     run_without(
         ["typer", "rich", "PIL", "scipy", "nvtx"],

@@ -88,6 +88,7 @@ def test_start_is_the_seeds_noise():
     assert torch.equal(seen[0], wanted)
 
 
+@pytest.mark.filterwarnings("ignore:(edm|heun) diverges")  # few steps are enough for bits
 @pytest.mark.parametrize("solver", FROM_NOISE)
 def test_a_sample_does_not_depend_on_its_batch(solver):
     sampler = Reporting(Pointwise(), pf.make_plan(solver, steps=6), shape=(1, *SHAPE))
@@ -114,6 +115,7 @@ def test_backends_agree_to_the_bit(dtype, solver):
     assert torch.equal(*results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["ddpm", "f-pndm"])
 def test_triton_agrees_to_the_bit(solver, triton_device):
     network = Conv().to(triton_device)
@@ -436,6 +438,7 @@ def test_steps_are_shown(sampler):
     torch.testing.assert_close(last[-1], result)  # DDIM ends on the network's last estimate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("solver", [*sorted(set(FROM_NOISE) - {"lcm"}), "diffusers plms", "diffusers f-pndm"])
 def test_x0_estimates_of_a_single_point(solver, prediction):

@@ -62,6 +62,7 @@ def engine(plan, space, deviation):
     return float(samples[:, 0, 0].norm()) / wanted
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* diverges in")
 @pytest.mark.parametrize("deviation", [0.5, 2.0])
 @pytest.mark.parametrize("name, space, options", CASES, ids=IDS)

@@ -104,12 +104,14 @@ def pairs(sizes):
     return [(name, *size, (i + j) % 2) for i, name in enumerate(DTYPES) for j, size in enumerate(sizes)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, n, batch, guidance", pairs([(1, 2), (7, 3), (784, 2), (2100, 1)]))
 def test_equals_the_reference(name, n, batch, guidance, triton_device):
     case = random_case(len(name) + 100 * n, batch, n, guidance=bool(guidance), calls=2, **DTYPES[name])
     compare(case, triton_device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n, channels, guidance", [(3072, 3, False), (784, 4, True), (2104, 8, True), (21, 7, False)])
 def test_channels_last(n, channels, guidance, triton_device):
     """Every row draws noise, which is numbered as in [C, n / C]."""
@@ -129,6 +131,7 @@ def test_random_rows(seed, triton_device):
     compare(case, triton_device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, n, batch, guidance", pairs([(2, 2), (14, 2), (784, 1), (2100, 1)]))
 def test_two_components_equal_the_reference(name, n, batch, guidance, triton_device):
     """Position and momentum: of one element, of odd length, of a multiple of 4, and of more than a block."""
@@ -138,6 +141,7 @@ def test_two_components_equal_the_reference(name, n, batch, guidance, triton_dev
     compare(case, triton_device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_two_components_of_random_rows(seed, triton_device):
     case = random_case(
@@ -148,6 +152,7 @@ def test_two_components_of_random_rows(seed, triton_device):
     compare(case, triton_device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [((1, 0), (0, 1)), ((0, 0), (0, 1)), ((1, 0), (0, 0)), ((0, 1), (1, 0))])
 @pytest.mark.parametrize("n", [2, 10, 14, 1032, 1046])
 def test_noise_is_numbered_over_both_components(n, block, triton_device):
@@ -165,6 +170,7 @@ def test_noise_is_numbered_over_both_components(n, block, triton_device):
     assert torch.equal(got, torch.cat([a * position + b * momentum, c * position + d * momentum], dim=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("components", [1, 2])
 def test_what_a_row_does_not_use_may_hold_nan(seed, components, triton_device):
@@ -198,6 +204,7 @@ def times(addresses, tensor):
     return torch.from_numpy(np.bincount(inside, minlength=tensor.numel())).view(tensor.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts what Triton's interpreter accesses")
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("components, n", [(1, 1500), (2, 1128), (2, 30)])
@@ -226,6 +233,7 @@ def test_a_row_is_one_pass_over_what_it_needs(seed, components, n, accesses):
                 assert (times(stores, r.net_in)[[b, r.batch + b]] == 1).all()
 
 
+@pytest.mark.slow
 def test_samples_run_to_their_halts_and_stay(triton_device):
     case = random_case(5, 4, 2500, halt_some=True, calls=4, net_dtype=F32)
     got = compare(replace(case, calls=case.calls + case.calls), triton_device)
@@ -234,6 +242,7 @@ def test_samples_run_to_their_halts_and_stay(triton_device):
     assert got.done.tolist() == [0] * 4
 
 
+@pytest.mark.slow
 def test_many_programs_per_sample(triton_device):
     """One of many programs that read `row` late would execute the next row; the interpreter runs them in turn."""
     n = 65_537 if triton_device == "cuda" else 4097
@@ -241,6 +250,7 @@ def test_many_programs_per_sample(triton_device):
     compare(random_case(12, 1, n - 1, calls=1, components=2), triton_device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=["fp32", "bf16"])
 def test_the_first_bad_row_is_kept(value, dtype, triton_device):
