@@ -210,6 +210,11 @@ CASES = [
     ),
     (sample(start=pf.Noise(X + math.nan)), ValueError, "noise must be finite, got NaN or infinity in sample 0"),
     (sample(start=pf.State(X + math.inf)), ValueError, "state must be finite"),
+    (
+        lambda: pf.Sampler(network, PLAN, shape=SHAPE)(start=pf.Noise(X[:0])),
+        ValueError,
+        "noise must have at least one sample",
+    ),
     (sample(start=pf.Noise(X.to("meta"))), ValueError, "noise must be on cpu, got meta"),
     (sample(noise_sampler=3), TypeError, "noise_sampler must be callable, got 3"),
     (sample(noise_sampler=lambda i: 0), TypeError, r"noise_sampler\(0\) must return a tensor, got int"),

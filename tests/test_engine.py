@@ -297,3 +297,25 @@ def test_sample_takes_times_and_clear_frees():
     assert len(cache._OF_MODEL) > 0
     pf.clear()
     assert len(cache._OF_MODEL) == 0
+
+
+def test_a_weaker_network_that_holds_the_other_keeps_neither():
+    """What `sample` remembers of a network goes with it, whatever the guidance was."""
+    import gc
+    import weakref
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x, t):
+            return self.inner(x, t) * 0.5
+
+    model = torch.nn.Module()
+    model.forward = lambda x, t: x * 0.5
+    alive, weaker = weakref.ref(model.eval()), Wrapper(model).eval()
+    pf.sample(model, 3, solver="ddim", shape=(2, 33), guidance=pf.Guidance(2.0, weaker=weaker))
+    del model, weaker
+    gc.collect()
+    assert alive() is None

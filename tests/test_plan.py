@@ -61,10 +61,12 @@ def test_plans_are_values():
 
 
 def test_facts_are_found_once_and_are_no_part_of_the_value():
-    facts = ("times", "n_slots", "kinds", "run_ends", "raw", "unscaled", "guided", "noisy", "components", "models")
+    facts = ("times", "n_slots", "kinds", "run_ends", "raw", "unscaled", "guided", "noisy", "components", "last_model")
     plan = pf.make_plan("ddpm", steps=6).with_guidance([2, 2, 1, 1, 1, 3]).with_models([0, 1, 1, 1, 0, 0])
     assert plan.run_ends == (1, 2, 4, 4, 5, 6)
-    assert plan.noisy == (True,) * 5 + (False,) and plan.models == 1 and plan.guided and plan.unscaled and not plan.raw
+    assert (
+        plan.noisy == (True,) * 5 + (False,) and plan.last_model == 1 and plan.guided and plan.unscaled and not plan.raw
+    )
     fresh = replace(plan)
     for fact in facts:
         assert getattr(plan, fact) is getattr(plan, fact)

@@ -23,12 +23,16 @@ def network(x, t, shift):
     return torch.sin(x * 1.1) * 0.3 + (t / 1000 + shift).view(-1, 1, 1, 1)
 
 
+def segment_of(sampler, call, positions, kind, length):
+    return sampler._segment(call, sampler._evaluations(call)[kind], positions, kind, length, None)
+
+
 def after(sampler, request, rows):
     """The call with the registers that it has before its row of that index."""
     call = resolve(request, sampler._setup)
     positions = call.positions()
     kind, length = call.segments[0]
-    segment = sampler._segment(call, positions, kind, length, None)
+    segment = segment_of(sampler, call, positions, kind, length)
     with take_executor(sampler.cache, segment, positions, "eager", 1) as executor:
         executor.rows(rows)
         return call, segment, executor.workspace.snapshot()
@@ -44,7 +48,7 @@ def together(sampler, requests, rows):
     call = resolve(pf.Request(plan=plans, seeds=seeds, cond=cond, noise_sampler=None), sampler._setup)
     positions = Positions(plans, rows)
     kind, length = positions.ahead()
-    segment = sampler._segment(call, positions, kind, length, None)
+    segment = segment_of(sampler, call, positions, kind, length)
     first = dict(zip(map(id, call.distinct), segment.table.start, strict=True))
     most = max(len(s.slots) for s in snapshots)
     wide = [torch.cat([s.slots, s.slots.new_zeros(most - len(s.slots), *s.slots.shape[1:])]) for s in snapshots]
@@ -141,7 +145,7 @@ def test_a_call_begins_with_the_same_bits_on_both_backends(name, start, prepared
         call = resolve(pf.Request(plan=plans, seeds=7, start=start), sampler._setup).padded(prepared)
         positions = call.positions()
         kind, length = call.segments[0]
-        segment = sampler._segment(call, positions, kind, length, None)
+        segment = segment_of(sampler, call, positions, kind, length)
         workspace = Workspace(segment.buffers(OutputSpec(torch.float32)))
         segment.begin(workspace)
         r = workspace.registers
@@ -152,9 +156,12 @@ def test_a_call_begins_with_the_same_bits_on_both_backends(name, start, prepared
 def test_a_row_outside_the_table_is_refused():
     sampler = pf.Sampler(network, PLANS["unipc"], shape=SHAPE)
     call = resolve(pf.Request(), sampler._setup)
-    segment = sampler._segment(call, call.positions(), *call.segments[0], None)
+    segment = segment_of(sampler, call, call.positions(), *call.segments[0])
     workspace = Workspace(segment.buffers(OutputSpec(torch.float32)))
     begin = workspace._bind(segment.table.data, segment.backend).begin
-    for rows in ([0, 7], [0, -1], [0]):
+    for rows in ([0, 7], [0, -1]):
         with pytest.raises(IndexError, match=r"row\[1\] must be in \[0, 7\)"):
+            begin(rows, 2, None)
+    for rows in ([0], [0, 0, 0]):
+        with pytest.raises(ValueError, match=f"rows must be one for each of the 2 samples, got {len(rows)}"):
             begin(rows, 2, None)

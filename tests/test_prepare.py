@@ -92,6 +92,12 @@ def test_steps_and_errors_tell_of_the_samples_alone():
     assert [bad.sample for bad in error.value.bad] == [1] and len(error.value.samples) == 3
 
 
+def test_an_example_with_noise_of_its_own_batch():
+    sampler = pf.Sampler(Watched(), pf.make_plan("ddpm", steps=3), shape=(4, *SHAPE))
+    sampler.prepare([1, 8], pf.Request(noise_sampler=lambda index: torch.zeros(4, *SHAPE)))
+    assert sampler.batches == [1, 8] and sum(map(len, sampler.cache.idle.values())) == 2  # buffers stay
+
+
 def test_an_example_says_what_later_calls_are_like():
     plan = pf.make_plan("ddim", steps=3)
     sampler = Reporting(Watched(), plan, shape=(2, *SHAPE))

@@ -1,6 +1,7 @@
 """Every public argument is declared, checked and documented once; short forms take it as its owner has it."""
 
 import inspect
+import pickle
 import re
 
 import pytest
@@ -77,3 +78,39 @@ def test_a_request_is_checked_when_it_is_made():
             pf.Request(**fields)
     with pytest.raises(AttributeError):  # frozen
         pf.Request().seeds = 3
+
+
+def test_a_request_may_be_run_again():
+    sampler = pf.Sampler(lambda x, t: x * 0.5, pf.make_plan("ddim", steps=2, spacing="trailing"), shape=(1, 8))
+    request = pf.Request(seeds=iter([1, 2]))
+    assert torch.equal(sampler.run(request).samples, sampler.run(request).samples)
+
+
+def test_words_that_a_call_does_not_have():
+    sampler = pf.Sampler(lambda x, t: x, pf.make_plan("ddim", steps=2, spacing="trailing"), shape=(1, 8))
+    with pytest.raises(TypeError, match="an argument of a call must be one of .* got 'sedes'; did you mean 'seeds'"):
+        sampler(sedes=3)
+    with pytest.raises(TypeError, match=r"arguments are given by name, as in sampler\(seeds=0\)"):
+        sampler(3)
+
+
+def test_errors_carry_what_was_computed_through_pickle():
+    def network(x, t):
+        return x * float("nan")
+
+    with pytest.raises(pf.NonFiniteError) as error:
+        pf.sample(network, 2, solver="ddim", spacing="trailing", shape=(2, 8))
+    again = pickle.loads(pickle.dumps(error.value))
+    assert str(again) == str(error.value) and again.report == error.value.report and again.bad == error.value.bad
+    with pytest.raises(pf.Cancelled) as cancelled:
+        pf.Sampler(lambda x, t: x, pf.make_plan("ddim", steps=2, spacing="trailing"), shape=(2, 8))(
+            on_step=lambda step: step.cancel()
+        )
+    again = pickle.loads(pickle.dumps(cancelled.value))
+    assert again.index == 0 and torch.equal(again.state, cancelled.value.state)
+
+
+def test_a_warning_points_at_the_caller():
+    with pytest.warns(UserWarning, match="the grid starts pure noise") as seen:
+        pf.sample(lambda x, t: x * 0.5, 2, solver="ddim", shape=(1, 8))
+    assert [warning.filename for warning in seen] == [__file__]

@@ -93,8 +93,13 @@ void draw(const Registers& r, float scale) {
 
 void begin(const Registers& r, const std::vector<int32_t>& rows, int32_t active,
            const float* scale) {
+  if (static_cast<int64_t>(rows.size()) != r.batch) {
+    throw std::invalid_argument("RowOp: rows must be one for each of the " +
+                                std::to_string(r.batch) + " samples, got " +
+                                std::to_string(rows.size()));
+  }
   for (int64_t b = 0; b < r.batch; ++b) {
-    const int64_t row = b < static_cast<int64_t>(rows.size()) ? rows[b] : -1;
+    const int64_t row = rows[b];
     if (row < 0 || row >= r.table_rows) {
       refuse(b, "in [0, " + std::to_string(r.table_rows) + ")", row);
     }

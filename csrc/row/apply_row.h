@@ -29,7 +29,7 @@ extern Pool pool;
 
 // Before the first row: the counters, and each sample's row and time. With a scale the anchor and
 // the state too: that many times the seeds' initial normals. Throws std::out_of_range, with nothing
-// changed, where a row is not in the table.
+// changed, where a row is not in the table, std::invalid_argument where there is not one a sample.
 void begin(const Registers& r, const std::vector<int32_t>& rows, int32_t active,
            const float* scale);
 

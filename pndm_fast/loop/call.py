@@ -25,7 +25,7 @@ from pndm_fast.loop.checks import (
 )
 from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.inpainting import Known, known_of
-from pndm_fast.loop.network import Identity
+from pndm_fast.loop.network import knows_momentum_only
 from pndm_fast.loop.noise_source import NoiseSource
 from pndm_fast.loop.positions import Kind, Positions, segments_of
 from pndm_fast.loop.request import Request
@@ -96,6 +96,7 @@ class Call:
     Attributes:
         shape: of one sample.
         plans: one for each sample; distinct: the different objects among them, in order of appearance.
+        segments: how the network is called, and for how many rows each time.
         seeds: int64 [B] on the sampler's device.
         noise: the caller's in place of Philox, or None.
         cond: the network's keyword arguments; uncond: those of its second evaluation, None without guidance.
@@ -107,6 +108,7 @@ class Call:
     shape: tuple[int, ...]
     plans: tuple[Plan, ...]
     distinct: tuple[Plan, ...]
+    segments: tuple[tuple[Kind, int], ...]
     seeds: Tensor
     origin: Origin
     noise: NoiseSource | None
@@ -153,15 +155,6 @@ class Call:
         """All samples before their first row, the added ones behind their last."""
         return Positions(self.plans, [0 if b < self.real else plan.nfe for b, plan in enumerate(self.plans)])
 
-    @cached_property
-    def segments(self) -> tuple[tuple[Kind, int], ...]:
-        """How the network is called, and for how many rows each.
-
-        Raises:
-            ValueError: samples call different networks at one row.
-        """
-        return segments_of(self.distinct)
-
     def resized(self, batch: int) -> Call:
         """An example of another batch, for learning what a network does with it."""
         if batch >= self.batch:
@@ -181,6 +174,7 @@ class Call:
             self,
             plans=plans,
             distinct=distinct(plans),
+            segments=segments_of(distinct(plans)),
             seeds=resize(self.seeds),
             origin=self.origin.mapped(resize),
             noise=None if self.noise is None else self.noise.resized(real, batch),
@@ -214,10 +208,11 @@ def resolve(request: Request, setup: Setup) -> Call:
     if guidance is not UNGUIDED and guidance.scale is None and uncond is None:
         raise ValueError("guidance without a scale must come with a guided plan: it has no effect on this one")
     source = request.noise_sampler
-    call = Call(
+    return Call(
         shape=setup.shape[1:],
         plans=plans,
         distinct=different,
+        segments=segments_of(different),
         seeds=upload(bits, setup.device),
         origin=_origin(request.start, {name: t.to(state_dtype) for name, t in tensors.items()}, setup.device),
         noise=None if source is None else NoiseSource(source, setup.shape[1:], len(bits), setup.device, state_dtype),
@@ -227,8 +222,6 @@ def resolve(request: Request, setup: Setup) -> Call:
         state_dtype=state_dtype,
         real=len(bits),
     )
-    assert call.segments  # raises where samples of the batch disagree
-    return call
 
 
 def _origin(start: Start | None, tensors: dict[str, Tensor], device: torch.device) -> Origin:
@@ -255,5 +248,5 @@ def _plans(request: Request, setup: Setup, guidance: Guidance, batch: int) -> tu
         return plan
 
     for plan in different:
-        setup.once((id(plan), given, Identity(guidance.weaker)), lambda plan=plan: checked(plan))  # type: ignore[misc]
+        setup.once((id(plan), given, knows_momentum_only(guidance.weaker)), lambda plan=plan: checked(plan))  # type: ignore[misc]
     return plans, different

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from pndm_fast.loop.network import knows_momentum_only
 from pndm_fast.plan.matrix2 import matrix
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.warn import warn
 from pndm_fast.row.noise import seed_tensor
 
 FEW_ALPHA, MUCH_ALPHA = 0.1, 0.5  # alpha (of alpha^2 + sigma^2 = 1) where pure noise is a doubtful, a wrong start
@@ -88,6 +88,8 @@ def check_tensor(name: str, value: Any, shape: tuple[int, ...], device: torch.de
         raise TypeError(f"{name} must be a floating-point tensor, got {got}")
     if tuple(value.shape[1:]) != shape:
         raise ValueError(f"{name} must have shape (batch, {', '.join(map(str, shape))}), got {tuple(value.shape)}")
+    if not len(value):
+        raise ValueError(f"{name} must have at least one sample, got {tuple(value.shape)}")
     if value.device != device:
         raise ValueError(f"{name} must be on {device}, got {value.device}")
     bad = (~value.isfinite()).flatten(1).any(1).nonzero()[:, 0]
@@ -156,7 +158,7 @@ def check_start(plan: Plan, given: bool) -> None:
     text = f"the grid starts pure noise at t = {plan.times[0]:g}, where alpha is {alpha:.3g}: {hint}"
     if alpha > MUCH_ALPHA:
         raise ValueError(f"{text}; or give start=State(...)")
-    warnings.warn(text, stacklevel=5)
+    warn(text)
 
 
 def check_components(plan: Plan, shape: tuple[int, ...]) -> None:
@@ -176,9 +178,11 @@ def check_models(plan: Plan, networks: Sequence[Any], weaker: Any) -> None:
     Raises:
         ValueError: naming the index, or the plan's solver.
     """
-    if plan.models >= len(networks):
+    if plan.last_model >= len(networks):
         count = len(networks)
-        raise ValueError(f"the plan calls network {plan.models}, but model has {count}: give a sequence of networks")
+        raise ValueError(
+            f"the plan calls network {plan.last_model}, but model has {count}: give a sequence of networks"
+        )
     partial = [knows_momentum_only(network) for network in networks]
     if not any(partial) and not knows_momentum_only(weaker):
         return

@@ -66,7 +66,7 @@ class Evaluation(NamedTuple):
         """
         if call.guidance.calls == "batched":
             raise ValueError(f"guidance calls='batched' cannot be had: {reason}")
-        return self._replace(trees=(call.uncond, call.cond), split_reason=f"two calls: {reason}")
+        return self._replace(trees=(call.uncond, call.cond), split_reason=reason)
 
     def bind(
         self, workspace: Workspace, table: Tensor, trees: Trees | None = None, *, learning: bool = False
@@ -81,7 +81,7 @@ class Evaluation(NamedTuple):
             learning: take any output: what they are like is not known yet.
         """
         x, t, direct = workspace.x_in, workspace.t, workspace.spec.direct
-        apart, arguments = trees or self.trees
+        uncond_tree, arguments = trees or self.trees
         model, weaker, dense, rescale = self.model, self.weaker, self.dense, self.rescale
         takes = (lambda _: True) if learning else workspace.fits
 
@@ -94,9 +94,9 @@ class Evaluation(NamedTuple):
 
         def evaluate() -> Output:
             uncond = None
-            if apart is not None:
+            if uncond_tree is not None:
                 # copies both ways: a network may write its inputs, or answer twice in one static buffer
-                uncond = read(weaker(x.clone(), t.clone(), **apart)).clone()
+                uncond = read(weaker(x.clone(), t.clone(), **uncond_tree)).clone()
             before = x._version
             out = model(x, t, **arguments)
             if dense or learning or type(out) is not Tensor or not takes(out):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pndm_fast.loop.network import check_model
+from pndm_fast.plan.numbers import is_number
 from pndm_fast.plan.plan import check_interval
 
 CALLS = ("auto", "batched", "separate")
@@ -25,7 +26,7 @@ class Guidance:
         interval: (low, high) in sigma/alpha: the scale holds for rows called within, see `Plan.with_guidance`; the
             others are evaluated once.
         rescale: phi in [0, 1] of result = phi out std(cond) / std(out) + (1 - phi) out, std over a sample's elements.
-            Lin et al. 2023, arXiv:2305.08891, eq. 14 to 16. It costs a pass of its own.
+            Lin et al. 2023, arXiv:2305.08891, eq. 14 to 16. It costs a pass of its own; scale 1 is left alone.
         weaker: another, weaker network for the second evaluation (autoguidance, Karras et al. 2024, arXiv:2406.02507),
             called with the request's uncond, or with cond where that is not given.
         calls: batched is one network call on [uncond; cond], separate two; auto batches what can be.
@@ -47,8 +48,9 @@ class Guidance:
             raise ValueError("interval must come with scale, the guidance inside it")
         if self.interval is not None:
             object.__setattr__(self, "interval", check_interval(self.interval))
-        if isinstance(self.rescale, bool) or not isinstance(self.rescale, (int, float)) or not 0 <= self.rescale <= 1:
+        if not is_number(self.rescale) or not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale must be a number in [0, 1], got {self.rescale!r}")
+        object.__setattr__(self, "rescale", float(self.rescale))
         if self.weaker is not None:
             check_model(self.weaker, "weaker")
         if self.calls not in CALLS:

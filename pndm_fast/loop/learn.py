@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pndm_fast.loop import nvtx
-from pndm_fast.loop.evaluation import Output
+from pndm_fast.loop.evaluation import Output, OutputMisfit
 from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.workspace import OutputSpec, Workspace
 from pndm_fast.row.layout import channels_of, describe
@@ -66,7 +66,11 @@ def learn(segment: Segment) -> FirstCall:
     if buffers != workspace.spec:
         workspace = Workspace(buffers)
         segment.begin(workspace)
-    return FirstCall(spec, segment, workspace, (out, uncond) if channels == 1 else None, calls)
+    if channels > 1:
+        return FirstCall(spec, segment, workspace, None, calls)
+    if uncond is not None and not workspace.fits(uncond):
+        raise OutputMisfit(workspace.difference(uncond))
+    return FirstCall(spec, segment, workspace, (out, uncond), calls)
 
 
 def _checked_layout(out: Tensor, shape: torch.Size, device: torch.device, exact: bool) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from pndm_fast.plan.warn import warn
 
 
 class Identity:
@@ -99,7 +100,7 @@ def check_model(model: Any, name: str = "model") -> None:
     if not callable(model) or isinstance(model, type):
         raise TypeError(f"{name} must be callable as {name}(x, t, **cond), got {model!r}")
     if in_training(model):
-        warnings.warn(f"the {name} is in training mode: call .eval() for dropout and batch norm", stacklevel=5)
+        warn(f"the {name} is in training mode: call .eval() for dropout and batch norm")
 
 
 def knows_momentum_only(model: Any) -> bool:

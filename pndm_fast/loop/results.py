@@ -72,12 +72,12 @@ class NonFiniteError(ArithmeticError):
 
     Attributes:
         bad: (sample, row, time) for each sample, at its first such output.
-        samples: the result all the same, [B, *shape].
+        samples: the result all the same, [B, *shape]; report: how the call ran.
     """
 
-    def __init__(self, bad: tuple[BadSample, ...], samples: Tensor) -> None:
-        super().__init__(bad, samples)  # what pickle makes another one from
-        self.bad, self.samples = bad, samples
+    def __init__(self, bad: tuple[BadSample, ...], samples: Tensor, report: Report) -> None:
+        super().__init__(bad, samples, report)  # what pickle makes another one from
+        self.bad, self.samples, self.report = bad, samples, report
 
     def __str__(self) -> str:
         listed = "; ".join(f"sample {b.sample} at row {b.row}, t = {b.t:g}" for b in self.bad[:5])
@@ -140,7 +140,7 @@ class Result:
 
     Attributes:
         samples: float32 [B, *shape], contiguous (float64 where the network, noise or state is float64).
-        bad: samples whose network output was not finite, at their first such row.
+        bad: samples whose network output was not finite, at their first such row; empty where on_nan is ignore.
     """
 
     samples: Tensor

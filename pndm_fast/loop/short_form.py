@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from pndm_fast.plan.checks import choose
 
 Fields = ParamSpec("Fields")
 Self = TypeVar("Self")
@@ -21,7 +23,12 @@ def with_fields_of(
     def decorate(method: Callable[[Self, Record], Returned]) -> Callable[Concatenate[Self, Fields], Returned]:
         @functools.wraps(method)
         def short(self: Self, /, *args: Fields.args, **fields: Fields.kwargs) -> Returned:
-            return method(self, record(*args, **fields))
+            try:
+                asked = record(*args, **fields)
+            except TypeError:
+                _refuse_unknown(theirs, args, fields)
+                raise
+            return method(self, asked)
 
         own, theirs = inspect.signature(method), inspect.signature(record)
         me = next(iter(own.parameters.values()))
@@ -30,6 +37,21 @@ def with_fields_of(
         return short
 
     return decorate
+
+
+def _refuse_unknown(known: inspect.Signature, args: tuple[Any, ...], fields: Mapping[str, Any]) -> None:
+    """In the caller's words, where it is not a value that is wrong.
+
+    Raises:
+        TypeError: an argument without a name, or with one that there is not.
+    """
+    if args:
+        raise TypeError("a call's arguments are given by name, as in sampler(seeds=0)") from None
+    for name in fields:
+        try:
+            choose("an argument of a call", name, known.parameters)
+        except ValueError as error:
+            raise TypeError(str(error)) from None
 
 
 def _arguments(record: Callable[..., Any]) -> str:

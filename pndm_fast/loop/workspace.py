@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from pndm_fast.row.device import upload
 from pndm_fast.row.layout import channels_of, describe, elements, flatten, scaled, scaled_each, unflatten
 from pndm_fast.row.noise import INITIAL, PROLOGUE
 from pndm_fast.row.registers import NEVER, Registers, allocate
+from pndm_fast.row.schema import REGISTERS
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,13 @@ class Workspace:
         self._x, self._y = (register[:, : self.registers.n] for register in (self.registers.x, self.registers.y))
         self._out_shape = torch.Size(self.x_in.shape)
         self._strides: tuple[int, ...] | None = None
-        self._bound: tuple[Tensor, BoundRow] | None = None
+        self._bound: tuple[Tensor, Backend, BoundRow] | None = None
 
     def snapshot(self) -> Registers:
         """What buffers of another form need to go on from here: copies."""
         r = self.registers
-        own = {name: getattr(r, name).clone() for name in ("x", "y", "slots", "seeds", "row", "first_bad", "active")}
+        tensors = zip(REGISTERS, r.tensors(), strict=True)
+        own: dict[str, Any] = {name: tensor.clone() for name, tensor in tensors if tensor is not None}
         return replace(r, **own)
 
     def resume(self, snapshot: Registers, rows: Sequence[Row]) -> None:
@@ -137,7 +139,8 @@ class Workspace:
         """Write the prologue, the first network input and the counters; `first_rows` are places in the table."""
         r = self.registers
         r.seeds.copy_(call.seeds)
-        native, scale = self._bind(table, backend).begin, _scale_of_seeds(call)
+        native = self._bind(table, backend).begin if backend.begins else None
+        scale = _scale_of_seeds(call)
         if native is None:
             self._count(call, first_rows)
         else:
@@ -211,9 +214,9 @@ class Workspace:
         return self._bind(table, backend).step
 
     def _bind(self, table: Tensor, backend: Backend) -> BoundRow:
-        if self._bound is None or self._bound[0] is not table:
-            self._bound = table, backend.bind(self.registers, table, self.spec.out)
-        return self._bound[1]
+        if self._bound is None or self._bound[0] is not table or self._bound[1] is not backend:
+            self._bound = table, backend, backend.bind(self.registers, table, self.spec.out)
+        return self._bound[2]
 
     def fits(self, out: Tensor) -> bool:
         """Whether an output has the spec's shape, dtype, device and layout: no tensor operation, no copy."""
@@ -261,7 +264,7 @@ class Workspace:
     @cached_property
     def bytes(self) -> int:
         """Memory of the registers."""
-        return sum(value.nbytes for value in vars(self.registers).values() if isinstance(value, Tensor))
+        return sum(tensor.nbytes for tensor in self.registers.tensors() if tensor is not None)
 
 
 def _scale_of_seeds(call: Call) -> float | None:

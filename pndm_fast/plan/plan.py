@@ -106,7 +106,7 @@ class Plan:
         return tuple((kind, len(list(run))) for kind, run in groupby(self.kinds))
 
     @cached_property
-    def models(self) -> int:
+    def last_model(self) -> int:
         """The highest index of a network that a row calls."""
         return max(row.model for row in self.rows)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 
 import numpy as np
@@ -12,6 +11,7 @@ from pndm_fast.plan.levels import AnyLevel
 from pndm_fast.plan.matrix2 import stacked
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.row import WIDTH_FORM
+from pndm_fast.plan.warn import warn
 
 DEVIATION = 0.5  # of the data: images in [-1, 1] have about as much
 MOST = 2.0
@@ -56,10 +56,9 @@ def warn_of_divergence(plan: Plan) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         ratio = gaussian_spread(plan)
     if ratio > MOST:
-        warnings.warn(
+        warn(
             f"{plan.solver} diverges in {plan.steps} steps on this grid: samples of N(0, {DEVIATION:g}^2) would "
-            f"deviate {ratio:.2g} times as much; take more steps, or another solver",
-            stacklevel=3,
+            f"deviate {ratio:.2g} times as much; take more steps, or another solver"
         )
 
 

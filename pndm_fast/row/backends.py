@@ -47,6 +47,7 @@ class Backend:
         normals: standard normals [B, n] of a noise index, in the registers' layout.
         bind: bind(registers, table, dtype of the outputs) is the operation on one set of buffers, which the caller
             keeps alive: the form for the loop, which checks nothing twice.
+        begins: whether its bound rows have `begin`.
         capturable: whether it reads nothing on the host, so that a graph may hold it.
     """
 
@@ -54,6 +55,7 @@ class Backend:
     apply_row: ApplyRow
     normals: Callable[[Registers, int], Tensor]
     bind: Callable[[Registers, Tensor, torch.dtype], BoundRow]
+    begins: bool = False
     capturable: bool = True
 
 
@@ -81,7 +83,9 @@ def _cpp() -> Backend:
         cpp.share_threads()
     except ImportError as error:
         raise ValueError(f"backend 'cpp' must have the built extension, pip install .: {error}") from error
-    return Backend("cpp", cpp.apply_row, cpp.normals, lambda r, table, dtype: BoundRow(*cpp.bind(r, table, dtype)))
+    return Backend(
+        "cpp", cpp.apply_row, cpp.normals, lambda r, table, dtype: BoundRow(*cpp.bind(r, table, dtype)), begins=True
+    )
 
 
 @cache

@@ -15,6 +15,7 @@ from pndm_fast.runtime import graphs
 
 Value = TypeVar("Value")
 KEPT = 32  # entries of each kind
+PLANS = 1024  # and of what is small: a batch may have many plans
 
 
 class LRU(Generic[Value]):
@@ -27,6 +28,8 @@ class LRU(Generic[Value]):
 
     def peek(self, key: Hashable) -> Value | None:
         with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
             return self._values.get(key)
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
@@ -44,6 +47,7 @@ class LRU(Generic[Value]):
     def put(self, key: Hashable, value: Value) -> None:
         with self._lock:
             self._values[key] = value
+            self._values.move_to_end(key)
             dropped = self._trim()
         del dropped
 
@@ -77,8 +81,8 @@ class Cache:
         self.idle: LRU[deque[Workspace]] = LRU()
         self.outputs: LRU[OutputSpec] = LRU()
         self.tables: LRU[tuple[tuple[Plan, ...], Table]] = LRU()
-        self.guided: LRU[tuple[Plan, Plan]] = LRU()
-        self.checked: LRU[Plan] = LRU()
+        self.guided: LRU[tuple[Plan, Plan]] = LRU(PLANS)
+        self.checked: LRU[Plan] = LRU(PLANS)
         self.graphs: LRU[graphs.Pool] = LRU(graphs.KEPT)
         self.refused: LRU[str] = LRU()
         self.captures = self.recaptures = 0

@@ -200,7 +200,10 @@ def _eager(cache: Cache, segment: Segment, positions: Positions, reason: str) ->
     cache.outputs.put(key, told.spec)
     rows = eager_rows(told.segment, told.workspace, positions, told.output)
     spent += told.calls - (0 if told.output is None else told.segment.evaluation.calls)
-    yield Executor(told.segment, told.workspace, rows, spent, reason=reason)
+    try:
+        yield Executor(told.segment, told.workspace, rows, spent, reason=reason)
+    finally:
+        _idle(cache, told.workspace.spec).append(told.workspace)
 
 
 def _unless_changed(evaluate: Callable[[], Output]) -> Output | None:
@@ -220,7 +223,8 @@ def report_of(cache: Cache, ran: Sequence[Executor], seconds: float) -> Report:
     """How a call went, segment by segment."""
     last = ran[-1]
     call, workspace = last.segment.call, last.workspace
-    guided = [e.segment.evaluation.split_reason or "batched" for e in ran if e.segment.kind.guided]
+    reasons = [e.segment.evaluation.split_reason for e in ran if e.segment.kind.guided]
+    guided = [f"two calls: {reason}" if reason else "batched" for reason in reasons]
     return Report(
         nfe=call.nfe,
         calls=sum([e.calls for e in ran]),

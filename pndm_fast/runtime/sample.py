@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from pndm_fast.loop.checks import check_seeds, check_shape
 from pndm_fast.loop.guidance import Guidance
-from pndm_fast.loop.network import networks_of
 from pndm_fast.loop.request import Request
 from pndm_fast.loop.starts import Start, tensors_of
 from pndm_fast.plan.numbers import is_integer
@@ -57,9 +56,6 @@ def sample(
         TypeError, ValueError: naming the argument, before the first network call.
         NonFiniteError, Cancelled: both carry what was computed.
     """
-    networks_of(model)
-    if isinstance(seeds, Iterator):  # it is read twice
-        seeds = list(seeds)
     request = Request(seeds=seeds, start=start, cond=cond, uncond=uncond, guidance=guidance, progress=progress)
     _refuse_arguments_of_others(options)
     planned = {"steps": steps, "nfe": nfe, "schedule": schedule, "spacing": spacing, "prediction": prediction}
@@ -68,8 +64,9 @@ def sample(
         solver = _plan(solver, asked)
     elif asked:
         raise ValueError(f"{next(iter(asked))} cannot go with a ready plan: give it to make_plan")
-    sampler = Sampler(model, solver, shape=_shape_of_call(shape, seeds, start))
-    if callable(model):  # several networks are remembered by a Sampler alone
+    sampler = Sampler(model, solver, shape=_shape_of_call(shape, request.seeds, start))
+    alone = not isinstance(request.guidance, Guidance) or request.guidance.weaker is None
+    if callable(model) and alone:  # several networks are remembered by a Sampler alone: one may hold another
         key = (sampler.shape[1:], sampler.device, sampler.dtype)
         sampler.cache = cache_of(model, key)
     else:

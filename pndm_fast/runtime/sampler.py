@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from pndm_fast.loop import nvtx
 from pndm_fast.loop.call import Call, Setup, resolve
 from pndm_fast.loop.checks import check_shape, check_sizes
-from pndm_fast.loop.evaluation import evaluation_of
+from pndm_fast.loop.evaluation import Evaluation, evaluation_of
 from pndm_fast.loop.network import check_dtype, config_shape, networks_of, parameter
 from pndm_fast.loop.positions import Kind, Positions
 from pndm_fast.loop.request import Request
@@ -77,14 +78,14 @@ class Sampler:
         like = parameter(models[0])
         self.backend = choose("backend", backend, BACKENDS)
         self.concurrency = check_sizes("concurrency", [concurrency])[0]
-        place = torch.empty(0, device=device or (like.device if like is not None else "cpu")).device
-        self.graph = check_graph(graph, place)
+        resolved = torch.empty(0, device=device or (like.device if like is not None else "cpu")).device
+        self.graph = check_graph(graph, resolved)
         wanted = check_dtype("dtype", dtype, (torch.float32, torch.float16, torch.bfloat16, torch.float64))
         self._setup = Setup(
             models=models,
             plan=plan,
             shape=_batch_shape(models[0], shape),
-            device=place,
+            device=resolved,
             dtype=like.dtype if wanted is None and like is not None else wanted,
             time_dtype=check_dtype("time_dtype", time_dtype, (torch.float32, torch.int64)),
             guided=self._with_guidance,
@@ -148,12 +149,13 @@ class Sampler:
         began = time.perf_counter()
         call = resolve(request, self._setup)
         call = call.padded(self._batch_for(call.batch))
+        evaluations = self._evaluations(call)
         positions, ran = call.positions(), []
         samples, snapshot = None, None
         bad: tuple[BadSample, ...] = ()
         with self._modes(), progress_bar(request.progress, call.plans[0].solver, call.nfe) as advance:
             for number, (kind, count) in enumerate(call.segments, 1):
-                segment = self._segment(call, positions, kind, count, snapshot)
+                segment = self._segment(call, evaluations[kind], positions, kind, count, snapshot)
                 with take_executor(self.cache, segment, positions, self.graph, self.concurrency) as executor:
                     samples = self._run(request, executor, positions, advance)
                     if number < len(call.segments):
@@ -163,11 +165,12 @@ class Sampler:
                             bad = bad_samples(executor.segment, executor.workspace, samples)
                 ran.append(executor)
         assert samples is not None
+        report = report_of(self.cache, ran, time.perf_counter() - began)
         if bad and request.on_nan == "raise":
-            raise NonFiniteError(bad, samples)
+            raise NonFiniteError(bad, samples, report)
         if bad:
             samples[[b.sample for b in bad]] = float("nan")
-        return Result(samples, report_of(self.cache, ran, time.perf_counter() - began), bad)
+        return Result(samples, report, bad)
 
     def prepare(self, batches: Iterable[int], example: Request | None = None) -> None:
         """Make everything for these batch sizes now: compile, capture, allocate. Later requests are filled up to them.
@@ -185,16 +188,18 @@ class Sampler:
         sizes = sorted(set(check_sizes("batches", batches)))
         if len(sizes) > graphs.KEPT:
             raise ValueError(f"batches must have at most {graphs.KEPT} entries, got {len(sizes)}")
-        call = resolve(Request() if example is None else example, self._setup)
+        # the noise of an example is of its own batch
+        example = Request() if example is None else replace(example, noise_sampler=None)
+        call = resolve(example, self._setup)
         with self._preparing, self._modes():
             for size in reversed(sizes):  # the largest first: what it takes, smaller ones may find free again
                 self._prepare(call.resized(size))
         self.batches = sizes
 
     def _prepare(self, call: Call) -> None:
-        positions, snapshot = call.positions(), None
+        evaluations, positions, snapshot = self._evaluations(call), call.positions(), None
         for kind, count in call.segments:
-            segment = self._segment(call, positions, kind, count, snapshot)
+            segment = self._segment(call, evaluations[kind], positions, kind, count, snapshot)
             with contextlib.ExitStack() as stack:
                 for _ in range(self.concurrency):
                     taken = take_executor(self.cache, segment, positions, self.graph, self.concurrency)
@@ -206,11 +211,23 @@ class Sampler:
         at = bisect.bisect_left(self.batches, batch)
         return self.batches[at] if at < len(self.batches) else batch
 
-    def _segment(self, call: Call, positions: Positions, kind: Kind, count: int, snapshot: Registers | None) -> Segment:
+    def _evaluations(self, call: Call) -> dict[Kind, Evaluation]:
+        """How each kind of the call's rows is evaluated: what cannot be is refused before the first network call."""
+        return {kind: evaluation_of(call, kind, self.models) for kind, _ in call.segments}
+
+    def _segment(
+        self,
+        call: Call,
+        evaluation: Evaluation,
+        positions: Positions,
+        kind: Kind,
+        count: int,
+        snapshot: Registers | None,
+    ) -> Segment:
         return Segment(
             call=call,
             kind=kind,
-            evaluation=evaluation_of(call, kind, self.models),
+            evaluation=evaluation,
             at=tuple(positions.at),
             length=count,
             table=self._table(call.distinct, call.state_dtype),

@@ -209,3 +209,45 @@ def test_prepare_makes_every_stretch(stand_in):
     sampler(seeds=[1])
     sampler()
     assert stand_in.counts["capture"] == 8 and sampler.report.graph == "while"
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda out: out.half(),
+        lambda out: out.mean((1, 2, 3), keepdim=True),
+        lambda out: out.contiguous(memory_format=torch.channels_last),
+        lambda out: out.transpose(2, 3),
+    ],
+    ids=["dtype", "shape", "layout", "strides"],
+)
+def test_a_weaker_network_of_another_form_is_refused_at_its_first_output(backend, change):
+    """Its output is read with the other's dtype and layout: one row must tell, not only later ones."""
+    weaker = pf.Guidance(2.0, weaker=lambda x, t: change(x * 0.25))
+    sampler = pf.Sampler(lambda x, t: x * 0.5, pf.make_plan("ddim", steps=1), shape=(4, 3, 8, 8), backend=backend)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the network's output must stay"):
+            sampler(start=pf.State(torch.randn(4, 3, 8, 8)), guidance=weaker)
+
+
+def test_what_cannot_be_batched_is_refused_before_the_first_call():
+    """The first rows are outside the interval, and call the network as it likes."""
+    calls = []
+    trees = {"cond": {"words": torch.ones(2, 5)}, "uncond": {"words": torch.ones(2, 3)}}
+    guidance = pf.Guidance(3.0, (0.1, 1.0), calls="batched")
+    with pytest.raises(ValueError, match="calls='batched' cannot be had"):
+        pf.sample(lambda x, t, words: calls.append(1) or x, 8, solver="ddim", shape=SHAPE, guidance=guidance, **trees)
+    assert not calls
+
+
+def test_reasons_do_not_pile_up():
+    def network(x, t, y):
+        if len(x) != 2:
+            raise ValueError("two at a time")
+        return x * 0.5
+
+    sampler = Reporting(network, pf.make_plan("ddim", steps=3), shape=SHAPE)
+    for _ in range(3):
+        sampler(cond={"y": torch.ones(2)}, uncond={"y": torch.zeros(2)}, guidance=2.0)
+        assert sampler.report.guidance == "two calls: the network refused a batch of 4: two at a time"
