@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+settings.register_profile("quick", max_examples=8, deadline=None)
 settings.register_profile("each time", max_examples=20, deadline=None)
 settings.register_profile("stress", max_examples=500, deadline=None)
 settings.load_profile("each time")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import functools
+import hashlib
 import itertools
 import os
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
+BUILD = HERE.parent / "build" / "fake_cuda"  # compiled once for each text of its sources
 KINDS = {
     "kernel": 0, "memcpy": 1, "memset": 2, "host": 3, "child graph": 4, "empty": 5, "event wait": 6, "event record": 7,
     "mem alloc": 10, "mem free": 11, "conditional": 13,
@@ -39,16 +41,29 @@ _SIGNATURES = {
 
 @functools.cache
 def _library() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="fake_cuda"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     # no unique symbols: every copy of the library has a state of its own
     flags = ["-std=c++17", "-O0", "-g", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique"]
     flags.append(f"-I{HERE.parent / 'csrc'}")
     extra = os.environ.get("FAKE_CUDA_FLAGS", "").split()  # sanitizers, say
     compiler = os.environ.get("CXX", "g++")
-    sources = sorted(map(str, HERE.glob("fake_cuda*.cpp")))
-    subprocess.run([compiler, *flags, *extra, *sources, "-o", folder / "libfake.so"], check=True)
-    return folder / "libfake.so"
+    sources = sorted(HERE.glob("fake_cuda*.cpp"))
+    command = [compiler, *flags, *extra, *map(str, sources)]
+    read = [*sources, HERE / "fake_cuda.h", *sorted((HERE.parent / "csrc/cuda").glob("*.h"))]
+    key = hashlib.sha256(b"\0".join([" ".join(command).encode(), *(file.read_bytes() for file in read)]))
+    library = BUILD / f"libfake-{key.hexdigest()[:16]}.so"
+    if not library.exists():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+            subprocess.run([*command, "-o", f"{folder}/libfake.so"], check=True)
+            os.replace(f"{folder}/libfake.so", library)
+    return library
+
+
+@functools.cache
+def _copies() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="fake_cuda"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 class FakeDriver:
@@ -61,8 +76,7 @@ class FakeDriver:
     _numbers = itertools.count()
 
     def __init__(self, *, version: int = 13000, missing: Sequence[str] = ()) -> None:
-        library = _library()
-        self.path = str(shutil.copy(library, library.with_name(f"libfake{next(self._numbers)}.so")))
+        self.path = str(shutil.copy(_library(), _copies() / f"libfake{next(self._numbers)}.so"))
         self._fake = ctypes.CDLL(self.path)
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self._fake, name)

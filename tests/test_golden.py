@@ -15,7 +15,11 @@ DIFFUSERS = [key[:-2] for key in DATA.files if key.startswith("hf64_") and key.e
 ILL_CONDITIONED = {"cosine": 1e-9}
 
 
-@pytest.mark.parametrize("key", PAPER)
+def slow_if_long(key):
+    return pytest.param(key, marks=pytest.mark.slow if int(key.rpartition("_")[2]) > 20 else ())
+
+
+@pytest.mark.parametrize("key", [slow_if_long(key) for key in PAPER])
 def test_paper(key):
     _, method, name, steps = key.split("_")
     network = Recorder(mixture(schedule(name)))
@@ -50,8 +54,7 @@ def test_paper_states(key):
     assert relative(torch.stack(states), wanted) < 1e-12
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("key", DIFFUSERS)
+@pytest.mark.parametrize("key", [slow_if_long(key) for key in DIFFUSERS])
 def test_diffusers(key):
     _, *config, name, steps = key.split("_")
     config = "_".join(config)

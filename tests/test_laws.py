@@ -232,14 +232,15 @@ def test_ddpm_is_ddim_at_eta_one_and_large_variance_is_beta():
 LONG = ("f-pndm", "dpm-solver-3", "nobab")  # with more calls than steps, three a step, and in phase space
 
 
-def step_counts(*counts, long):
-    """Each solver's; the long ones are `stress` for all but three solvers, for which they are slow."""
-    few = [pytest.param(solver, n) for n in counts for solver in sorted(pf.SOLVERS)]
-    marks = {solver: pytest.mark.slow if solver in LONG else pytest.mark.stress for solver in sorted(pf.SOLVERS)}
-    return few + [pytest.param(solver, n, marks=mark) for n in long for solver, mark in marks.items()]
+def step_counts(*few, some, long):
+    """Each solver's; some are slow, and the long ones `stress` but for three solvers."""
+    marks = {**dict.fromkeys(few, ()), **dict.fromkeys(some, pytest.mark.slow)}
+    for solver in sorted(pf.SOLVERS):
+        marks |= dict.fromkeys(long, pytest.mark.slow if solver in LONG else pytest.mark.stress)
+        yield from (pytest.param(solver, steps, marks=mark) for steps, mark in marks.items())
 
 
-@pytest.mark.parametrize("solver, steps", step_counts(1, 2, 3, 61, long=[1000]))
+@pytest.mark.parametrize("solver, steps", [*step_counts(1, 2, 3, some=[61], long=[1000])])
 def test_any_number_of_steps(solver, steps):
     """Fewer steps than the order, non-divisors of T, as many as T: right on one point, or refused."""
     if steps < SOLVER_INFO[solver].min_steps:
@@ -255,7 +256,7 @@ def test_any_number_of_steps(solver, steps):
         assert row.levels.y.sigma == 0 and y == pytest.approx(0.7, abs=1e-7)
 
 
-@pytest.mark.parametrize("solver, steps", step_counts(4, 5, 7, 50, long=[333, 1000]))
+@pytest.mark.parametrize("solver, steps", [*step_counts(4, 5, 7, some=[50], long=[333, 1000])])
 def test_calls(solver, steps):
     """len(plan) == nfe == what the solver says of itself; nfe= finds the same plan."""
     plan = pf.make_plan(solver, steps=steps)

@@ -84,12 +84,13 @@ def test_every_compatible_solver_is_compared():
 
 def grids():
     """Solver, steps, spacing and prediction: all at 4 and 10 steps, eps and v by turns at 25; the rest is `stress`."""
+    slow, stress = pytest.mark.slow, pytest.mark.stress
     for solver in PEERS:
         for i, spacing in enumerate(GRIDLESS.get(solver, SPACINGS)):
             for kind in ("eps", "v"):
-                by_turns = pytest.mark.slow if kind == ("eps", "v")[i % 2] else pytest.mark.stress
-                for steps, marks in ((4, ()), (10, pytest.mark.slow), (25, by_turns), (50, pytest.mark.stress)):
-                    yield pytest.param(solver, steps, spacing, kind, marks=marks)
+                at_4, at_25 = () if kind == "eps" else slow, slow if kind == ("eps", "v")[i % 2] else stress
+                for steps, mark in ((4, at_4), (10, slow), (25, at_25), (50, stress)):
+                    yield pytest.param(solver, steps, spacing, kind, marks=mark)
 
 
 @pytest.mark.slow

@@ -305,8 +305,9 @@ def named(case):
     return " ".join([name, *(f"{key}={value}" for key, value in options.items())])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize(
+    "system", [pytest.param(s, marks=() if s in ("random 3", "cld") else pytest.mark.slow) for s in SYSTEMS]
+)
 @pytest.mark.parametrize("case", SPLITTING, ids=named)
 def test_splitting_and_euler(case, system):
     assert compared(*case, *SYSTEMS[system], 7) < 1e-12

@@ -64,7 +64,7 @@ def engine(plan, space, deviation):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* diverges in")
-@pytest.mark.parametrize("deviation", [0.5, 2.0])
+@pytest.mark.parametrize("deviation", [0.5, pytest.param(2.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name, space, options", CASES, ids=IDS)
 def test_spread_is_the_engines(name, space, options, deviation):
     plan = pf.make_plan(name, space, steps=9, **options)
