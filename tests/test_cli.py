@@ -363,6 +363,7 @@ def test_failed_write_is_told(monkeypatch):
     assert "a.npz could not be written: OSError: [Errno 28] No space left" in result.stderr
 
 
+@pytest.mark.filterwarnings("default:the grid starts")
 def test_warnings_are_one_line():
     result = sample("-n", 1, "--out", "a.png", steps=2)
     lines = [line for line in result.stderr.splitlines() if "grid" in line]
