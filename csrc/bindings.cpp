@@ -103,10 +103,19 @@ class RowOp {
     return true;
   }
 
-  void begin(const std::vector<int32_t>& rows, int32_t active, std::optional<float> scale) const {
+  // False, with nothing done, where a source overlaps our memory.
+  bool begin(uintptr_t lines, uintptr_t noise, uintptr_t state, uintptr_t image,
+             uintptr_t z) const {
+    const auto at = [](uintptr_t address) { return reinterpret_cast<const float*>(address); };
+    const Sources sources{at(noise), at(state), at(image), at(z)};
+    for (const float* source : {sources.noise, sources.state, sources.image, sources.z}) {
+      if (overlaps(range(source, r_.batch * r_.n * 4))) return false;
+    }
+    const auto* first = pointer<const int32_t>("lines", lines);
     std::optional<py::gil_scoped_release> released;
-    if (scale && r_.batch * r_.n >= kReleaseGil) released.emplace();
-    pndm::begin(r_, rows, active, scale ? &*scale : nullptr);
+    if (r_.batch * r_.n >= kReleaseGil) released.emplace();
+    pndm::begin(r_, first, sources);
+    return true;
   }
 
  private:
@@ -190,7 +199,12 @@ py::dict columns() {
                                                {"P2", kP2},
                                                {"Q2", kQ2},
                                                {"X", kX},
-                                               {"Y", kY}};
+                                               {"Y", kY},
+                                               {"P0", kP0},
+                                               {"ENTRY_SIGMA", kEntrySigma},
+                                               {"ENTRY_ALPHA", kEntryAlpha},
+                                               {"A0", kA0},
+                                               {"C0", kC0}};
   for (const auto& [name, column] : named) all[name] = column;
   return all;
 }
@@ -242,8 +256,9 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&make_row_op), "registers"_a, py::kw_only(), "table"_a, "batch"_a, "n"_a,
            "stride"_a, "n_slots"_a, "table_rows"_a, "table_width"_a, "channels"_a, "cfg_copies"_a,
            "out_dtype"_a, "slot_dtype"_a, "net_dtype"_a, "time_dtype"_a, "threads"_a = 1)
-      .def("begin", &RowOp::begin, "rows"_a, "active"_a, "scale"_a, py::pos_only(),
-           "Set the counters, rows and times; with a scale draw the start.")
+      .def("begin", &RowOp::begin, "lines"_a, "noise"_a = 0, "state"_a = 0, "image"_a = 0,
+           "z"_a = 0, py::pos_only(),
+           "Write the start; False, with nothing done, where a source is our memory.")
       .def("__call__", &RowOp::operator(), "out"_a, "uncond"_a = 0, "z"_a = 0, py::pos_only(),
            "Execute each sample's row; False, with nothing done, where an output is our memory.");
 }

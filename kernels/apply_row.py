@@ -4,6 +4,8 @@ A program has a block of a sample, at two components the same block of position 
 each element once. What stands for an operand is a tuple of its components.
 """
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -139,10 +141,11 @@ def _combine(ptr, component_stride, lane, left, operands, forms, RESULT: tl.cons
 
 
 @triton.jit
-def _input(y, in_scale, COMPONENTS: tl.constexpr):
+def scaled_all(values, held, COMPONENTS: tl.constexpr):
+    """coefficient values."""
     components = ()
     for i in tl.static_range(COMPONENTS):
-        components += (scaled(y, in_scale, i, COMPONENTS),)
+        components += (scaled(values, held, i, COMPONENTS),)
     return components
 
 
@@ -273,7 +276,7 @@ def _apply_row_kernel(
     if write_y:
         following = _combine(y_ptr + own, component_stride, lane, left, operands, forms, 1, COMPONENTS)
     if net_in_ptr is not None:
-        values = _input(following, next_scale, COMPONENTS)
+        values = scaled_all(following, next_scale, COMPONENTS)
         for copy in tl.static_range(CFG_COPIES):
             _write(
                 net_in_ptr + copy * batch * COMPONENTS * n + outer, component_stride, lane, inside, values, COMPONENTS
@@ -289,14 +292,6 @@ def _apply_row_kernel(
             tl.atomic_add(active_ptr, -1, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["index", "channels"])
-def _normals_kernel(z_ptr, seeds_ptr, index, n, stride, channels, SCATTERED: tl.constexpr, BLOCK: tl.constexpr):
-    b, start, _ = _place(tl.program_id(0), stride, BLOCK)
-    z = normals_block(tl.load(seeds_ptr + b), index, start, n, channels, SCATTERED, BLOCK)
-    lane = tl.arange(0, BLOCK)
-    tl.store(z_ptr + b * stride + start + lane, z, mask=lane < stride - start)
-
-
 def _check_device(name: str, tensor: Tensor) -> None:
     if not (tensor.is_cuda or INTERPRETED.value):
         raise ValueError(
@@ -310,7 +305,7 @@ def _check_components(components: int, r: Registers) -> None:
         raise ValueError(f"a table of 2x2 matrices must have an even n and channels 1, got {r.n} and {r.channels}")
 
 
-def _check_operand(name: str, tensor: Tensor | None, r: Registers) -> None:
+def check_operand(name: str, tensor: Tensor | None, r: Registers) -> None:
     if tensor is not None and (
         tensor.numel() != r.row.shape[0] * r.n or not tensor.is_contiguous() or tensor.device != r.x.device
     ):
@@ -318,6 +313,42 @@ def _check_operand(name: str, tensor: Tensor | None, r: Registers) -> None:
             f"{name} must be contiguous [{r.batch}, {r.n}] on {r.x.device}, got {list(tensor.shape)} with strides "
             f"{tensor.stride()} on {tensor.device}"
         )
+
+
+class Launch(NamedTuple):
+    """How a kernel over all elements of registers is launched.
+
+    Attributes:
+        numbers: its arguments n, stride, batch and channels.
+    """
+
+    grid: tuple[int]
+    numbers: tuple[int, int, int, int]
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, r: Registers, table: Tensor) -> "Launch":
+        """For those registers and that table.
+
+        Raises:
+            ValueError: they are not on a CUDA device, x is not float32, or samples cannot be two components for a table
+                of 2x2 matrices.
+        """
+        _check_device("x", r.x)
+        if r.x.dtype != torch.float32:
+            raise ValueError(f"x must be float32 for the Triton backend, got {r.x.dtype}")
+        components = columns.components_of(table)
+        _check_components(components, r)
+        batch, stride, n, block = r.row.shape[0], r.x.shape[1], r.n // components, BLOCK // components
+        length = stride if components == 1 else n
+        options = {
+            "COMPONENTS": components,
+            "CFG_COPIES": r.t.shape[0] // batch,
+            "SCATTERED": r.channels > 1 or (components > 1 and n % 4 != 0),
+            "BLOCK": block,
+            **OPTIONS,
+        }
+        return cls((triton.cdiv(length, block) * batch,), (n, stride, batch, r.channels), options)
 
 
 def apply_row(
@@ -329,55 +360,10 @@ def apply_row(
     neither remains.
 
     Raises:
-        ValueError: tensors are not on a CUDA device, x is not float32, an operand is not a dense [B, n], or samples
-            cannot be two components for a table of 2x2 matrices.
+        ValueError: as `Launch.of`, or an operand is not a dense [B, n].
     """
-    r = registers
-    _check_device("x", r.x)
-    if r.x.dtype != torch.float32:
-        raise ValueError(f"x must be float32 for the Triton backend, got {r.x.dtype}")
-    _check_operand("out", out, r)
-    _check_operand("uncond", uncond, r)
-    _check_operand("z", z, r)
-    batch, stride, components = r.row.shape[0], r.x.shape[1], columns.components_of(table)
-    _check_components(components, r)
-    n, block = r.n // components, BLOCK // components
-    length = stride if components == 1 else n
-    _apply_row_kernel[(triton.cdiv(length, block) * batch,)](
-        *r.tensors(),
-        table,
-        out,
-        uncond,
-        z,
-        n,
-        stride,
-        batch,
-        r.channels,
-        COMPONENTS=components,
-        CFG_COPIES=r.t.shape[0] // batch,
-        SCATTERED=r.channels > 1 or (components > 1 and n % 4 != 0),
-        BLOCK=block,
-        **OPTIONS,
-    )
-
-
-def normals(seeds: Tensor, index: int, n: int, stride: int, channels: int = 1) -> Tensor:
-    """`noise.normals` with rows padded to `stride`, a multiple of `registers.ALIGN`; the padding is unspecified.
-
-    Raises:
-        ValueError: seeds are not on a CUDA device.
-    """
-    _check_device("seeds", seeds)
-    z = torch.empty(len(seeds), stride, dtype=torch.float32, device=seeds.device)
-    _normals_kernel[(triton.cdiv(stride, BLOCK) * len(seeds),)](
-        z,
-        seeds,
-        index,
-        n,
-        stride,
-        channels,
-        SCATTERED=channels > 1,
-        BLOCK=BLOCK,
-        **OPTIONS,
-    )
-    return z
+    launch = Launch.of(registers, table)
+    check_operand("out", out, registers)
+    check_operand("uncond", uncond, registers)
+    check_operand("z", z, registers)
+    _apply_row_kernel[launch.grid](*registers.tensors(), table, out, uncond, z, *launch.numbers, **launch.options)

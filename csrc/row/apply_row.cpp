@@ -11,7 +11,7 @@ namespace pndm {
 namespace {
 
 constexpr int32_t kNever = INT32_MAX;  // first_bad of a sample that stayed finite
-constexpr uint32_t kInitial = 0;       // the noise index of x_T
+constexpr uint32_t kInitial = 0, kPrologue = 1;  // noise indices: x_T, and the prologue's z
 
 constexpr int64_t kElementsPerThread =
     1 << 16;  // about 15 us of work, several times what a team costs
@@ -74,60 +74,136 @@ void advance(const Registers& r) {
   }
 }
 
-void draw(const Registers& r, float scale) {
-  normals(r.y, reinterpret_cast<const uint64_t*>(r.seeds), r.batch, kInitial, r.n, r.stride,
-          r.channels);
+// One sample's start on one tile: the same elements of each component.
+template <int kComponents>
+struct StartTile {
+  const Registers& r;
+  const Sources& sources;
+  const int64_t b, component_stride, at, count;
+  const float* const line;
+  const Loops& loops = *active_set.loops;
+
+  void run() const {
+    alignas(64) Buffer first, second;
+    float(*y)[kTile] = first, (*to)[kTile] = second;
+    if (sources.state) {
+      for (int k = 0; k < kComponents; ++k) std::copy_n(given(sources.state, k), count, y[k]);
+    } else {
+      normals(sources.noise, kInitial, to);
+      scale(sources.image ? kEntrySigma : kP0, to, y);
+    }
+    if (sources.image) {
+      for (int k = 0; k < kComponents; ++k) std::copy_n(given(sources.image, k), count, to[k]);
+      add(kEntryAlpha, to, y);
+    }
+    scale(kA0, y, to);
+    std::swap(y, to);
+    if (any(kC0)) {
+      normals(sources.z, kPrologue, to);
+      add(kC0, to, y);
+    }
+    for (int k = 0; k < kComponents; ++k) {
+      std::copy_n(y[k], count, r.x + b * r.stride + place(k));
+      std::copy_n(y[k], count, r.y + b * r.stride + place(k));
+    }
+  }
+
+ private:
+  using Buffer = float[kComponents][kTile];
+
+  int64_t place(int component) const { return component * component_stride + at; }
+
+  const float* given(const float* samples, int component) const {
+    return samples + b * r.n + place(component);
+  }
+
+  void normals(const float* samples, uint32_t index, float (*to)[kTile]) const {
+    for (int k = 0; k < kComponents; ++k) {
+      if (samples) {
+        std::copy_n(given(samples, k), count, to[k]);
+      } else {
+        loops.normals(r.seeds[b], index, place(k), count, r.n, r.channels, to[k]);
+      }
+    }
+  }
+
+  const float* matrix(int first) const { return line + column(first, kComponents); }
+
+  bool any(int first) const {
+    const float* m = matrix(first);
+    return std::any_of(m, m + kComponents * kComponents, [](float c) { return c != 0.0f; });
+  }
+
+  void scale(int first, const float (*from)[kTile], float (*to)[kTile]) const {
+    constexpr int kFloat = static_cast<int>(Dtype::kFloat32);
+    for (int i = 0; i < kComponents; ++i) {
+      loops.scale[kFloat](from[i], matrix(first)[i * kComponents + i], 0, count, to[i]);
+      add_others(first, i, from, to);
+    }
+  }
+
+  void add(int first, const float (*from)[kTile], float (*to)[kTile]) const {
+    for (int i = 0; i < kComponents; ++i) {
+      add_one(first, i, i, from, to);
+      add_others(first, i, from, to);
+    }
+  }
+
+  void add_others(int first, int i, const float (*from)[kTile], float (*to)[kTile]) const {
+    for (int j = 0; j < kComponents; ++j) {
+      if (j != i) add_one(first, i, j, from, to);
+    }
+  }
+
+  void add_one(int first, int i, int j, const float (*from)[kTile], float (*to)[kTile]) const {
+    const float c = matrix(first)[i * kComponents + j];
+    if (c != 0.0f) loops.add(from[j], c, count, to[i]);
+  }
+};
+
+template <int kComponents>
+void begin_all(const Registers& r, const int32_t* lines, const Sources& sources) {
+  const int64_t component_stride = r.n / kComponents, each = kTile / kComponents;
   for (int64_t b = 0; b < r.batch; ++b) {
-    float* y = r.y + b * r.stride;
-    for (int64_t i = 0; scale != 1.0f && i < r.n; ++i) y[i] *= scale;
-    std::copy_n(y, r.n, r.x + b * r.stride);
+    const Feed<kComponents> feed(r, b, line_of(r, r.row[b]));
+    for (int64_t at = 0; at < component_stride; at += each) {
+      const int64_t count = std::min(each, component_stride - at);
+      StartTile<kComponents>{r, sources, b, component_stride, at, count, line_of(r, lines[b])}.run();
+      feed.run(at, count);
+    }
   }
 }
 
-[[noreturn]] void refuse(int64_t b, const std::string& rule, int64_t row) {
-  throw std::out_of_range("RowOp: row[" + std::to_string(b) + "] must be " + rule + ", got " +
-                          std::to_string(row));
+[[noreturn]] void refuse(const char* name, int64_t b, const std::string& rule, int64_t got) {
+  throw std::out_of_range("RowOp: " + std::string(name) + "[" + std::to_string(b) + "] must be " +
+                          rule + ", got " + std::to_string(got));
 }
 
 }  // namespace
 
-void begin(const Registers& r, const std::vector<int32_t>& rows, int32_t active,
-           const float* scale) {
-  if (static_cast<int64_t>(rows.size()) != r.batch) {
-    throw std::invalid_argument("RowOp: rows must be one for each of the " +
-                                std::to_string(r.batch) + " samples, got " +
-                                std::to_string(rows.size()));
-  }
+void begin(const Registers& r, const int32_t* lines, const Sources& sources) {
+  const std::string rule = "in [0, " + std::to_string(r.table_rows) + ")";
   for (int64_t b = 0; b < r.batch; ++b) {
-    const int64_t row = rows[b];
-    if (row < 0 || row >= r.table_rows) {
-      refuse(b, "in [0, " + std::to_string(r.table_rows) + ")", row);
-    }
+    if (r.row[b] < 0 || r.row[b] >= r.table_rows) refuse("row", b, rule, r.row[b]);
+    if (lines[b] < 0 || lines[b] >= r.table_rows) refuse("lines", b, rule, lines[b]);
   }
-  for (int64_t b = 0; b < r.batch; ++b) {
-    r.row[b] = rows[b];
-    r.first_bad[b] = kNever;
-    r.done[b] = 0;
-    tell_time(r, b, line_of(r, rows[b])[kTime]);
-  }
-  *r.active = active;
-  if (scale) draw(r, *scale);
+  r.components == 1 ? begin_all<1>(r, lines, sources) : begin_all<2>(r, lines, sources);
 }
 
 void check_rows(const Registers& r) {
   for (int64_t b = 0; b < r.batch; ++b) {
     const int64_t row = r.row[b], rows = r.table_rows;
-    if (row < 0 || row >= rows) refuse(b, "in [0, " + std::to_string(rows) + ")", row);
+    if (row < 0 || row >= rows) refuse("row", b, "in [0, " + std::to_string(rows) + ")", row);
     const float* line = line_of(r, row);
     if (line[kHalt] != 0.0f) continue;
-    if (row + 1 == rows) refuse(b, "a halt row where it is the last", row);
+    if (row + 1 == rows) refuse("row", b, "a halt row where it is the last", row);
     bool fits = line[kSlot] >= 0.0f && line[kSlot] < static_cast<float>(r.n_slots);
     for (const int form : {kX + kFront, kY + kFront}) {
       const float* end = line + column(form + kMaxSlots, r.components);
       const float* missing = line + column(form + static_cast<int>(r.n_slots), r.components);
       for (; missing < end; ++missing) fits &= *missing == 0.0f;
     }
-    if (!fits) refuse(b, "a row of slots in [0, " + std::to_string(r.n_slots) + ")", row);
+    if (!fits) refuse("row", b, "a row of slots in [0, " + std::to_string(r.n_slots) + ")", row);
   }
 }
 

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "row/registers.h"
 
@@ -27,11 +26,15 @@ struct Pool {
 // Without entry points, everything runs on the calling thread.
 extern Pool pool;
 
-// Before the first row: the counters, and each sample's row and time. With a scale the anchor and
-// the state too: that many times the seeds' initial normals. Throws std::out_of_range, with nothing
-// changed, where a row is not in the table, std::invalid_argument where there is not one a sample.
-void begin(const Registers& r, const std::vector<int32_t>& rows, int32_t active,
-           const float* scale);
+// What samples start from, float32 [batch, n]; null where the seeds say it.
+struct Sources {
+  const float *noise, *state, *image, *z;
+};
+
+// x, y and the network's input before the first row; lines [batch] are the table's that describe
+// each sample's start. Throws std::out_of_range, with nothing changed, where a line or row is not in
+// the table.
+void begin(const Registers& r, const int32_t* lines, const Sources& sources);
 
 // Throws std::out_of_range, with nothing changed, where a row or slot is outside its range.
 void check_rows(const Registers& r);

@@ -27,6 +27,12 @@ enum Column : int {
   kX,
   kY = kX + kForm,
   kEnd = kY + kForm,
+  // of the line that says how a plan starts
+  kP0 = kCoefficients,
+  kEntrySigma,
+  kEntryAlpha,
+  kA0,
+  kC0,
 };
 
 // Where a coefficient begins, given its column in a line of one component.

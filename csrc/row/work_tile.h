@@ -25,7 +25,7 @@ struct WorkTile {
       bad = store();
       update();
     }
-    feed();
+    w.feed.run(at, count);
     return bad;
   }
 
@@ -102,23 +102,6 @@ struct WorkTile {
     alignas(64) float drawn[kTile];
     w.loops.add(noise(0, drawn), *w.to_y.z_scale, count, y);
     return bad;
-  }
-
-  void feed() const {
-    for (int k = 0; w.net && k < kComponents; ++k) {
-      alignas(64) float mixed[kTile];
-      const float* from = w.y + place(k);
-      float own = w.in_scale[k * kComponents + k];
-      if (kComponents > 1 && w.in_scale[k * kComponents + 1 - k] != 0.0f) {
-        w.loops.scale[static_cast<int>(Dtype::kFloat32)](from, own, 0, count, mixed);
-        w.loops.add(w.y + place(1 - k), w.in_scale[k * kComponents + 1 - k], count, mixed);
-        from = mixed;
-        own = 1.0f;
-      }
-      for (int64_t copy = 0; copy < w.r.cfg_copies; ++copy) {
-        w.loops.scale[w.net_type](from, own, place(k), count, w.net + copy * w.net_bytes);
-      }
-    }
   }
 };
 

@@ -97,7 +97,7 @@ class Call:
         shape: of one sample.
         plans: one for each sample; distinct: the different objects among them, in order of appearance.
         segments: how the network is called, and for how many rows each time.
-        seeds: int64 [B] on the sampler's device.
+        seeds: int64 [B], the seeds' bits, on the host.
         noise: the caller's in place of Philox, or None.
         cond: the network's keyword arguments; uncond: those of its second evaluation, None without guidance.
         guidance: how it is evaluated; the scales stand in the plans.
@@ -116,6 +116,7 @@ class Call:
     uncond: dict[str, Any] | None
     guidance: Guidance
     state_dtype: torch.dtype
+    device: torch.device
     real: int
 
     @property
@@ -148,7 +149,7 @@ class Call:
         """The standard normals that the samples start from, [B, *shape]."""
         if self.origin.noise is not None:
             return self.origin.noise
-        flat = normals(self.seeds, INITIAL, math.prod(self.shape))
+        flat = normals(upload(self.seeds, self.device), INITIAL, math.prod(self.shape))
         return flat.view(self.batch, *self.shape).to(self.state_dtype)
 
     def positions(self) -> Positions:
@@ -213,7 +214,8 @@ def resolve(request: Request, setup: Setup) -> Call:
         plans=plans,
         distinct=different,
         segments=segments_of(different),
-        seeds=upload(bits, setup.device),
+        seeds=bits,
+        device=setup.device,
         origin=_origin(request.start, {name: t.to(state_dtype) for name, t in tensors.items()}, setup.device),
         noise=None if source is None else NoiseSource(source, setup.shape[1:], len(bits), setup.device, state_dtype),
         cond=cond,

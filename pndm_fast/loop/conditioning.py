@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -61,8 +62,20 @@ def complete(uncond: dict[str, Any], cond: dict[str, Any]) -> dict[str, Any]:
     return {**cond, **uncond}
 
 
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """[uncond; cond] of one call, still apart: a graph copies both to where it reads, an eager call joins them."""
+
+    uncond: Tensor
+    cond: Tensor
+
+    def joined(self) -> Tensor:
+        """A new tensor [2 B, ...]."""
+        return torch.cat([self.uncond, self.cond])
+
+
 def batched(uncond: Any, cond: Any, batch: int) -> Any:
-    """The tree of one call with 2 B samples: tensors of batch B are concatenated, [uncond; cond].
+    """The tree of one call with 2 B samples: tensors of batch B become `Halves`.
 
     Raises:
         CannotBatch: tensors differ in more than values, or other values differ.
@@ -74,7 +87,7 @@ def batched(uncond: Any, cond: Any, batch: int) -> Any:
         return type(cond)(*values) if hasattr(cond, "_fields") else type(cond)(values)
     if isinstance(cond, Tensor) and isinstance(uncond, Tensor):
         if cond.dim() and cond.shape == uncond.shape and cond.shape[0] == batch and cond.dtype == uncond.dtype:
-            return torch.cat([uncond, cond])
+            return Halves(uncond, cond)
         if cond is uncond or (cond.shape == uncond.shape and torch.equal(cond, uncond)):
             return cond
         raise CannotBatch(f"tensors of shapes {tuple(uncond.shape)} and {tuple(cond.shape)}")
@@ -114,6 +127,8 @@ def signature(tree: Any) -> Hashable:
         return tuple((key, signature(value)) for key, value in tree.items())
     if isinstance(tree, (tuple, list)):
         return type(tree), *map(signature, tree)
+    if isinstance(tree, Halves):
+        return 2, signature(tree.cond)
     if isinstance(tree, Tensor):
         return tuple(tree.shape), tree.dtype, tree.device
     if isinstance(tree, CONSTANTS):
@@ -121,16 +136,35 @@ def signature(tree: Any) -> Hashable:
     raise TypeError(f"cond holds a {type(tree).__name__}, whose value a graph would hold fast")
 
 
+def joined(tree: Any) -> Any:
+    """With the tensors that a network takes."""
+    return mapped(lambda leaf: leaf.joined() if isinstance(leaf, Halves) else leaf, tree)
+
+
 def copied(tree: Any) -> Any:
-    """With tensors of its own."""
-    return mapped(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
+    """`joined`, with tensors of its own."""
+
+    def copy(leaf: Any) -> Any:
+        return leaf.clone() if isinstance(leaf, Tensor) else leaf.joined() if isinstance(leaf, Halves) else leaf
+
+    return mapped(copy, tree)
 
 
 def refill(tree: Any, values: Any) -> None:
-    """Copy the values' tensors into those of a tree with the same signature."""
+    """Copy the values' tensors into those of a tree that was `copied` from one of the same signature.
+
+    One kernel for each dtype, where they are dense.
+    """
+    pairs: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
     for (_, own), (_, value) in zip(_leaves("", tree), _leaves("", values), strict=True):
-        if isinstance(own, Tensor):
-            own.copy_(value, non_blocking=True)
+        if isinstance(value, Halves):
+            first, second = own.chunk(2)
+            pairs.setdefault(own.dtype, []).extend([(first, value.uncond), (second, value.cond)])
+        elif isinstance(value, Tensor):
+            pairs.setdefault(own.dtype, []).append((own, value))
+    for both in pairs.values():
+        targets, sources = zip(*both, strict=True)
+        torch._foreach_copy_(targets, sources, non_blocking=True)
 
 
 def _equal(a: Any, b: Any) -> bool:

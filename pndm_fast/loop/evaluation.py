@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pndm_fast.loop.call import Call
-from pndm_fast.loop.conditioning import CannotBatch, batched
+from pndm_fast.loop.conditioning import CannotBatch, batched, joined
 from pndm_fast.loop.guidance import rescaled
 from pndm_fast.loop.network import prediction
 from pndm_fast.loop.positions import Kind
@@ -68,20 +68,18 @@ class Evaluation(NamedTuple):
             raise ValueError(f"guidance calls='batched' cannot be had: {reason}")
         return self._replace(trees=(call.uncond, call.cond), split_reason=reason)
 
-    def bind(
-        self, workspace: Workspace, table: Tensor, trees: Trees | None = None, *, learning: bool = False
-    ) -> Callable[[], Output]:
+    def bind(self, workspace: Workspace, trees: Trees | None = None, *, learning: bool = False) -> Callable[[], Output]:
         """The network call at a workspace's input.
 
         It raises `OutputMisfit` for an output that the workspace does not take, and `InputWritten` where the network
         changed the state itself, which it reads in place of a copy.
 
         Args:
-            trees: others of the same form.
+            trees: others of the same form, as `conditioning.copied` makes them.
             learning: take any output: what they are like is not known yet.
         """
         x, t, direct = workspace.x_in, workspace.t, workspace.spec.direct
-        uncond_tree, arguments = trees or self.trees
+        uncond_tree, arguments = trees or (joined(self.trees) if self.cfg_copies == 2 else self.trees)
         model, weaker, dense, rescale = self.model, self.weaker, self.dense, self.rescale
         takes = (lambda _: True) if learning else workspace.fits
 
@@ -103,14 +101,14 @@ class Evaluation(NamedTuple):
                 out = read(out)
             if direct and x._version != before:
                 raise InputWritten("the network changed its input in place, which it did not at its first call")
-            return self._rescaled(out, uncond, workspace, table) if rescale else (out, uncond)
+            return self._rescaled(out, uncond, workspace) if rescale else (out, uncond)
 
         return evaluate
 
-    def _rescaled(self, out: Tensor, uncond: Tensor | None, workspace: Workspace, table: Tensor) -> Output:
+    def _rescaled(self, out: Tensor, uncond: Tensor | None, workspace: Workspace) -> Output:
         """The guided output in both places: a row's own guidance leaves two equal outputs as they are."""
         registers = workspace.registers
-        scale = table[registers.row.long(), GUIDANCE]
+        scale = workspace.table[registers.row.long(), GUIDANCE]
         if uncond is not None:
             out = rescaled(out, uncond, scale, self.rescale)
             return out, out

@@ -49,7 +49,7 @@ def learn(segment: Segment) -> FirstCall:
         try:
             calls += segment.evaluation.calls
             with nvtx.marked("network"):
-                out, uncond = segment.evaluation.bind(workspace, segment.table.data, learning=True)()
+                out, uncond = segment.evaluation.bind(workspace, learning=True)()
             break
         except (RuntimeError, ValueError) as error:
             if segment.evaluation.cfg_copies == 1 or isinstance(error, torch.OutOfMemoryError):

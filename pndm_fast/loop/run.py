@@ -16,7 +16,9 @@ from pndm_fast.loop.results import BadSample, Cancelled, Step
 from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.workspace import Workspace
 from pndm_fast.plan.matrix2 import Coefficient
+from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.row import Row
+from pndm_fast.row.device import fetch
 from pndm_fast.row.layout import flatten
 from pndm_fast.row.registers import NEVER
 
@@ -28,8 +30,8 @@ def eager_rows(segment: Segment, workspace: Workspace, positions: Positions, fir
 
     They raise what `Evaluation.bind` says.
     """
-    table, source, channels = segment.table.data, segment.call.noise, workspace.registers.channels
-    network, row = segment.evaluation.bind(workspace, table), workspace.bind(table, segment.backend)
+    source, channels = segment.call.noise, workspace.registers.channels
+    network, row = segment.evaluation.bind(workspace), workspace.bind(segment.backend).step
 
     def rows(count: int) -> None:
         nonlocal first
@@ -111,22 +113,27 @@ def check_ended(segment: Segment, workspace: Workspace, positions: Positions, sa
         raise Cancelled(positions.run - segment.length + ran - 1, samples, None)
 
 
-def bad_samples(segment: Segment, workspace: Workspace, samples: Tensor) -> tuple[BadSample, ...]:
-    """The samples that are not finite, and where they ceased to be: read from the device once, at the end.
+def watch_for_bad(segment: Segment, workspace: Workspace, samples: Tensor) -> Callable[[], tuple[BadSample, ...]]:
+    """Begin to read which samples are not finite; what is returned waits for that, and says where they ceased to be.
 
-    A sum of finite outputs that overflowed is laid to its last row.
+    A sum of finite outputs that overflowed is laid to its last row. The buffers are free meanwhile.
     """
-    call, first_bad = segment.call, workspace.registers.first_bad
-    total = float(samples.sum())  # finite where all of its terms are: one pass, and one wait for the device
-    if math.isfinite(total) and min(first_bad.tolist()) == NEVER:
-        return ()
-    first, marks = segment.first_rows(), first_bad[: call.real]
-    never = NEVER - 1
-    overflow = ~samples.flatten(1).isfinite().all(1)
-    found = []
-    for b, row in enumerate(torch.where(overflow, marks.clamp(max=never), marks).tolist()):
-        if row != NEVER:
-            plan = call.plans[b]
-            index = min(row - first[b], plan.nfe - 1)
-            found.append(BadSample(b, index, plan.times[index]))
-    return tuple(found)
+    call, first = segment.call, segment.first_rows()
+    # a sum is finite where all of its terms are: one pass
+    read = fetch(workspace.registers.first_bad, samples.sum())
+
+    def found() -> tuple[BadSample, ...]:
+        first_bad, total = read()
+        marks = first_bad[: call.real]
+        if math.isfinite(total) and int(marks.min()) == NEVER:
+            return ()
+        overflow = ~samples.flatten(1).isfinite().all(1).cpu()
+        marks = torch.where(overflow, marks.clamp(max=NEVER - 1), marks)
+        return tuple([_bad(b, call.plans[b], row - first[b]) for b, row in enumerate(marks.tolist()) if row != NEVER])
+
+    return found
+
+
+def _bad(sample: int, plan: Plan, row: int) -> BadSample:
+    index = min(row, plan.nfe - 1)
+    return BadSample(sample, index, plan.times[index])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,8 @@ from pndm_fast.row.layout import elements
 from pndm_fast.row.registers import ALIGN, Registers
 from pndm_fast.row.table import Table
 
+LEAST_ROWS = 128
+
 
 class Segment(NamedTuple):
     """The next rows of each sample.
@@ -22,7 +25,7 @@ class Segment(NamedTuple):
     Attributes:
         kind: of the network calls; evaluation: how they are made.
         at: each sample's first row here; length: how many rows the longest plan has here.
-        table: the plans' rows in device memory.
+        table: the plans' lines.
         network, time: dtypes of the network's inputs.
         snapshot: the registers before, where these are not the first rows of the call.
     """
@@ -65,19 +68,31 @@ class Segment(NamedTuple):
             out=output.dtype,
             network=self.network,
             time=self.time,
+            table=(room(len(self.table.data)), self.table.data.shape[1]),
             device=self.device,
         )
 
+    def _of_samples(self, numbers: Sequence[int]) -> list[int]:
+        """For each sample the number of its plan."""
+        of_plan = {id(plan): number for plan, number in zip(self.call.distinct, numbers, strict=True)}
+        return [of_plan[id(plan)] for plan in self.call.plans]
+
     def first_rows(self) -> list[int]:
         """Where in the table each sample's plan begins."""
-        start = {id(plan): row for plan, row in zip(self.call.distinct, self.table.start, strict=True)}
-        return [start[id(plan)] for plan in self.call.plans]
+        return self._of_samples(self.table.first)
 
     def begin(self, workspace: Workspace) -> None:
         """Write into buffers what the first of these rows needs."""
         rows = next_rows(self.call.plans, self.at)
-        if self.snapshot is not None:
-            workspace.resume(self.snapshot, rows)
-            return
-        first = [begin + i for begin, i in zip(self.first_rows(), self.at, strict=True)]
-        workspace.begin(self.call, first, rows, self.table.data, self.backend)
+        at = [first + i for first, i in zip(self.first_rows(), self.at, strict=True)]
+        workspace.write(self.call.seeds, self.table, self._of_samples(self.table.start), at, rows)
+        if self.snapshot is None:
+            workspace.start(self.call, self.backend, rows)
+        else:
+            workspace.resume(self.snapshot)
+            workspace.feed(rows)
+
+
+def room(rows: int, least: int = LEAST_ROWS) -> int:
+    """Lines that buffers have for a table of so many rows: other plans will mostly find room in them too."""
+    return max(least, 1 << (rows - 1).bit_length())

@@ -85,7 +85,7 @@ class Plan:
     @cached_property
     def components(self) -> int:
         """2 for samples of position and momentum, whose coefficients are matrices, else 1."""
-        return max(matrix2.components(self.prologue), *(row.components for row in self.rows))
+        return max(matrix2.components((*self.prologue, *self.entry)), *(row.components for row in self.rows))
 
     @cached_property
     def kinds(self) -> tuple[tuple[int, bool], ...]:
@@ -142,7 +142,7 @@ class Plan:
         In phase space they are a part of a splitting step, which leads to no other level.
         """
         a0, c0, start = self.prologue.a0, self.prologue.c0, self.start
-        if isinstance(start, PhaseLevel) or isinstance(a0, tuple) or isinstance(c0, tuple):
+        if isinstance(start, PhaseLevel) or isinstance(a0, tuple) or isinstance(c0, tuple) or not a0:
             return start
         alpha, sigma = start
         return Level(alpha / a0, math.sqrt(max(sigma**2 - c0**2, 0.0)) / a0)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pndm_fast.row import cpp, reference
 from pndm_fast.row.layout import flatten
-from pndm_fast.row.noise import normals
+from pndm_fast.row.reference import Sources
 from pndm_fast.row.registers import Registers
 
 BACKENDS = ("auto", "cpp", "triton", "reference")
@@ -24,17 +24,20 @@ Step = Callable[[Tensor, Tensor | None, Tensor | None], None]
 """step(out, uncond, z) on bound buffers: outputs as the network returns them, [uncond; cond] where H = 2."""
 
 
+Begin = Callable[[Tensor, Sources], None]
+"""begin(lines, sources) on bound buffers: the state and the network's input before the first row."""
+
+
 class BoundRow(NamedTuple):
-    """The row operation on one set of buffers.
+    """What is done on one set of buffers.
 
     Attributes:
         step: one row.
-        begin: begin(rows, active, scale) sets counters, rows and times, and with a scale draws x and y from the seeds;
-            None where that is left to tensor operations.
+        begin: what comes before the first.
     """
 
     step: Step
-    begin: Callable[[Sequence[int], int, float | None], None] | None = None
+    begin: Begin
 
 
 @dataclass(frozen=True)
@@ -44,37 +47,36 @@ class Backend:
     Attributes:
         name: cpp, triton or reference.
         apply_row: the operation on tensors.
-        normals: standard normals [B, n] of a noise index, in the registers' layout.
-        bind: bind(registers, table, dtype of the outputs) is the operation on one set of buffers, which the caller
-            keeps alive: the form for the loop, which checks nothing twice.
-        begins: whether its bound rows have `begin`.
+        begin: `reference.begin`.
+        bind: bind(registers, table, dtype of the outputs) is both on one set of buffers, which the caller keeps alive:
+            the form for the loop, which checks nothing twice.
         capturable: whether it reads nothing on the host, so that a graph may hold it.
     """
 
     name: str
     apply_row: ApplyRow
-    normals: Callable[[Registers, int], Tensor]
+    begin: Callable[[Registers, Tensor, Tensor, Sources], None]
     bind: Callable[[Registers, Tensor, torch.dtype], BoundRow]
-    begins: bool = False
     capturable: bool = True
 
 
-def _bind(apply_row: ApplyRow, r: Registers, table: Tensor, _: torch.dtype) -> BoundRow:
+def _bind(apply_row: ApplyRow, begin: Any, r: Registers, table: Tensor, _: torch.dtype) -> BoundRow:
     ours = {tensor.untyped_storage().data_ptr() for tensor in r.tensors() if tensor is not None}
 
-    def flat(out: Tensor) -> Tensor:
-        if out.untyped_storage().data_ptr() in ours:  # the network answered in our own memory: take a copy
-            out = out.clone()
-        return flatten(out, r.channels)
+    def apart(tensor: Tensor) -> Tensor:  # a network may answer in our own memory
+        return tensor.clone() if tensor.untyped_storage().data_ptr() in ours else tensor
 
     def step(out: Tensor, uncond: Tensor | None, z: Tensor | None) -> None:
-        first = flat(out)
-        second = None if uncond is None else flat(uncond)
+        first = flatten(apart(out), r.channels)
+        second = None if uncond is None else flatten(apart(uncond), r.channels)
         if r.cfg_copies == 2:
             second, first = first[: r.batch], first[r.batch :]
         apply_row(r, table, first, second, z)
 
-    return BoundRow(step)
+    def start(lines: Tensor, sources: Sources) -> None:
+        begin(r, table, lines, Sources(*[None if source is None else apart(source) for source in sources]))
+
+    return BoundRow(step, start)
 
 
 @cache
@@ -83,28 +85,21 @@ def _cpp() -> Backend:
         cpp.share_threads()
     except ImportError as error:
         raise ValueError(f"backend 'cpp' must have the built extension, pip install .: {error}") from error
-    return Backend(
-        "cpp", cpp.apply_row, cpp.normals, lambda r, table, dtype: BoundRow(*cpp.bind(r, table, dtype)), begins=True
-    )
+    return Backend("cpp", cpp.apply_row, cpp.begin, lambda r, table, dtype: BoundRow(*cpp.bind(r, table, dtype)))
 
 
 @cache
 def _reference() -> Backend:
-    def fill(r: Registers, index: int) -> Tensor:
-        return normals(r.seeds, index, r.n, r.channels)
-
-    return Backend("reference", reference.apply_row, fill, partial(_bind, reference.apply_row), capturable=False)
+    both = reference.apply_row, reference.begin
+    return Backend("reference", *both, partial(_bind, *both), capturable=False)
 
 
 @cache
 def _triton() -> Backend:
     import pndm_fast.kernels as kernels
 
-    def fill(r: Registers, index: int) -> Tensor:
-        noise: Tensor = kernels.normals(r.seeds, index, r.n, r.y.shape[1], r.channels)
-        return noise[:, : r.n]
-
-    return Backend("triton", kernels.apply_row, fill, partial(_bind, kernels.apply_row))
+    both = kernels.apply_row, kernels.begin
+    return Backend("triton", *both, partial(_bind, *both))
 
 
 def choose_backend(name: str, device: torch.device, state: torch.dtype) -> Backend:

@@ -10,12 +10,14 @@ import functools
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pndm_fast.row.reference import Sources
 from pndm_fast.row.registers import Registers
 from pndm_fast.row.schema import REGISTERS
 
@@ -27,8 +29,18 @@ def apply_row(r: Registers, table: Tensor, out: Tensor, uncond: Tensor | None, z
         apply_row(r, table, out.clone(), None if uncond is None else uncond.clone(), z)
 
 
+def begin(r: Registers, table: Tensor, lines: Tensor, sources: Sources) -> None:
+    """`reference.begin`."""
+    _begin(_row_op(r, table, torch.float32), lines, sources)
+
+
+def _begin(operation: Any, lines: Tensor, sources: Sources) -> None:
+    if not operation.begin(lines.data_ptr(), *map(_address, sources)):  # they lie in our own memory: take copies
+        _begin(operation, lines, Sources(*[None if source is None else source.clone() for source in sources]))
+
+
 def bind(r: Registers, table: Tensor, out_dtype: torch.dtype) -> tuple[Callable[..., None], Callable[..., None]]:
-    """step(out, uncond, z) and begin(rows, active, scale) on buffers that the caller keeps alive.
+    """step(out, uncond, z) and begin(lines, sources) on buffers that the caller keeps alive.
 
     They are checked once here, of a step only where its outputs lie.
     """
@@ -44,14 +56,7 @@ def bind(r: Registers, table: Tensor, out_dtype: torch.dtype) -> tuple[Callable[
             # the network answered in our own memory: take a copy
             step(out.clone(), None if uncond is None else uncond.clone(), z)
 
-    return step, operation.begin
-
-
-def normals(r: Registers, index: int) -> Tensor:
-    """`noise.normals` of the registers' seeds and layout."""
-    noise = torch.empty(r.batch, r.n, dtype=torch.float32)
-    _native().normals(noise.data_ptr(), r.seeds.data_ptr(), r.batch, index, r.n, r.n, r.channels)
-    return noise
+    return step, partial(_begin, operation)
 
 
 @functools.cache

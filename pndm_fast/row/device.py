@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,3 +24,32 @@ def upload(values: Any, device: torch.device, dtype: torch.dtype | None = None) 
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@contextlib.contextmanager
+def staged(memory: Tensor) -> Iterator[np.ndarray[Any, Any]]:
+    """Bytes [n] of the host, which on leaving are on the device: one copy that does not wait; none on the CPU."""
+    if memory.device.type == "cpu":
+        yield memory.numpy()
+        return
+    pinned = torch.empty(memory.shape, dtype=memory.dtype, device="cpu", pin_memory=True)
+    yield pinned.numpy()
+    memory.copy_(pinned, non_blocking=True)
+
+
+def fetch(*tensors: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    """Begin to copy tensors of one device to the host; what is returned waits for that alone, and gives the copies."""
+    if tensors[0].device.type != "cuda":
+        copies = tuple([tensor.clone() for tensor in tensors])
+        return lambda: copies
+    pinned = tuple([torch.empty(t.shape, dtype=t.dtype, device="cpu", pin_memory=True) for t in tensors])
+    for target, tensor in zip(pinned, tensors, strict=True):
+        target.copy_(tensor, non_blocking=True)
+    event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(tensors[0].device))
+
+    def wait() -> tuple[Tensor, ...]:
+        event.synchronize()
+        return pinned
+
+    return wait

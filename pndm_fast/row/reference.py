@@ -6,12 +6,14 @@ same bits in all three.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from pndm_fast.plan.row import MAX_SLOTS
 from pndm_fast.row import table as columns
-from pndm_fast.row.noise import normals
+from pndm_fast.row.noise import INITIAL, PROLOGUE, normals
 from pndm_fast.row.registers import Registers
 
 
@@ -39,6 +41,58 @@ def apply_row(
         members = (rows == index).nonzero()[:, 0]
         _apply(registers, _Line(line, columns.components_of(table)), members, out, uncond, z)
         _advance(registers, table, index, members)
+
+
+class Sources(NamedTuple):
+    """What samples start from where that is not the seeds: tensors [B, n] in the state's dtype and physical order.
+
+    Attributes:
+        noise: in place of the seeds' initial normals.
+        state: in place of that noise at its level.
+        image: data, noised to the plan's first level.
+        z: in place of the prologue's own normals.
+    """
+
+    noise: Tensor | None = None
+    state: Tensor | None = None
+    image: Tensor | None = None
+    z: Tensor | None = None
+
+
+def begin(registers: Registers, table: Tensor, lines: Tensor, sources: Sources) -> None:
+    """Write x, y and the network's first input: x = y = a0 (p0 noise) + c0 z, see `pndm_fast.plan.row.Prologue`.
+
+    With an image alpha image + sigma noise of `Plan.entry` stands for p0 noise. The input is scaled for each sample's
+    next row.
+
+    Args:
+        registers: with seeds and rows.
+        lines: int32 [B], the table's line of each sample's start.
+    """
+    r = registers
+    pairs = list(zip(lines.tolist(), r.row.tolist(), strict=True))
+    for at, row in sorted(set(pairs)):
+        b = torch.tensor([k for k, pair in enumerate(pairs) if pair == (at, row)], device=r.y.device)
+        line, following = (_Line(table[k].tolist(), columns.components_of(table)) for k in (at, row))
+        r.x[b, : r.n] = r.y[b, : r.n] = _start(r, line, b, sources)
+        _feed(r, following, b)
+
+
+def _start(r: Registers, line: _Line, b: Tensor, sources: Sources) -> Tensor:
+    def normal(given: Tensor | None, index: int) -> Tensor:
+        drawn = normals(r.seeds[b], index, r.n, r.channels) if given is None else given[b]
+        return drawn.to(r.y.dtype)
+
+    if sources.state is not None:
+        y = sources.state[b]
+    else:
+        level = columns.P0 if sources.image is None else columns.ENTRY_SIGMA
+        y = _scaled(normal(sources.noise, INITIAL), line.at(level))
+    if sources.image is not None:
+        y = _added(y, sources.image[b], line.at(columns.ENTRY_ALPHA))
+    y = _scaled(y, line.at(columns.A0))
+    c0 = line.at(columns.C0)
+    return _added(y, normal(sources.z, PROLOGUE), c0) if any(map(any, c0)) else y
 
 
 class _Line:
@@ -123,8 +177,16 @@ def _advance(r: Registers, table: Tensor, index: int, b: Tensor) -> None:
     following = _Line(table[index + 1].tolist(), columns.components_of(table))
     r.row[b] = index + 1
     r.active.sub_(len(b) * int(following[columns.HALT]))
-    copies = torch.cat([b + copy * r.batch for copy in range(r.cfg_copies)])
-    r.t[copies] = torch.tensor(following[columns.T], dtype=torch.float64, device=b.device).to(r.t.dtype)
+    r.t[_copies(r, b)] = torch.tensor(following[columns.T], dtype=torch.float64, device=b.device).to(r.t.dtype)
+    _feed(r, following, b)
+
+
+def _feed(r: Registers, line: _Line, b: Tensor) -> None:
+    """The network's input for that line."""
     if r.net_in is not None:
-        scaled = _scaled(r.y[b, : r.n], following.at(columns.IN_SCALE))
-        r.net_in[copies] = scaled.repeat(r.cfg_copies, 1).to(r.net_in.dtype)
+        scaled = _scaled(r.y[b, : r.n], line.at(columns.IN_SCALE))
+        r.net_in[_copies(r, b)] = scaled.repeat(r.cfg_copies, 1).to(r.net_in.dtype)
+
+
+def _copies(r: Registers, b: Tensor) -> Tensor:
+    return torch.cat([b + copy * r.batch for copy in range(r.cfg_copies)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from pndm_fast.row.schema import REGISTERS, Element, Register, Registers, sizes
 
-__all__ = ["ALIGN", "FLOATS", "NEVER", "Registers", "allocate", "check", "check_tensor"]
+__all__ = ["ALIGN", "FLOATS", "NEVER", "Registers", "allocate", "check", "check_tensor", "dtypes_of", "padded"]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # what a network may take and return
 NEVER = 2**31 - 1  # first_bad of a sample that stayed finite
@@ -30,11 +32,15 @@ def allocate(
     network: torch.dtype | None = None,
     cfg_copies: int = 1,
     channels: int = 1,
+    given: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Registers:
-    """Registers that hold anything; `network` is the dtype of a separate network input, None for none."""
-    size = sizes(batch, math.ceil(n / ALIGN) * ALIGN, slots, n, cfg_copies)
-    dtypes: dict[Element, torch.dtype | None] = {"state": state, "slot": slot, "time": time, "network": network}
-    dtypes |= {"int32": torch.int32, "int64": torch.int64}
+    """Registers that hold anything; `network` is the dtype of a separate network input, None for none.
+
+    Args:
+        given: registers that are there already, by name.
+    """
+    size = sizes(batch, padded(n), slots, n, cfg_copies)
+    dtypes = dtypes_of(state=state, slot=slot, time=time, network=network)
 
     def made(register: Register) -> Tensor | None:
         dtype = dtypes[register.element]
@@ -43,8 +49,21 @@ def allocate(
         make = torch.zeros if register.zeroed else torch.empty
         return make(tuple(map(size.__getitem__, register.shape)), dtype=dtype, device=device)
 
-    tensors: dict[str, Any] = {name: made(register) for name, register in REGISTERS.items()}
+    tensors: dict[str, Any] = {k: given[k] if k in given else made(register) for k, register in REGISTERS.items()}
     return Registers(**tensors, n=n, channels=channels)
+
+
+def padded(n: int) -> int:
+    """Elements from a sample to the next in our own buffers."""
+    return math.ceil(n / ALIGN) * ALIGN
+
+
+def dtypes_of(
+    *, state: torch.dtype, slot: torch.dtype, time: torch.dtype, network: torch.dtype | None
+) -> dict[Element, torch.dtype | None]:
+    """What each kind of element is in a run."""
+    ours: dict[Element, torch.dtype | None] = {"int32": torch.int32, "int64": torch.int64}
+    return ours | {"state": state, "slot": slot, "time": time, "network": network}
 
 
 def check(r: Registers) -> None:

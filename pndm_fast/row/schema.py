@@ -39,6 +39,11 @@ class Register:
     optional: bool = False
     zeroed: bool = False
 
+    @property
+    def small(self) -> bool:
+        """Whether it is some numbers a sample, not a whole one."""
+        return not {"stride", "n"} & set(self.shape)
+
     def __str__(self) -> str:
         none = ", or None" if self.optional else ""
         return f"{self.meaning}; {self.element} [{', '.join(map(str, self.shape))}]{none}"

@@ -69,7 +69,7 @@ class Cache:
     Attributes:
         idle: buffers that no call uses, by their form.
         outputs: what is known of the network's outputs.
-        tables: rows in device memory, with the plans that they are of.
+        tables: lines of plans, with the plans.
         guided: plans at another guidance scale, with the plan that they were made from; checked: plans that passed.
         graphs: captured iterations, by what they hold fast; `refused`: why one could not be had.
         captures: how many were made; `recaptures`: how many of them because the network's tensors had changed.

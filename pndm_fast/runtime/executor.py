@@ -187,7 +187,7 @@ def _eager(cache: Cache, segment: Segment, positions: Positions, reason: str) ->
             workspace = Workspace(as_known.buffers(known))
         try:
             as_known.begin(workspace)
-            evaluate = nvtx.marking("network", as_known.evaluation.bind(workspace, segment.table.data))
+            evaluate = nvtx.marking("network", as_known.evaluation.bind(workspace))
             first = _unless_changed(evaluate)
             if first is not None:
                 rows = eager_rows(as_known, workspace, positions, first)

@@ -21,10 +21,9 @@ from pndm_fast.loop import conditioning, nvtx
 from pndm_fast.loop.evaluation import InputWritten, OutputMisfit, Trees
 from pndm_fast.loop.network import Identity
 from pndm_fast.loop.results import Cancel
-from pndm_fast.loop.segment import Segment
+from pndm_fast.loop.segment import Segment, room
 from pndm_fast.loop.workspace import BufferSpec, OutputSpec, Workspace
 from pndm_fast.plan.row import MAX_SLOTS
-from pndm_fast.row.table import Table
 from pndm_fast.runtime.cuda import Captured, Cuda, Event
 from pndm_fast.runtime.guards import Guards
 
@@ -76,17 +75,13 @@ def graph_key(segment: Segment, output: OutputSpec) -> Hashable:
     evaluation = segment.evaluation
     weaker = None if evaluation.weaker is evaluation.model else Identity(evaluation.weaker)
     networks = segment.kind, weaker, evaluation.rescale
-    return networks, graph_spec(segment, output), _table_shape(segment.table), arguments, _modes()
+    return networks, graph_spec(segment, output), arguments, _modes()
 
 
 def graph_spec(segment: Segment, output: OutputSpec) -> BufferSpec:
-    """The request's buffers, with room for any solver's slots."""
-    return segment.buffers(output)._replace(slots=MAX_SLOTS)
-
-
-def _table_shape(table: Table) -> tuple[int, int]:
-    rows, width = table.data.shape
-    return max(LEAST_ROWS, 1 << (rows - 1).bit_length()), width
+    """The request's buffers, with room for any solver's slots and rows."""
+    rows, width = segment.table.data.shape
+    return segment.buffers(output)._replace(slots=MAX_SLOTS, table=(room(rows, LEAST_ROWS), width))
 
 
 def _modes() -> Hashable:
@@ -136,17 +131,16 @@ class Graph:
         self._made: list[
             int
         ] = []  # network calls of each iteration: shared, for what is captured must not hold the graph
-        self._table = torch.zeros(_table_shape(segment.table), dtype=torch.float32, device=spec.device)
         self._trees = conditioning.copied(segment.evaluation.trees)
         self._budget = torch.zeros(1, dtype=torch.int32, device=spec.device)
         self._cancel = self.cuda.flag()
         self._end: Event = self.cuda.event()
         with _capturing(), nvtx.marked("capture"), self.cuda.aside(), _no_autocast_cache(spec.device):
-            once = _iteration(segment, self.workspace, self._trees, self._table, self._made)
+            once = _iteration(segment, self.workspace, self._trees, self._made)
             self._warm_up(segment, once)
             captured = self._capture(once)
             # first to last: the executable graph, what torch captured with its pool, the buffers that both name
-            buffers = self.workspace, self._table, self._trees, self._budget, self._cancel
+            buffers = self.workspace, self._trees, self._budget, self._cancel
             self._held: list[Any] = [None, captured, buffers]
             self._finalizer = weakref.finalize(self, _release, self._end, self._held)
             self._choose(captured.raw_cuda_graph(), segment, once, modes)
@@ -222,7 +216,6 @@ class Graph:
             raise CannotCapture("the captured graph gives other values than the network does")
 
     def _fill(self, segment: Segment) -> None:
-        self._table[: len(segment.table.data)].copy_(segment.table.data)
         conditioning.refill(self._trees, segment.evaluation.trees)
         segment.begin(self.workspace)
 
@@ -259,12 +252,10 @@ class Graph:
         self._end.record()
 
 
-def _iteration(
-    segment: Segment, workspace: Workspace, trees: Trees, table: Tensor, made: list[int]
-) -> Callable[[], None]:
+def _iteration(segment: Segment, workspace: Workspace, trees: Trees, made: list[int]) -> Callable[[], None]:
     """A row in a graph's buffers, called from Python; network calls are noted in `made`."""
-    step = workspace.bind(table, segment.backend)
-    evaluate = segment.evaluation.bind(workspace, table, trees)
+    step = workspace.bind(segment.backend).step
+    evaluate = segment.evaluation.bind(workspace, trees)
 
     def once() -> None:
         made.append(segment.evaluation.calls)

@@ -21,13 +21,12 @@ from pndm_fast.loop.network import check_dtype, config_shape, networks_of, param
 from pndm_fast.loop.positions import Kind, Positions
 from pndm_fast.loop.request import Request
 from pndm_fast.loop.results import BadSample, Cancelled, NonFiniteError, Result
-from pndm_fast.loop.run import bad_samples, check_ended, run_segment, samples_of
+from pndm_fast.loop.run import check_ended, run_segment, samples_of, watch_for_bad
 from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.short_form import with_fields_of
 from pndm_fast.plan.checks import choose
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row.backends import BACKENDS, choose_backend
-from pndm_fast.row.device import stream_of
 from pndm_fast.row.registers import Registers
 from pndm_fast.row.table import Table, build
 from pndm_fast.runtime import graphs
@@ -152,7 +151,7 @@ class Sampler:
         evaluations = self._evaluations(call)
         positions, ran = call.positions(), []
         samples, snapshot = None, None
-        bad: tuple[BadSample, ...] = ()
+        look: Callable[[], tuple[BadSample, ...]] = tuple
         with self._modes(), progress_bar(request.progress, call.plans[0].solver, call.nfe) as advance:
             for number, (kind, count) in enumerate(call.segments, 1):
                 segment = self._segment(call, evaluations[kind], positions, kind, count, snapshot)
@@ -162,8 +161,9 @@ class Sampler:
                         snapshot = executor.workspace.snapshot()
                     elif request.on_nan != "ignore":
                         with nvtx.marked("finish"):
-                            bad = bad_samples(executor.segment, executor.workspace, samples)
+                            look = watch_for_bad(executor.segment, executor.workspace, samples)
                 ran.append(executor)
+            bad = look()  # others may have the executor by now
         assert samples is not None
         report = report_of(self.cache, ran, time.perf_counter() - began)
         if bad and request.on_nan == "raise":
@@ -258,9 +258,8 @@ class Sampler:
         return self.cache.checked.get(key, make)
 
     def _table(self, plans: tuple[Plan, ...], dtype: torch.dtype) -> Table:
-        # the entry holds the plans, so their ids stay theirs; what one stream writes no other may read unasked
-        key = (dtype, stream_of(self.device), *map(id, plans))
-        return self.cache.tables.get(key, lambda: (plans, build(plans, dtype, self.device)))[1]
+        # the entry holds the plans, so their ids stay theirs
+        return self.cache.tables.get((dtype, *map(id, plans)), lambda: (plans, build(plans, dtype)))[1]
 
     def _run(self, request: Request, executor: Executor, positions: Positions, advance: Callable[[], None]) -> Tensor:
         """A segment's rows: in one go where nobody looks on; a loop on the device can be cancelled there."""

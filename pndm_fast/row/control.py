@@ -1,0 +1,76 @@
+"""The small registers and the table, in one piece of memory that one upload writes before a trajectory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pndm_fast.row.device import staged
+from pndm_fast.row.registers import dtypes_of
+from pndm_fast.row.schema import REGISTERS, Size
+from pndm_fast.row.table import Table
+
+ALIGN = 128  # bytes: fields begin on vector boundaries, whatever the batch
+
+
+class Control:
+    """What a call says in numbers, as opposed to samples.
+
+    Attributes:
+        registers: the small ones, by name.
+        lines: int32 [batch], the table's line that describes each sample's start.
+        table: in the state's dtype [rows, WIDTHS[components]].
+    """
+
+    def __init__(
+        self, sizes: Mapping[Size, int], table: tuple[int, int], *, state: torch.dtype, time: torch.dtype, device: Any
+    ) -> None:
+        dtypes = dtypes_of(state=state, slot=state, time=time, network=None)
+        small = {name: register for name, register in REGISTERS.items() if register.small}
+        fields = {name: (_numpy(dtypes[r.element]), tuple(sizes[s] for s in r.shape)) for name, r in small.items()}
+        fields |= {"lines": (_numpy(torch.int32), (sizes["batch"],)), "table": (_numpy(state), table)}
+        self._fields: dict[str, tuple[slice, np.dtype[Any], tuple[int, ...]]] = {}
+        end = 0
+        for name, (dtype, shape) in fields.items():
+            begin = -(-end // ALIGN) * ALIGN
+            end = begin + dtype.itemsize * math.prod(shape)
+            self._fields[name] = slice(begin, end), dtype, shape
+        self._memory = torch.empty(end, dtype=torch.uint8, device=device)
+        self._host = self._views(self._memory.numpy()) if self._memory.device.type == "cpu" else None
+        views = {name: self._view(name) for name in fields}
+        self.lines, self.table = views.pop("lines"), views.pop("table")
+        self.registers = views
+        self._held: Table | None = None
+
+    def _view(self, name: str) -> Tensor:
+        place, dtype, shape = self._fields[name]
+        return self._memory[place].view(getattr(torch, dtype.name)).view(shape)
+
+    def _views(self, memory: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        fields = self._fields.items()
+        return {k: memory[place].view(dtype).reshape(shape) for k, (place, dtype, shape) in fields if k != "table"}
+
+    def write(self, values: Mapping[str, Any], table: Table) -> None:
+        """Every small register and `lines`, and the table where it is another than the one held: one copy.
+
+        Values are what numpy takes for the register's shape.
+        """
+        place = self._fields["table"][0]
+        size = place.start if table is self._held else place.start + table.data.nbytes
+        self._held = None
+        with staged(self._memory[:size]) as memory:
+            views = self._host or self._views(memory)
+            for name, value in values.items():
+                views[name][...] = value
+            if size > place.start:
+                memory[place.start :] = table.data.numpy().reshape(-1).view(np.uint8)
+        self._held = table
+
+
+def _numpy(dtype: torch.dtype | None) -> np.dtype[Any]:
+    return np.dtype(str(dtype).removeprefix("torch."))
