@@ -13,6 +13,7 @@ from pndm_fast.loop.call import resolve
 from pndm_fast.loop.positions import Kind, Positions, segments_of
 from pndm_fast.loop.run import run_segment
 from pndm_fast.loop.workspace import OutputSpec, Workspace
+from pndm_fast.row.reference import Sources
 from pndm_fast.runtime.executor import take_executor
 
 SHAPE = (2, 3, 8, 8)
@@ -49,7 +50,7 @@ def together(sampler, requests, rows):
     positions = Positions(plans, rows)
     kind, length = positions.ahead()
     segment = segment_of(sampler, call, positions, kind, length)
-    first = dict(zip(map(id, call.distinct), segment.table.start, strict=True))
+    first = dict(zip(map(id, call.distinct), segment.table.first, strict=True))
     most = max(len(s.slots) for s in snapshots)
     wide = [torch.cat([s.slots, s.slots.new_zeros(most - len(s.slots), *s.slots.shape[1:])]) for s in snapshots]
     joined = dataclasses.replace(
@@ -158,10 +159,13 @@ def test_a_row_outside_the_table_is_refused():
     call = resolve(pf.Request(), sampler._setup)
     segment = segment_of(sampler, call, call.positions(), *call.segments[0])
     workspace = Workspace(segment.buffers(OutputSpec(torch.float32)))
-    begin = workspace._bind(segment.table.data, segment.backend).begin
-    for rows in ([0, 7], [0, -1]):
-        with pytest.raises(IndexError, match=r"row\[1\] must be in \[0, 7\)"):
-            begin(rows, 2, None)
-    for rows in ([0], [0, 0, 0]):
-        with pytest.raises(ValueError, match=f"rows must be one for each of the 2 samples, got {len(rows)}"):
-            begin(rows, 2, None)
+    segment.begin(workspace)
+    begin, lines = workspace.bind(segment.backend).begin, torch.zeros(2, dtype=torch.int32)
+    before = workspace.registers.y.clone()
+    for wrong in (len(workspace.table), -1):
+        for numbers, name in ((workspace.registers.row, "row"), (lines, "lines")):
+            numbers[1] = wrong
+            with pytest.raises(IndexError, match=rf"{name}\[1\] must be in \[0, {len(workspace.table)}\), got {wrong}"):
+                begin(lines, Sources())
+            numbers[1] = 0
+    assert torch.equal(workspace.registers.y[:, :15], before[:, :15])

@@ -127,11 +127,11 @@ def test_narrow_results_are_correctly_rounded(dtype):
 def test_counters():
     """active falls as samples reach their halt row, time stays, first_bad keeps the first row."""
     plans = [pf.make_plan("ddim", steps=n) for n in (1, 3)]
-    lines = table.build(plans, torch.float32, torch.device("cpu"))
-    assert lines.start == (0, 2) and lines.slots == 1
+    lines = table.build(plans, torch.float32)
+    assert lines.first == (0, 3) and lines.start == (2, 7) and lines.slots == 1
     r = memory.allocate(2, 3, 1, device=torch.device("cpu"))
     r.y.zero_(), r.x.zero_(), r.active.fill_(2), r.first_bad.fill_(NEVER), r.seeds.zero_()
-    r.row.copy_(torch.tensor(lines.start)), r.t.copy_(torch.tensor([0.0, 666.0]))
+    r.row.copy_(torch.tensor(lines.first)), r.t.copy_(torch.tensor([0.0, 666.0]))
     seen = []
     for i in range(4):
         out = torch.zeros(2, 3)
@@ -139,13 +139,13 @@ def test_counters():
         reference.apply_row(r, lines.data, out)
         seen.append((r.active.item(), r.row.tolist(), r.t.tolist(), r.first_bad.tolist()))
     assert [s[0] for s in seen] == [1, 1, 0, 0]
-    assert [s[1] for s in seen] == [[1, 3], [1, 4], [1, 5], [1, 5]]
+    assert [s[1] for s in seen] == [[1, 4], [1, 5], [1, 6], [1, 6]]
     assert [s[2] for s in seen] == [[0, 333], [0, 0], [0, 0], [0, 0]]
-    assert [s[3] for s in seen] == [[NEVER, NEVER], [NEVER, 3], [NEVER, 3], [NEVER, 3]]
+    assert [s[3] for s in seen] == [[NEVER, NEVER], [NEVER, 4], [NEVER, 4], [NEVER, 4]]
 
 
 def test_samples_at_neighboring_rows_advance_once():
-    lines = table.build([pf.make_plan("ddim", steps=4)], torch.float32, torch.device("cpu"))
+    lines = table.build([pf.make_plan("ddim", steps=4)], torch.float32)
     r = memory.allocate(3, 2, 1, device=torch.device("cpu"))
     r.y.zero_(), r.x.zero_(), r.active.fill_(3), r.first_bad.fill_(NEVER), r.seeds.zero_(), r.t.zero_()
     r.row.copy_(torch.tensor([0, 1, 2]))

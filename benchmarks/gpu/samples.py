@@ -11,16 +11,13 @@ import torch
 from gpu import networks
 from quality.solvers import distance
 from speed.harness import Side
-from speed.steps import buffers
 from torch import Tensor, nn
 
 import pndm_fast as pf
+from pndm_fast.loop.call import resolve
 from pndm_fast.loop.network import result_tensor
+from pndm_fast.loop.workspace import OutputSpec, Workspace
 from pndm_fast.plan.plan import Plan
-from pndm_fast.row.backends import choose_backend
-from pndm_fast.row.noise import INITIAL
-from pndm_fast.row.registers import NEVER
-from pndm_fast.row.table import build
 
 SCALE = 7.5  # of guidance, where a network takes a text
 
@@ -164,25 +161,13 @@ class Unrolled:
     """All rows of a plan in one graph of torch's: no loop on the device, and a capture for each number of steps."""
 
     def __init__(self, job: Job) -> None:
-        assert job.plan.prologue == (1.0, 1.0, 0.0) and all(row.in_scale == 1 for row in job.plan), "begin does no more"
-        self.job, self.merged = job, job.merged
-        self.place = torch.empty(0, device=job.device).device
-        self.backend = choose_backend("auto", self.place, torch.float32)
-        guided = job.texts is not None
-        plan = job.plan.with_guidance(SCALE) if guided else job.plan
-        self.table = build([plan], torch.float32, self.place)
-        dtype = job.network.dtype
-        self.workspace = buffers(
-            job.shape,
-            self.table.slots,
-            dtype,
-            torch.float32 if guided else dtype,
-            self.place,
-            direct=dtype is torch.float32 and not guided,
-            cfg_copies=1 + guided,
-        )
-        self.step = self.workspace.bind(self.table.data, self.backend)
-        self.workspace.registers.seeds.copy_(torch.arange(job.batch))
+        self.job, self.merged, sampler = job, job.merged, job.sampler("eager")
+        call = resolve(pf.Request(**job.arguments), sampler._setup)
+        [(kind, count)] = call.segments
+        evaluation = sampler._evaluations(call)[kind]
+        self.segment = sampler._segment(call, evaluation, call.positions(), kind, count, None)
+        self.workspace = Workspace(self.segment.buffers(OutputSpec(job.network.dtype, writes_input=False)))
+        self.step = self.workspace.bind(self.segment.backend).step
         with torch.no_grad():
             self.begin()
             self.replay = self._captured() if job.device != "cpu" else self.rows
@@ -197,17 +182,7 @@ class Unrolled:
         return graph.replay
 
     def begin(self) -> None:
-        r = self.workspace.registers
-        r.row.zero_()
-        r.first_bad.fill_(NEVER)
-        r.done.zero_()
-        r.active.fill_(r.batch)
-        y = self.backend.normals(r, INITIAL)
-        r.y[:, : r.n] = y
-        r.x[:, : r.n] = y
-        r.t.fill_(self.job.plan.times[0])
-        if r.net_in is not None:
-            r.net_in.copy_(y.repeat(r.cfg_copies, 1))
+        self.segment.begin(self.workspace)
 
     def rows(self) -> None:
         for _ in range(self.job.plan.nfe):

@@ -16,7 +16,7 @@ from pndm_fast.plan.plan import Plan
 from pndm_fast.row import reference
 from pndm_fast.row.backends import choose_backend
 from pndm_fast.row.registers import NEVER, Registers
-from pndm_fast.row.table import SLOT, Y, build
+from pndm_fast.row.table import SLOT, WIDTHS, Y, build
 
 ROWS = 16_384
 FIRST = 10  # of a plan used as it is: four outputs are kept by then, whatever the solver's start
@@ -46,6 +46,7 @@ def buffers(
             out=network,
             network=network,
             time=torch.float32,
+            table=(1, WIDTHS[1]),
             device=device,
         )
     )
@@ -75,16 +76,17 @@ class Steps:
         backend: str = "auto",
     ) -> None:
         place = torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
-        rows = build([plan or pf.make_plan(solver, steps=1000)], torch.float32, place)
+        rows = build([plan or pf.make_plan(solver, steps=1000)], torch.float32)
+        lines, halt = rows.data[:-1], rows.data[-2:-1]
         self.first = FIRST if plan and row is None else 0
-        again = rows.data[-9:-5] if row is None else rows.data[row : row + 1]
-        repeated = torch.cat([again.repeat(ROWS // len(again), 1), rows.data[-1:]])
-        self.table = rows.data if plan and row is None else repeated
+        again = lines[-9:-5] if row is None else lines[row : row + 1]
+        repeated = torch.cat([again.repeat(ROWS // len(again), 1), halt])
+        self.table = (lines if plan and row is None else repeated).to(place)
         self.batch, slot = shape[0], network if plan is None or plan.raw else torch.float32
         same = network is torch.float32 and cfg_copies == 1 if direct is None else direct
         self.workspace = buffers(shape, rows.slots, network, slot, place, direct=same, cfg_copies=cfg_copies)
         self._fill(network, cfg_copies, shape)
-        self.step = self.workspace.bind(self.table, choose_backend(backend, place, torch.float32))
+        self.step = choose_backend(backend, place, torch.float32).bind(self.registers, self.table, network).step
 
     def _fill(self, network: torch.dtype, cfg_copies: int, shape: Sequence[int]) -> None:
         r = self.registers

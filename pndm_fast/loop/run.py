@@ -25,13 +25,19 @@ from pndm_fast.row.registers import NEVER
 RunRows = Callable[[int], None]  # execute so many rows
 
 
-def eager_rows(segment: Segment, workspace: Workspace, positions: Positions, first: Output | None) -> RunRows:
+def eager_rows(
+    segment: Segment,
+    workspace: Workspace,
+    positions: Positions,
+    network: Callable[[], Output],
+    first: Output | None,
+) -> RunRows:
     """Rows by calling the network and the row operation one after the other; `first` is an output that is there.
 
-    They raise what `Evaluation.bind` says.
+    They raise what `Evaluation.bind`, which the network comes from, says.
     """
     source, channels = segment.call.noise, workspace.registers.channels
-    network, row = segment.evaluation.bind(workspace), workspace.bind(segment.backend).step
+    row = workspace.bind(segment.backend).step
 
     def rows(count: int) -> None:
         nonlocal first

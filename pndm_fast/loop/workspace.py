@@ -21,7 +21,7 @@ from pndm_fast.row.noise import INITIAL, PROLOGUE
 from pndm_fast.row.reference import Sources
 from pndm_fast.row.registers import NEVER, Registers, allocate, padded
 from pndm_fast.row.schema import REGISTERS, sizes
-from pndm_fast.row.table import HALT, Table
+from pndm_fast.row.table import Table
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,9 @@ class Workspace:
             lines: of the table, how each sample starts; at: each sample's next, which is `rows`, or its halt row.
         """
         times = [row.t for row in rows] * self.registers.cfg_copies
-        under_way = int((table.data[torch.as_tensor(at), HALT] == 0).sum())
+        under_way = sum(
+            [row != line - 1 for row, line in zip(at, lines, strict=True)]
+        )  # the line before is its halt row
         values = {"seeds": seeds, "row": at, "t": times, "first_bad": NEVER, "active": under_way, "done": 0}
         self._control.write({**values, "lines": lines}, table)
 

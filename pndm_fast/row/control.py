@@ -55,6 +55,9 @@ class Control:
         fields = self._fields.items()
         return {k: memory[place].view(dtype).reshape(shape) for k, (place, dtype, shape) in fields if k != "table"}
 
+    def _views_of(self, memory: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        return self._views(memory) if self._host is None else self._host
+
     def write(self, values: Mapping[str, Any], table: Table) -> None:
         """Every small register and `lines`, and the table where it is another than the one held: one copy.
 
@@ -64,7 +67,7 @@ class Control:
         size = place.start if table is self._held else place.start + table.data.nbytes
         self._held = None
         with staged(self._memory[:size]) as memory:
-            views = self._host or self._views(memory)
+            views = self._views_of(memory)
             for name, value in values.items():
                 views[name][...] = value
             if size > place.start:

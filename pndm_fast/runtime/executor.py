@@ -187,10 +187,10 @@ def _eager(cache: Cache, segment: Segment, positions: Positions, reason: str) ->
             workspace = Workspace(as_known.buffers(known))
         try:
             as_known.begin(workspace)
-            evaluate = nvtx.marking("network", as_known.evaluation.bind(workspace))
-            first = _unless_changed(evaluate)
+            network = as_known.evaluation.bind(workspace)
+            first = _unless_changed(nvtx.marking("network", network))
             if first is not None:
-                rows = eager_rows(as_known, workspace, positions, first)
+                rows = eager_rows(as_known, workspace, positions, network, first)
                 yield Executor(as_known, workspace, rows, reason=reason)
                 return
             spent = as_known.evaluation.calls
@@ -198,7 +198,8 @@ def _eager(cache: Cache, segment: Segment, positions: Positions, reason: str) ->
             idle.append(workspace)
     told = learn(segment)  # for the first time, or since the network has changed
     cache.outputs.put(key, told.spec)
-    rows = eager_rows(told.segment, told.workspace, positions, told.output)
+    network = told.segment.evaluation.bind(told.workspace)
+    rows = eager_rows(told.segment, told.workspace, positions, network, told.output)
     spent += told.calls - (0 if told.output is None else told.segment.evaluation.calls)
     try:
         yield Executor(told.segment, told.workspace, rows, spent, reason=reason)

@@ -1,0 +1,160 @@
+"""What comes before the first row: the same bits in C++, Triton and the reference, and what the formula says."""
+
+import numpy as np
+import pytest
+import torch
+from rowcase import assert_same, clone
+
+import pndm_fast as pf
+from pndm_fast.loop.call import resolve
+from pndm_fast.loop.workspace import OutputSpec, Workspace
+from pndm_fast.row import reference
+from pndm_fast.row import table as columns
+from pndm_fast.row.backends import choose_backend
+from pndm_fast.row.control import Control
+from pndm_fast.row.noise import INITIAL, PROLOGUE, normals
+from pndm_fast.row.reference import Sources
+from pndm_fast.row.registers import NEVER, allocate
+from pndm_fast.row.schema import REGISTERS
+
+CPU = torch.device("cpu")
+SOURCES = {
+    "seeds": (),
+    "noise": ("noise",),
+    "state": ("state",),
+    "image": ("image",),
+    "image and noise": ("image", "noise"),
+    "state and z": ("state", "z"),
+    "all drawn elsewhere": ("image", "noise", "z"),
+}
+SIZES = [(1, 1), (3, 7), (2, 784), (1, 2100)]
+
+
+def lines_of(rng, components, count=4):
+    """Starts and rows, of which some coefficients are zero, one, or multiples of the identity."""
+    table = np.zeros((2 * count, columns.WIDTHS[components]), dtype=np.float32)
+    for line in table:
+        for first in range(columns.COEFFICIENTS, columns.COEFFICIENTS + 5):
+            matrix = np.eye(components) * rng.choice([1.0, rng.uniform(-2, 2)])
+            if components > 1 and rng.random() < 0.6:
+                matrix = rng.uniform(-2, 2, (2, 2)) * (rng.random((2, 2)) < 0.7)
+            at = columns.column(first, components)
+            line[at : at + components**2] = matrix.reshape(-1) * (first != columns.C0 or rng.random() < 0.5)
+    return torch.from_numpy(table)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", SOURCES)
+@pytest.mark.parametrize("batch, n", SIZES)
+@pytest.mark.parametrize("form", ["scalar", "guided-bf16", "channels-last-fp16", "blocks", "blocks-guided"])
+def test_all_backends_begin_with_the_same_bits(form, batch, n, given):
+    components = 2 if "blocks" in form else 1
+    n = n + n % 2 if components > 1 else n
+    channels = 7 if "last" in form and n % 7 == 0 else 1
+    network = {"guided-bf16": torch.bfloat16, "channels-last-fp16": torch.float16, "blocks-guided": torch.float32}
+    rng = np.random.default_rng([n, len(given), components])
+    table = lines_of(rng, components)
+    copies = 2 if "guided" in form else 1
+    r = allocate(batch, n, 1, device=CPU, network=network.get(form), cfg_copies=copies, channels=channels)
+    for tensor in r.tensors():
+        if tensor is not None and tensor.dtype.is_floating_point:
+            tensor.fill_(float("nan"))
+    r.seeds.copy_(torch.from_numpy(rng.integers(-(2**63), 2**63, batch)))
+    r.first_bad.fill_(NEVER), r.active.fill_(batch)
+    lines = torch.tensor([b % 4 for b in range(batch)], dtype=torch.int32)
+    r.row.copy_(torch.tensor([4 + (b + 1) % 4 for b in range(batch)]))
+    values = {name: torch.from_numpy(rng.standard_normal((batch, n), dtype=np.float32)) for name in Sources._fields}
+    sources = Sources(**{name: values[name] for name in SOURCES[given]})
+    results = []
+    for backend in ("reference", "cpp", "triton"):
+        own = clone(r)
+        choose_backend(backend, CPU, torch.float32).begin(own, table, lines, sources)
+        results.append(own)
+    for other in results[1:]:
+        assert_same(results[0], other, pads=False)
+    assert results[0].y[:, :n].isfinite().all()
+
+
+def test_the_start_is_the_prologues_formula():
+    """alpha image + sigma noise, a0 of it, and c0 z, in float64."""
+    r = allocate(2, 5, 1, device=CPU, state=torch.float64, time=torch.float64, network=torch.float64)
+    r.seeds.copy_(torch.tensor([3, 4])), r.row.fill_(1)
+    table = torch.zeros(2, columns.WIDTHS[1], dtype=torch.float64)
+    table[0, [columns.P0, columns.ENTRY_SIGMA, columns.ENTRY_ALPHA, columns.A0, columns.C0]] = torch.tensor(
+        [9.0, 2.0, 3.0, 0.5, 7.0], dtype=torch.float64
+    )
+    table[1, columns.IN_SCALE] = 0.25
+    noise, z = (normals(r.seeds, index, 5).double() for index in (INITIAL, PROLOGUE))
+    image = torch.arange(10.0, dtype=torch.float64).view(2, 5)
+    lines = torch.zeros(2, dtype=torch.int32)
+    reference.begin(r, table, lines, Sources())
+    torch.testing.assert_close(r.y[:, :5], 0.5 * 9 * noise + 7 * z, rtol=1e-14, atol=0)
+    reference.begin(r, table, lines, Sources(image=image))
+    torch.testing.assert_close(r.x[:, :5], 0.5 * (3 * image + 2 * noise) + 7 * z, rtol=1e-14, atol=1e-14)
+    reference.begin(r, table, lines, Sources(state=image, z=noise))
+    torch.testing.assert_close(r.y[:, :5], 0.5 * image + 7 * noise, rtol=1e-14, atol=1e-14)
+    assert torch.equal(r.net_in, 0.25 * r.y[:, :5])
+
+
+def begun(sampler, **request):
+    call = resolve(pf.Request(**request), sampler._setup)
+    [(kind, count)] = call.segments
+    evaluation = sampler._evaluations(call)[kind]
+    segment = sampler._segment(call, evaluation, call.positions(), kind, count, None)
+    workspace = Workspace(segment.buffers(OutputSpec(torch.float32)))
+    segment.begin(workspace)
+    return segment, workspace
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_samples_in_our_own_memory_are_copied_first(backend):
+    sampler = pf.Sampler(lambda x, t: x, pf.make_plan("ddim", steps=4), shape=(2, 7), backend=backend)
+    segment, workspace = begun(sampler)
+    ours = workspace.registers.x.view(-1)[1:15].view(2, 7)  # not where it is going to be
+    wanted = ours.clone()
+    workspace.bind(segment.backend).begin(torch.full((2,), segment.table.start[0], dtype=torch.int32), Sources(ours))
+    assert torch.equal(workspace.registers.y[:, :7], wanted)
+
+
+class Staged:
+    """Counts the copies to a device that is none: the CPU's memory is written through staging memory, as a GPU's."""
+
+    def __init__(self, monkeypatch):
+        self.bytes = []
+        real, ours = torch.empty, self
+
+        def staged(memory):
+            class Copy:
+                def __enter__(self):
+                    self.host = real(memory.shape, dtype=memory.dtype)
+                    return self.host.numpy()
+
+                def __exit__(self, *failure):
+                    memory.copy_(self.host)
+                    ours.bytes.append(memory.numel())
+
+            return Copy()
+
+        monkeypatch.setattr("pndm_fast.row.control.staged", staged)
+        monkeypatch.setattr(Control, "_views_of", lambda control, memory: control._views(memory))
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_numbers_go_up_in_one_copy_and_an_unchanged_table_not_again(batch, monkeypatch):
+    copies = Staged(monkeypatch)
+    plan, other = pf.make_plan("ddim", steps=4), pf.make_plan("ddpm", steps=9)
+    sampler = pf.Sampler(lambda x, t: x * 0.5, plan, shape=(batch, 7))
+    plain = pf.Sampler(lambda x, t: x * 0.5, plan, shape=(batch, 7))
+    sampler()
+    width = 4 * columns.WIDTHS[1]
+    copies.bytes.clear()
+    small = None
+    for plan_of_call, lines in ((plan, 0), (plan, 0), (other, 11), (other, 0), (plan, 6)):
+        got = sampler(plan=plan_of_call, seeds=5)
+        monkeypatch.undo()
+        assert torch.equal(got, plain(plan=plan_of_call, seeds=5))
+        copies_now, copies = copies, Staged(monkeypatch)
+        [size] = copies_now.bytes
+        small = size if small is None else small
+        assert size == small + lines * width
+    assert small <= 128 * (len(REGISTERS) + 1) + 64 * batch
