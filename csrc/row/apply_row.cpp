@@ -10,7 +10,7 @@
 namespace pndm {
 namespace {
 
-constexpr int32_t kNever = INT32_MAX;  // first_bad of a sample that stayed finite
+constexpr int32_t kNever = INT32_MAX;            // first_bad of a sample that stayed finite
 constexpr uint32_t kInitial = 0, kPrologue = 1;  // noise indices: x_T, and the prologue's z
 
 constexpr int64_t kElementsPerThread =
@@ -85,22 +85,21 @@ struct StartTile {
 
   void run() const {
     alignas(64) Buffer first, second;
-    float(*y)[kTile] = first, (*to)[kTile] = second;
+    Tile y = first, other = second;
     if (sources.state) {
-      for (int k = 0; k < kComponents; ++k) std::copy_n(given(sources.state, k), count, y[k]);
+      copy(sources.state, y);
     } else {
-      normals(sources.noise, kInitial, to);
-      scale(sources.image ? kEntrySigma : kP0, to, y);
+      normals(sources.noise, kInitial, y);
+      scale(sources.image ? kEntrySigma : kP0, y, other);
     }
     if (sources.image) {
-      for (int k = 0; k < kComponents; ++k) std::copy_n(given(sources.image, k), count, to[k]);
-      add(kEntryAlpha, to, y);
+      copy(sources.image, other);
+      add(kEntryAlpha, other, y);
     }
-    scale(kA0, y, to);
-    std::swap(y, to);
+    scale(kA0, y, other);
     if (any(kC0)) {
-      normals(sources.z, kPrologue, to);
-      add(kC0, to, y);
+      normals(sources.z, kPrologue, other);
+      add(kC0, other, y);
     }
     for (int k = 0; k < kComponents; ++k) {
       std::copy_n(y[k], count, r.x + b * r.stride + place(k));
@@ -110,20 +109,20 @@ struct StartTile {
 
  private:
   using Buffer = float[kComponents][kTile];
+  using Tile = float (*)[kTile];
 
   int64_t place(int component) const { return component * component_stride + at; }
 
-  const float* given(const float* samples, int component) const {
-    return samples + b * r.n + place(component);
+  void copy(const float* samples, Tile to) const {
+    for (int k = 0; k < kComponents; ++k) {
+      std::copy_n(samples + b * r.n + place(k), count, to[k]);
+    }
   }
 
-  void normals(const float* samples, uint32_t index, float (*to)[kTile]) const {
+  void normals(const float* samples, uint32_t index, Tile to) const {
+    if (samples) return copy(samples, to);
     for (int k = 0; k < kComponents; ++k) {
-      if (samples) {
-        std::copy_n(given(samples, k), count, to[k]);
-      } else {
-        loops.normals(r.seeds[b], index, place(k), count, r.n, r.channels, to[k]);
-      }
+      loops.normals(r.seeds[b], index, place(k), count, r.n, r.channels, to[k]);
     }
   }
 
@@ -134,28 +133,40 @@ struct StartTile {
     return std::any_of(m, m + kComponents * kComponents, [](float c) { return c != 0.0f; });
   }
 
-  void scale(int first, const float (*from)[kTile], float (*to)[kTile]) const {
-    constexpr int kFloat = static_cast<int>(Dtype::kFloat32);
-    for (int i = 0; i < kComponents; ++i) {
-      loops.scale[kFloat](from[i], matrix(first)[i * kComponents + i], 0, count, to[i]);
-      add_others(first, i, from, to);
+  bool is_one(int first) const {
+    bool one = true;
+    for (int k = 0; k < kComponents * kComponents; ++k) {
+      one &= matrix(first)[k] == (k % (kComponents + 1) ? 0.0f : 1.0f);
     }
+    return one;
   }
 
-  void add(int first, const float (*from)[kTile], float (*to)[kTile]) const {
+  // y <- matrix y, in one of both tiles; one times y is y.
+  void scale(int first, Tile& y, Tile& other) const {
+    constexpr int kFloat = static_cast<int>(Dtype::kFloat32);
+    if (is_one(first)) return;
+    for (int i = 0; i < kComponents; ++i) {
+      loops.scale[kFloat](y[i], matrix(first)[i * kComponents + i], 0, count, other[i]);
+      add_others(first, i, y, other);
+    }
+    std::swap(y, other);
+  }
+
+  // to <- to + matrix from, a component's own first
+  void add(int first, const Tile from, Tile to) const {
     for (int i = 0; i < kComponents; ++i) {
       add_one(first, i, i, from, to);
       add_others(first, i, from, to);
     }
   }
 
-  void add_others(int first, int i, const float (*from)[kTile], float (*to)[kTile]) const {
+  void add_others(int first, int i, const Tile from, Tile to) const {
     for (int j = 0; j < kComponents; ++j) {
       if (j != i) add_one(first, i, j, from, to);
     }
   }
 
-  void add_one(int first, int i, int j, const float (*from)[kTile], float (*to)[kTile]) const {
+  void add_one(int first, int i, int j, const Tile from, Tile to) const {
     const float c = matrix(first)[i * kComponents + j];
     if (c != 0.0f) loops.add(from[j], c, count, to[i]);
   }
@@ -168,7 +179,8 @@ void begin_all(const Registers& r, const int32_t* lines, const Sources& sources)
     const Feed<kComponents> feed(r, b, line_of(r, r.row[b]));
     for (int64_t at = 0; at < component_stride; at += each) {
       const int64_t count = std::min(each, component_stride - at);
-      StartTile<kComponents>{r, sources, b, component_stride, at, count, line_of(r, lines[b])}.run();
+      StartTile<kComponents>{r, sources, b, component_stride, at, count, line_of(r, lines[b])}
+          .run();
       feed.run(at, count);
     }
   }

@@ -32,8 +32,8 @@ struct Sources {
 };
 
 // x, y and the network's input before the first row; lines [batch] are the table's that describe
-// each sample's start. Throws std::out_of_range, with nothing changed, where a line or row is not in
-// the table.
+// each sample's start. Throws std::out_of_range, with nothing changed, where a line or row is not
+// in the table.
 void begin(const Registers& r, const int32_t* lines, const Sources& sources);
 
 // Throws std::out_of_range, with nothing changed, where a row or slot is outside its range.

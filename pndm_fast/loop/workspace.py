@@ -141,9 +141,8 @@ class Workspace:
             lines: of the table, how each sample starts; at: each sample's next, which is `rows`, or its halt row.
         """
         times = [row.t for row in rows] * self.registers.cfg_copies
-        under_way = sum(
-            [row != line - 1 for row, line in zip(at, lines, strict=True)]
-        )  # the line before is its halt row
+        # the line before a plan's start is its halt row
+        under_way = sum([row != start - 1 for row, start in zip(at, lines, strict=True)])
         values = {"seeds": seeds, "row": at, "t": times, "first_bad": NEVER, "active": under_way, "done": 0}
         self._control.write({**values, "lines": lines}, table)
 
