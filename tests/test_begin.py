@@ -136,7 +136,13 @@ class Staged:
             return Copy()
 
         monkeypatch.setattr("pndm_fast.row.control.staged", staged)
-        monkeypatch.setattr(Control, "_views_of", lambda control, memory: control._views(memory))
+        made = Control.__init__
+
+        def elsewhere(control, *arguments, **options):
+            made(control, *arguments, **options)
+            control._host = None
+
+        monkeypatch.setattr(Control, "__init__", elsewhere)
 
 
 @pytest.mark.parametrize("batch", [1, 5])

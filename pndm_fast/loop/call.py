@@ -145,6 +145,12 @@ class Call:
         return all(plan.unscaled for plan in self.distinct)
 
     @cached_property
+    def plan_of(self) -> tuple[int, ...]:
+        """Which of the distinct plans each sample has."""
+        places = {id(plan): i for i, plan in enumerate(self.distinct)}
+        return tuple([places[id(plan)] for plan in self.plans])
+
+    @cached_property
     def first_noise(self) -> Tensor:
         """The standard normals that the samples start from, [B, *shape]."""
         if self.origin.noise is not None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pndm_fast.loop import nvtx
@@ -131,11 +130,11 @@ def watch_for_bad(segment: Segment, workspace: Workspace, samples: Tensor) -> Ca
     def found() -> tuple[BadSample, ...]:
         first_bad, total = read()
         marks = first_bad[: call.real]
-        if math.isfinite(total) and int(marks.min()) == NEVER:
+        if math.isfinite(total) and min(marks) == NEVER:
             return ()
-        overflow = ~samples.flatten(1).isfinite().all(1).cpu()
-        marks = torch.where(overflow, marks.clamp(max=NEVER - 1), marks)
-        return tuple([_bad(b, call.plans[b], row - first[b]) for b, row in enumerate(marks.tolist()) if row != NEVER])
+        finite = samples.flatten(1).isfinite().all(1).tolist()
+        marks = [row if fine else min(row, NEVER - 1) for row, fine in zip(marks, finite, strict=True)]
+        return tuple([_bad(b, call.plans[b], row - first[b]) for b, row in enumerate(marks) if row != NEVER])
 
     return found
 

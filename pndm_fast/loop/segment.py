@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -68,24 +67,20 @@ class Segment(NamedTuple):
             out=output.dtype,
             network=self.network,
             time=self.time,
-            table=(room(len(self.table.data)), self.table.data.shape[1]),
+            table=(room(self.table.rows), self.table.width),
             device=self.device,
         )
 
-    def _of_samples(self, numbers: Sequence[int]) -> list[int]:
-        """For each sample the number of its plan."""
-        of_plan = {id(plan): number for plan, number in zip(self.call.distinct, numbers, strict=True)}
-        return [of_plan[id(plan)] for plan in self.call.plans]
-
     def first_rows(self) -> list[int]:
         """Where in the table each sample's plan begins."""
-        return self._of_samples(self.table.first)
+        return [self.table.first[i] for i in self.call.plan_of]
 
     def begin(self, workspace: Workspace) -> None:
         """Write into buffers what the first of these rows needs."""
         rows = next_rows(self.call.plans, self.at)
         at = [first + i for first, i in zip(self.first_rows(), self.at, strict=True)]
-        workspace.write(self.call.seeds, self.table, self._of_samples(self.table.start), at, rows)
+        lines = [self.table.start[i] for i in self.call.plan_of]
+        workspace.write(self.call.seeds, self.table, lines, at, rows)
         if self.snapshot is None:
             workspace.start(self.call, self.backend, rows)
         else:

@@ -143,7 +143,7 @@ class Workspace:
         times = [row.t for row in rows] * self.registers.cfg_copies
         # the line before a plan's start is its halt row
         under_way = sum([row != start - 1 for row, start in zip(at, lines, strict=True)])
-        values = {"seeds": seeds, "row": at, "t": times, "first_bad": NEVER, "active": under_way, "done": 0}
+        values = {"seeds": seeds.numpy(), "row": at, "t": times, "first_bad": NEVER, "active": under_way, "done": 0}
         self._control.write({**values, "lines": lines}, table)
 
     def start(self, call: Call, backend: Backend, rows: Sequence[Row]) -> None:

@@ -52,27 +52,35 @@ class Control:
         return self._memory[place].view(getattr(torch, dtype.name)).view(shape)
 
     def _views(self, memory: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
-        fields = self._fields.items()
-        return {k: memory[place].view(dtype).reshape(shape) for k, (place, dtype, shape) in fields if k != "table"}
-
-    def _views_of(self, memory: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
-        return self._views(memory) if self._host is None else self._host
+        views = {name: memory[place].view(dtype) for name, (place, dtype, _) in self._fields.items()}
+        return {name: view.reshape(self._fields[name][2]) if name != "table" else view for name, view in views.items()}
 
     def write(self, values: Mapping[str, Any], table: Table) -> None:
         """Every small register and `lines`, and the table where it is another than the one held: one copy.
 
         Values are what numpy takes for the register's shape.
         """
-        place = self._fields["table"][0]
-        size = place.start if table is self._held else place.start + table.data.nbytes
+        lines = None if table is self._held else table.flat
         self._held = None
-        with staged(self._memory[:size]) as memory:
-            views = self._views_of(memory)
-            for name, value in values.items():
-                views[name][...] = value
-            if size > place.start:
-                memory[place.start :] = table.data.numpy().reshape(-1).view(np.uint8)
+        if self._host is not None:
+            _fill(self._host, values, lines)
+        else:
+            with staged(self._memory[: self._used(lines)]) as memory:
+                _fill(self._views(memory), values, lines)
         self._held = table
+
+    def _used(self, lines: np.ndarray[Any, Any] | None) -> int:
+        begin: int = self._fields["table"][0].start
+        return begin if lines is None else begin + lines.nbytes
+
+
+def _fill(
+    views: Mapping[str, np.ndarray[Any, Any]], values: Mapping[str, Any], lines: np.ndarray[Any, Any] | None
+) -> None:
+    for name, value in values.items():
+        views[name][...] = value
+    if lines is not None:
+        views["table"][: lines.size] = lines
 
 
 def _numpy(dtype: torch.dtype | None) -> np.dtype[Any]:

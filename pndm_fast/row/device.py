@@ -28,28 +28,25 @@ def upload(values: Any, device: torch.device, dtype: torch.dtype | None = None) 
 
 @contextlib.contextmanager
 def staged(memory: Tensor) -> Iterator[np.ndarray[Any, Any]]:
-    """Bytes [n] of the host, which on leaving are on the device: one copy that does not wait; none on the CPU."""
-    if memory.device.type == "cpu":
-        yield memory.numpy()
-        return
+    """Bytes [n] of the host, which on leaving are copied to the device's, without waiting."""
     pinned = torch.empty(memory.shape, dtype=memory.dtype, device="cpu", pin_memory=True)
     yield pinned.numpy()
     memory.copy_(pinned, non_blocking=True)
 
 
-def fetch(*tensors: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-    """Begin to copy tensors of one device to the host; what is returned waits for that alone, and gives the copies."""
+def fetch(*tensors: Tensor) -> Callable[[], list[Any]]:
+    """Begin to read tensors of one device; what is returned waits for that alone, and gives their numbers as lists."""
     if tensors[0].device.type != "cuda":
-        copies = tuple([tensor.clone() for tensor in tensors])
-        return lambda: copies
+        numbers = [tensor.tolist() for tensor in tensors]
+        return lambda: numbers
     pinned = tuple([torch.empty(t.shape, dtype=t.dtype, device="cpu", pin_memory=True) for t in tensors])
     for target, tensor in zip(pinned, tensors, strict=True):
         target.copy_(tensor, non_blocking=True)
     event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(tensors[0].device))
 
-    def wait() -> tuple[Tensor, ...]:
+    def wait() -> list[Any]:
         event.synchronize()
-        return pinned
+        return [tensor.tolist() for tensor in pinned]
 
     return wait

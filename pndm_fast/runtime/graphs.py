@@ -80,8 +80,8 @@ def graph_key(segment: Segment, output: OutputSpec) -> Hashable:
 
 def graph_spec(segment: Segment, output: OutputSpec) -> BufferSpec:
     """The request's buffers, with room for any solver's slots and rows."""
-    rows, width = segment.table.data.shape
-    return segment.buffers(output)._replace(slots=MAX_SLOTS, table=(room(rows, LEAST_ROWS), width))
+    table = room(segment.table.rows, LEAST_ROWS), segment.table.width
+    return segment.buffers(output)._replace(slots=MAX_SLOTS, table=table)
 
 
 def _modes() -> Hashable:
