@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from rowcase import assert_same, clone
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pndm_fast as pf
 from pndm_fast.loop.call import resolve
 from pndm_fast.loop.workspace import OutputSpec, Workspace
-from pndm_fast.row import reference
+from pndm_fast.row import cpp, reference
 from pndm_fast.row import table as columns
 from pndm_fast.row.backends import choose_backend
 from pndm_fast.row.control import Control
@@ -16,6 +17,7 @@ from pndm_fast.row.noise import INITIAL, PROLOGUE, normals
 from pndm_fast.row.reference import Sources
 from pndm_fast.row.registers import NEVER, allocate
 from pndm_fast.row.schema import REGISTERS
+from pndm_fast.runtime import graphs
 
 CPU = torch.device("cpu")
 SOURCES = {
@@ -164,3 +166,68 @@ def test_numbers_go_up_in_one_copy_and_an_unchanged_table_not_again(batch, monke
         small = size if small is None else small
         assert size == small + lines * width
     assert small <= 128 * (len(REGISTERS) + 1) + 64 * batch
+
+
+def kernels_of(operators):
+    """Those that put something on a stream: no views, no bare memory."""
+
+    def is_view(function):
+        aliases = [value.alias_info for value in function._schema.returns]
+        return any(alias is not None and not alias.is_write for alias in aliases)
+
+    return [str(f) for f in operators if not is_view(f) and "empty" not in str(f)]
+
+
+class Operators(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+CONDITIONS = {
+    "plain": {},
+    "conditional": {"cond": {"text": torch.ones(2, 5), "label": torch.tensor([3, 4])}},
+    "guided": {
+        "cond": {"text": torch.ones(2, 5), "more": [torch.ones(2, 1)], "label": torch.tensor([3, 4])},
+        "uncond": {"text": torch.zeros(2, 5), "more": [torch.zeros(2, 1)], "label": torch.tensor([0, 0])},
+        "guidance": 3.0,
+    },
+}
+
+
+@pytest.mark.parametrize("image", [False, True], ids=["noise", "image"])
+@pytest.mark.parametrize("case", CONDITIONS)
+@pytest.mark.parametrize("mode", ["while", "replay"])
+def test_a_captured_call_is_one_upload_one_begin_and_a_copy_for_each_dtype_of_conditions(
+    mode, case, image, stand_in, monkeypatch
+):
+    copies, begun, at_launch = Staged(monkeypatch), [], []
+    real, launch = cpp._begin, graphs.Graph.launch
+    monkeypatch.setattr(cpp, "_begin", lambda *arguments: begun.append(1) or real(*arguments))
+
+    def network(x, t, text=None, label=None, more=()):
+        return x * 0.5 if text is None else x * 0.5 + text.mean() + label.view(-1, 1) + sum(more)
+
+    given = dict(CONDITIONS[case], start=pf.Image(torch.ones(2, 7)) if image else None)
+    plan = pf.make_plan("f-pndm", steps=50)
+    sampler = pf.Sampler(network, plan, shape=(2, 7), graph=mode)
+    wanted = sampler(seeds=4, **given)
+    copies.bytes.clear(), begun.clear()
+    with Operators() as operators:
+        monkeypatch.setattr(
+            graphs.Graph, "launch", lambda *arguments: at_launch.append(len(operators.seen)) or launch(*arguments)
+        )
+        got = sampler(seeds=4, **given)
+    assert torch.equal(got, wanted)
+    assert len(copies.bytes) == len(begun) == len(at_launch) == 1
+    before = kernels_of(operators.seen[: at_launch[0]])
+    upload, dtypes = ["aten.copy_.default"], 0 if case == "plain" else 2
+    copied = ["aten._foreach_copy_.default"] * dtypes + upload
+    assert before[-len(copied) :] == copied
+    assert before == copied or image  # an image's numbers are looked at first
+    after = kernels_of(operators.seen[at_launch[0] :])
+    assert after[-2:] == ["aten.clone.default", "aten.sum.default"]
