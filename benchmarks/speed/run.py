@@ -25,6 +25,7 @@ SUITES = {  # of a device: the file, and an expression where it holds several
         "calls": ("speed/test_calls.py", "beside"),
         "overhead": ("speed/test_calls.py", "outside or paired"),
         "plan_time": ("speed/test_calls.py", "make_plan"),
+        "start": ("speed/test_start.py", ""),
     },
     "cuda": {"gpu_sample": ("gpu/test_gpu_sample.py", ""), "gpu_speed": ("gpu/test_gpu_speed.py", "")},
 }
