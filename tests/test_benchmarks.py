@@ -141,6 +141,19 @@ def test_how_many_programs_an_sm_holds(registers, warps, wanted):
     assert sweep.programs(registers, warps) == wanted
 
 
+@pytest.mark.parametrize("wrong, wanted", [(None, [None, 96, 80]), ("no", [None])])
+def test_a_sweep_tries_caps_that_bind_until_one_spills_much(wrong, wanted, monkeypatch):
+    def check(config, dtype, device):
+        spills = {None: 0, 96: 4, 80: 40}[config.cap]
+        return {"config": config, "dtype": dtype, "n_regs": config.cap or 115, "n_spills": spills, "wrong": wrong}
+
+    monkeypatch.setattr(sweep, "check", check)
+    found = sweep.check_caps(1024, 4, "bf16", "cuda")
+    assert [one["config"].cap for one in found] == wanted
+    steps = Steps((1, 1, 4, 4), torch.bfloat16)
+    assert list(sweep.configurations(found)(steps, "bf16")) == ([] if wrong else ["1024/4/-", "1024/4/96"])
+
+
 @pytest.mark.slow
 def test_a_sweep_keeps_what_it_has_and_measures_what_decides_first(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "SIZES", {"small": ((3, 1, 4, 4), "plms")})
