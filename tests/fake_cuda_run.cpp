@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cuda/condition.h"
+#include "../csrc/cuda/condition.h"
 #include "fake_cuda.h"
 
 namespace fake {
