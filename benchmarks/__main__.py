@@ -9,7 +9,7 @@ COMMANDS = {
     "speed": ("speed.run", "latencies and ratios, on the CPU or a GPU"),
     "gpu": ("gpu.campaign", "everything that needs a GPU, within a time limit"),
     "compare": ("speed.compare", "this version and another by turns"),
-    "sweep": ("gpu.sweep", "launch configurations of the Triton row"),
+    "sweep": ("gpu.sweep", "launch configurations of the Triton row, and what its ticket costs"),
     "profile": ("gpu.profile_sample", "samples for a profiler"),
     "quality": ("quality.survey", "distance to a fine solution for a number of network calls"),
     "phase": ("quality.phase", "the same for phase-space integrators"),

@@ -160,7 +160,7 @@ def _apply_row_kernel(
     seeds_ptr,  # int64 [batch]
     first_bad_ptr,  # int32 [batch]
     active_ptr,  # int32 [1]
-    done_ptr,  # tickets, int32 [batch]
+    done_ptr,  # tickets, int32 [batch], or None where somebody else advances row, t and active
     table_ptr,  # fp32 [rows, WIDTHS[COMPONENTS]]
     out_ptr,  # the network's output [batch, COMPONENTS * n]
     uncond_ptr,  # its unconditional output, or None
@@ -251,9 +251,12 @@ def _apply_row_kernel(
         )
 
     # The last ticket of a sample says that all its programs have read `row`. Taken here, its latency passes while
-    # the loads are under way; the barrier keeps it behind this program's own reads.
-    tl.debug_barrier()
-    ticket = tl.atomic_add(done_ptr + b, 1)
+    # the loads are under way; the barrier keeps it behind this program's own reads. Relaxed is enough: a thread comes
+    # to the barrier because of the `row` that it read, so that read is over, and what the last one writes only the
+    # next launch reads. Anything stronger waits for all memory traffic and empties the L1 cache.
+    if done_ptr is not None:
+        tl.debug_barrier()
+        ticket = tl.atomic_add(done_ptr + b, 1, sem="relaxed")
 
     if uncond_ptr is not None:
         e = _guided(e, u, guidance, COMPONENTS)
@@ -282,14 +285,15 @@ def _apply_row_kernel(
                 net_in_ptr + copy * batch * COMPONENTS * n + outer, component_stride, lane, inside, values, COMPONENTS
             )
 
-    if ticket == blocks - 1:
-        tl.store(done_ptr + b, 0)
-        tl.store(row_ptr + b, row + 1)
-        t = next_t.to(t_ptr.dtype.element_ty)
-        for copy in tl.static_range(CFG_COPIES):
-            tl.store(t_ptr + copy * batch + b, t)
-        if next_halt != 0:
-            tl.atomic_add(active_ptr, -1, sem="relaxed")
+    if done_ptr is not None:
+        if ticket == blocks - 1:
+            tl.store(done_ptr + b, 0)
+            tl.store(row_ptr + b, row + 1)
+            t = next_t.to(t_ptr.dtype.element_ty)
+            for copy in tl.static_range(CFG_COPIES):
+                tl.store(t_ptr + copy * batch + b, t)
+            if next_halt != 0:
+                tl.atomic_add(active_ptr, -1, sem="relaxed")
 
 
 def _check_device(name: str, tensor: Tensor) -> None:

@@ -70,8 +70,8 @@ class Iteration:
 
     def __init__(self, driver: Driver, graph: int, *, active: int = 0, budget: int = 0, cancel: int = 0) -> None: ...
     nodes: dict[str, int]
-    def launch(self, rows: int, stream: int) -> None:
-        """Enqueue that many rows on a stream."""
+    def launch(self, rows: int, stream: int, cancelable: bool = False) -> None:
+        """Enqueue that many rows on a stream; only a cancelable loop reads its cancel word."""
 
     def close(self) -> None:
         """Destroy what the driver holds; nothing may be running."""

@@ -41,7 +41,7 @@ VARIANTS = {
 
 
 def _source(kernel, slots="fp32", network="fp32", time="fp32", guided=False, net_in=False, z=False,
-            scattered=False, aligned=True, components=1):  # fmt: skip
+            scattered=False, aligned=True, components=1, ticket=True):  # fmt: skip
     from triton.compiler import ASTSource
 
     from pndm_fast.row.schema import REGISTERS
@@ -56,8 +56,8 @@ def _source(kernel, slots="fp32", network="fp32", time="fp32", guided=False, net
         "SCATTERED": scattered,
         "BLOCK": BLOCK // components,
     }
-    absent = [name for name, given in (("net_in_ptr", net_in), ("uncond_ptr", guided), ("z_ptr", z)) if not given]
-    constants |= dict.fromkeys(absent)
+    optional = {"net_in_ptr": net_in, "uncond_ptr": guided, "z_ptr": z, "done_ptr": ticket}
+    constants |= dict.fromkeys(name for name, given in optional.items() if not given)
     signature |= dict.fromkeys(constants, "constexpr")
     assert list(signature) == kernel.arg_names
     wide = [name for name, kind in signature.items() if kind.startswith("*")] + ["stride"] + ["n"] * aligned

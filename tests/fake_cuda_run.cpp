@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "../csrc/cuda/condition.h"
 #include "fake_cuda.h"
 
 namespace fake {
@@ -78,7 +79,7 @@ Status snapshot(Id graph, bool inside_body, ExecData& exec, std::vector<Step>& s
   return kSuccess;
 }
 
-// What csrc/condition.h says in PTX, by each thread.
+// What csrc/cuda/condition.h says in PTX, by each thread.
 Status decide(const Step& step, ExecData& exec) {
   const std::vector<uint64_t>& given = step.node.parameters;
   const auto condition = exec.conditions.find(given[0]);
@@ -87,7 +88,9 @@ Status decide(const Step& step, ExecData& exec) {
   auto* budget = reinterpret_cast<int32_t*>(given[2]);
   const auto* cancel = reinterpret_cast<const volatile int32_t*>(given[3]);
   for (uint64_t thread = 0; thread < step.node.threads; ++thread) --*budget;
-  condition->second.value = *active > 0 && *budget > 0 && *cancel == 0;
+  const int32_t left = *budget & (kCancelable - 1);
+  const bool cancelled = *budget != left && *cancel;
+  condition->second.value = *active > 0 && left > 0 && !cancelled;
   return kSuccess;
 }
 

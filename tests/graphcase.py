@@ -8,6 +8,7 @@ from fake_cuda import FakeDriver
 from pndm_fast import _C
 
 STREAM = 77
+CANCELABLE = 1 << 30  # in the budget word
 
 
 def checked_driver():

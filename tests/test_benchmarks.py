@@ -2,7 +2,9 @@
 
 # ruff: noqa: E402
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,11 +16,15 @@ if not FOLDER.is_dir():
     pytest.skip("no benchmarks beside the tests", allow_module_level=True)
 sys.path.append(str(FOLDER))
 
-from gpu import networks, samples, sweep, verdict
+from aot import ARCHITECTURES
+from gpu import networks, samples, sweep, ticketless, verdict
 from quality.solvers import distance
+from rowcase import assert_same, clone, random_case
 from speed import calls, compare, harness, run
+from speed.steps import Steps
 
 import pndm_fast as pf
+from pndm_fast.row import reference, table
 from pndm_fast.row.noise import normals, seed_tensor
 
 
@@ -125,6 +131,126 @@ def test_interrupted_and_failed_benchmarks_are_not_kept():
 def test_sweep_ranks_by_the_geometric_mean():
     results = {"a": {"x": 1.0, "y": 2.0}, "b": {"x": 1.5, "y": 1.0, "z": 0.5}}
     assert sweep.rank(results) == [("x", 1.7321), ("y", 2.0)] and sweep.rank({}) == []
+    assert sweep.rank({**results, "c": {"z": 1.0}}) == sweep.rank(results)
+
+
+@pytest.mark.parametrize("registers, warps, wanted", [(128, 4, 4), (112, 4, 4), (96, 4, 5), (96, 2, 10), (112, 2, 8),
+                                                      (74, 8, 3), (64, 8, 4), (255, 4, 2), (24, 1, 32)])  # fmt: skip
+def test_how_many_programs_an_sm_holds(registers, warps, wanted):
+    """As the CUDA occupancy calculator has it for 9.0: 65,536 registers, given to warps in each of four parts."""
+    assert sweep.programs(registers, warps) == wanted
+
+
+@pytest.mark.parametrize("wrong, wanted", [(None, [None, 96, 80]), ("no", [None])])
+def test_a_sweep_tries_caps_that_bind_until_one_spills_much(wrong, wanted, monkeypatch):
+    def check(config, dtype, device):
+        spills = {None: 0, 96: 4, 80: 40}[config.cap]
+        return {"config": config, "dtype": dtype, "n_regs": config.cap or 115, "n_spills": spills, "wrong": wrong}
+
+    monkeypatch.setattr(sweep, "check", check)
+    found = sweep.check_caps(1024, 4, "bf16", "cuda")
+    assert [one["config"].cap for one in found] == wanted
+    steps = Steps((1, 1, 4, 4), torch.bfloat16)
+    assert list(sweep.configurations(found)(steps, "bf16")) == ([] if wrong else ["1024/4/-", "1024/4/96"])
+
+
+@pytest.mark.slow
+def test_a_sweep_keeps_what_it_has_and_measures_what_decides_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "SIZES", {"small": ((3, 1, 4, 4), "plms")})
+    monkeypatch.setattr(sweep, "CHECKED", ((5, 1, 4, 4),))
+    monkeypatch.setattr(sweep, "DECIDING", ("small-fp32",))
+    monkeypatch.setattr(sweep, "PASSES", 1)
+    monkeypatch.setattr(sweep, "microseconds", lambda steps, row: row() or 2.0)
+    other = sweep.Config(256, 2, 64)
+    told = {"n_regs": 64, "n_spills": 0, "wrong": None}
+    spills = [{"config": sweep.Config(512, 1, 64), "dtype": "fp32", **told, "n_spills": 142}]
+    found = [{"config": other, "dtype": dtype, **told} for dtype in sweep.DTYPES]
+    monkeypatch.setattr(sweep, "candidates", lambda *_: found + spills)
+    path, seen = tmp_path / "gpu" / "sweep.json", []
+    results, write = sweep.Results(path, {"gpu": None}), sweep.Results.write
+
+    def noted(self):
+        write(self)
+        seen.append(json.loads(path.read_text()))
+
+    monkeypatch.setattr(sweep.Results, "write", noted)
+    assert sweep.sweep(results, "cpu", 1, float("inf")) == []
+    now, cases = str(sweep.committed()), ["small-fp32", "small-bf16"]
+    assert [list(one["us"]) for one in seen[:2]] == [list(one["ticketless"]) for one in seen[2:4]] == [cases[:1], cases]
+    assert all(times.keys() == {now} for one in seen[:4] for times in one["us"].values())
+    assert seen[-1]["us"] == dict.fromkeys(cases, {now: 2.0, str(other): 2.0}) and len(seen[-1]["ranking"]) == 2
+    assert seen[-1]["ticketless"]["small-bf16"] == dict.fromkeys(ticketless.FORMS, 2.0) | {
+        "saves_in_loop": 0.0, "saves_in_replay": 0.0
+    }  # fmt: skip
+    assert [one["config"] for one in seen[-1]["compiled"]] == [now, now, str(other), str(other), "512/1/64"]
+    sweep.show(results)
+    assert [file.name for file in path.parent.iterdir()] == ["sweep.json"]
+
+
+def test_a_sweep_out_of_time_measures_nothing_and_says_so(capsys):
+    results = sweep.Results(None, {})
+    results.measure(results.us, lambda *_: {}, "cpu", until=0.0)
+    assert results.us == {} and capsys.readouterr().err.count("not measured") == len(sweep.cases())
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("guidance, components", [(False, 1), (True, 1), (True, 2)])
+def test_a_row_without_a_ticket_and_what_advances_after_it(seed, guidance, components):
+    """Samples at rows of plans of their own, some at their halt from the start."""
+    case = random_case(
+        seed, 5, 40, halt_some=seed > 0, guidance=guidance, components=components, calls=3,
+        net_dtype=(None, torch.bfloat16)[seed % 2], time_dtype=(torch.float32, torch.int64)[seed // 2],
+    )  # fmt: skip
+    expected, got, budget = clone(case.registers), clone(case.registers), torch.tensor([2, -1], dtype=torch.int32)
+    rows = case.registers.row.tolist()
+    assert len(set(rows)) > 1 + (seed > 0)
+    for left, call in zip((1, 0, -1), case.calls, strict=True):
+        reference.apply_row(expected, case.table, *call)
+        ticketless.apply_row_alone(got, case.table, *call)
+        assert got.row.tolist() == rows
+        ticketless.condition(got, case.table, budget, advance=True)
+        rows = got.row.tolist()
+        assert_same(got, expected, pads=False)
+        assert budget.tolist() == [left, int(left > 0 and int(got.active) > 0)]
+    assert int(case.table[got.row.long(), table.HALT].sum()) == 5 - int(got.active)
+
+
+# Both kernels without a GPU, in a process without the interpreter; prints their atomic instructions.
+COMPILED = """
+import re, sys
+sys.path += sys.argv[2:]
+import aot, triton
+from gpu.ticketless import _condition_kernel
+from pndm_fast.kernels.apply_row import _apply_row_kernel
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+pointers = {"budget_ptr": "*i32", "row_ptr": "*i32", "t_ptr": "*fp32", "active_ptr": "*i32", "table_ptr": "*fp32"}
+numbers = {"WIDTH": 32, "CFG_COPIES": 2, "LANES": 4096, "ADVANCE": True}
+condition = ASTSource(_condition_kernel, {**pointers, "batch": "i32", **dict.fromkeys(numbers, "constexpr")}, numbers)
+for source in (condition, aot._source(_apply_row_kernel, slots="bf16", network="bf16", net_in=True, ticket=False)):
+    made = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options={"num_warps": 4})
+    print(re.findall("(?:atom|red)[.]global[.][a-z0-9.]+", made.asm["ptx"]))
+"""
+
+
+@pytest.mark.machine_code
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_only_atomic_without_a_ticket_is_that_of_bad_outputs(architecture, tmp_path):
+    command = [sys.executable, "-c", COMPILED, str(architecture), str(Path(__file__).parent), str(FOLDER)]
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[0] == "[]", done.stderr
+    assert re.fullmatch(r"\['(atom|red)\.global\.gpu\.relaxed\.min\.s32'\]", done.stdout.splitlines()[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_forms_of_a_row_are_compared_before_they_are_timed(dtype, monkeypatch):
+    steps = Steps((5, 1, 4, 4), dtype, backend="triton")
+    ticketless.check(steps)
+    monkeypatch.setattr(ticketless, "apply_row_alone", lambda *_: None)
+    with pytest.raises(AssertionError, match="row without ticket, condition that advances: y is not the reference's"):
+        ticketless.check(steps)
 
 
 def test_table_of_what_must_be_shown(tmp_path):

@@ -2,6 +2,7 @@
 
 import ctypes
 import itertools
+import operator
 import re
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import triton
 from aot import ARCHITECTURES
+from graphcase import CANCELABLE
 
 from pndm_fast import _C
 
@@ -23,28 +25,35 @@ extern "C" __global__ void pndm_continue(unsigned long long handle) { cudaGraphS
 
 
 def run(ptx, memory):
-    """Interpret the entry; returns the argument pairs of cudaGraphSetConditional. Memory is by address."""
+    """Interpret the entry; returns the argument pairs of cudaGraphSetConditional. Memory is by address, and a word
+    that may not be read is not in it."""
     registers = {"p_handle": HANDLE, "p_active": ACTIVE, "p_budget": BUDGET, "p_cancel": CANCEL}
     calls = []
     body = ptx[ptx.index(".entry") :]
     for line in body[body.index("{") + 1 :].split(";"):
         code, _, rest = line.strip(" \t\n{}").partition(" ")
+        if code.startswith("@"):
+            if not registers[code[1:]]:
+                continue
+            code, _, rest = rest.partition(" ")
         names = [name.strip("[]() ") for name in rest.split(",")]
-        value = [int(name) if re.fullmatch(r"-?\d+", name) else registers.get(name) for name in names]
+        value = [int(name, 0) if re.fullmatch(r"-?\d+|0x[0-9A-F]+", name) else registers.get(name) for name in names]
         if code.startswith(("ld.param", "cvta")):
             registers[names[0]] = value[1]
         elif code in ("ld.global.b32", "ld.volatile.global.b32"):
             registers[names[0]] = memory[value[1]]
         elif code == "st.global.b32":
             memory[value[0]] = value[1]
-        elif code == "st.param.b64" or code == "st.param.b32":
+        elif code in ("st.param.b64", "st.param.b32", "mov.b32"):
             registers[names[0]] = value[1]
+        elif code == "and.b32":
+            registers[names[0]] = value[1] & value[2]
         elif code == "add.s32":
             registers[names[0]] = value[1] + value[2]
         elif code.startswith("setp"):
             _, compare, *both, kind = code.split(".")
             assert kind == "s32" and both in ([], ["and"])
-            true = value[1] > value[2] if compare == "gt" else value[1] == value[2]
+            true = getattr(operator, compare)(value[1], value[2])
             registers[names[0]] = true and (not both or value[3])
         elif code == "selp.u32":
             registers[names[0]] = value[1] if value[3] else value[2]
@@ -56,12 +65,26 @@ def run(ptx, memory):
     return calls
 
 
-@pytest.mark.parametrize("active, budget, cancel", [*itertools.product((-1, 0, 1, 8), (-1, 0, 1, 2, 9), (0, 1, -1))])
-def test_it_goes_on_while_samples_are_active_and_rows_are_left(active, budget, cancel):
-    memory = {ACTIVE: active, BUDGET: budget, CANCEL: cancel}
+@pytest.mark.parametrize(
+    "active, rows, cancel", [*itertools.product((-1, 0, 1, 8), (1, 2, 9, CANCELABLE - 1), (None, 0, 1, -1))]
+)
+def test_it_goes_on_while_samples_are_active_and_rows_are_left(active, rows, cancel):
+    """A budget of so many rows; `cancel` None: nobody can cancel, and that word is not read."""
+    cancelable = 0 if cancel is None else CANCELABLE
+    memory = {ACTIVE: active, BUDGET: rows | cancelable}
+    if cancel is not None and active > 0 and rows > 1:  # else it is not read either
+        memory[CANCEL] = cancel
     calls = run(_C.CONDITION_PTX, memory)
-    assert calls == [(HANDLE, int(active > 0 and budget - 1 > 0 and cancel == 0))]
-    assert memory == {ACTIVE: active, BUDGET: budget - 1, CANCEL: cancel}
+    assert calls == [(HANDLE, int(active > 0 and rows > 1 and not cancel))]
+    assert memory[BUDGET] == rows - 1 | cancelable and memory[ACTIVE] == active
+
+
+@pytest.mark.parametrize("cancelable", [0, CANCELABLE])
+def test_the_budget_counts_down_beside_the_bit(cancelable):
+    memory, went_on = {ACTIVE: 1, BUDGET: 5 | cancelable, CANCEL: 0}, []
+    while not went_on or went_on[-1]:
+        went_on.append(run(_C.CONDITION_PTX, memory)[0][1])
+    assert went_on == [1, 1, 1, 1, 0] and memory[BUDGET] == cancelable
 
 
 @pytest.mark.machine_code
@@ -75,8 +98,9 @@ def test_it_assembles(architecture, tmp_path):
     loads, stores, calls = (
         [line for line in code if re.search(rf"\b{kind}\b", line)] for kind in ("LDG", "STG", "CALL")
     )
-    # a host's write is seen: `cancel`, and only it, is read at system scope
-    assert len(loads) == 3 and sum(".STRONG.SYS" in line for line in loads) == 1
+    # a host's write is seen: `cancel`, and only it, is read at system scope, and not by every launch
+    system = [line for line in loads if ".STRONG.SYS" in line]
+    assert len(loads) == 3 and len(system) == 1 and system[0].startswith("@P")
     assert len(stores) == 1 and len(calls) == 1
     # the call's target is left to the driver
     assert ".dword\tcudaGraphSetConditional" in relocations(binary)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from graphcase import STREAM, Words, checked_driver, loop
+from graphcase import CANCELABLE, STREAM, Words, checked_driver, loop
 
 from pndm_fast import _C
 
@@ -101,6 +101,7 @@ def test_while_launches_once_and_counts_the_budget_down(fake, budget):
 @pytest.mark.parametrize("word, value", [(0, 0), (0, -1), (2, 1), (2, -1)], ids=str)
 @pytest.mark.parametrize("after", [1, 3, 6])
 def test_while_ends_when_no_sample_is_active_or_somebody_cancels(fake, word, value, after):
+    cancelable = word == 2
     words = Words(active=4)
 
     def body():
@@ -108,10 +109,28 @@ def test_while_ends_when_no_sample_is_active_or_somebody_cancels(fake, word, val
             words.values[word] = value
 
     iteration = loop(fake, words, body)
-    iteration.launch(6, STREAM)
-    assert words.ran == after and words.values[1] == 6 - after
-    iteration.launch(6, STREAM)  # the handle is 1 again, so one row runs before the words are read
+    iteration.launch(6, STREAM, cancelable)
+    assert words.ran == after and words.values[1] == 6 - after | CANCELABLE * cancelable
+    iteration.launch(6, STREAM, cancelable)  # the handle is 1 again, so one row runs before the words are read
     assert words.ran == after + 1
+
+
+def test_a_flag_that_nobody_may_set_is_not_read(fake):
+    words = Words()
+    words.values[2] = 1
+    iteration = loop(fake, words)
+    iteration.launch(6, STREAM)
+    assert words.ran == 6 and words.values[1] == 0
+    iteration.launch(6, STREAM, cancelable=True)
+    assert words.ran == 7 and words.values[1] == 5 | CANCELABLE
+    iteration.launch(3, STREAM)  # the bit does not stay
+    assert words.ran == 10 and words.values[1] == 0
+
+
+def test_a_replay_is_not_cancelable(fake):
+    iteration = _C.Iteration(_C.Driver(fake.path), fake.graph())
+    with pytest.raises(ValueError, match="launch: cancelable must be False without control words, got True"):
+        iteration.launch(2, STREAM, cancelable=True)
 
 
 def test_chunks_of_a_trajectory(fake):
@@ -198,13 +217,16 @@ def test_cancelled_from_another_thread(fake):
 
     other = threading.Thread(target=cancel)
     other.start()
-    iteration.launch(1_000_000, STREAM)
+    iteration.launch(1_000_000, STREAM, cancelable=True)
     other.join()
-    assert 1 <= words.ran < 1_000_000 and words.values[1] == 1_000_000 - words.ran
+    assert 1 <= words.ran < 1_000_000 and words.values[1] == 1_000_000 - words.ran | CANCELABLE
 
 
-@pytest.mark.parametrize("rows", [0, -1, 2**31])
-def test_rows_out_of_range(fake, rows):
-    iteration = _C.Iteration(_C.Driver(fake.path), fake.graph())
-    with pytest.raises(ValueError, match=rf"launch: rows must be in \[1, 2\^31\), got {rows}"):
+@pytest.mark.parametrize("rows", [0, -1, 2**30, 2**31])
+@pytest.mark.parametrize("looped", [False, True])
+def test_rows_out_of_range(fake, rows, looped):
+    words = Words()
+    iteration = _C.Iteration(_C.Driver(fake.path), fake.graph(words.count), **words.addresses if looped else {})
+    with pytest.raises(ValueError, match=rf"launch: rows must be in \[1, 2\^30\), got {rows}"):
         iteration.launch(rows, STREAM)
+    assert words.ran == 0

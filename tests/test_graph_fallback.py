@@ -172,19 +172,29 @@ def test_sample_captures_what_comes_twice(stand_in):
 
 
 def test_a_cancel_reaches_its_own_call_alone(stand_in, monkeypatch):
-    """The flag is the graph's: the call before must have left the device."""
-    sampler = Reporting(Pointwise(), pf.make_plan("ddim", steps=4), shape=SHAPE)
-    sampler()
-    stand_in.counts.clear()
-    seen, linked = [], pf.Cancel.linked
+    """The flag is the graph's: a call to which no `Cancel` is linked does not read it, and may still be running."""
+    flags, linked, armed = [], pf.Cancel.linked, False
 
     def noted(self, flag):
-        seen.append(stand_in.counts["synchronize"])
+        flags.append(flag)
         return linked(self, flag)
 
+    def network(x, t):
+        if armed:
+            flags[0].fill_(1)
+        return x * 0.5
+
     monkeypatch.setattr(pf.Cancel, "linked", noted)
-    sampler(cancel=pf.Cancel())
-    assert seen == [1]
+    sampler = Reporting(network, pf.make_plan("ddim", steps=4), shape=SHAPE)
+    wanted = sampler(cancel=pf.Cancel())
+    stand_in.counts.clear()
+    armed = True
+    assert torch.equal(sampler(), wanted)
+    with pytest.raises(pf.Cancelled):
+        sampler(cancel=pf.Cancel())
+    armed = False
+    assert torch.equal(sampler(cancel=pf.Cancel()), wanted)
+    assert stand_in.counts["synchronize"] == 0
 
 
 def test_a_swap_frees_the_old_weights_everywhere(stand_in):

@@ -81,6 +81,19 @@ def test_the_ticket_is_taken_behind_a_barrier(name, architecture, compiled):
 
 
 @pytest.mark.parametrize("name, architecture", EVERY)
+def test_the_ticket_s_latency_passes_while_the_loads_are_under_way(name, architecture, compiled):
+    """No fence waits for them, and each is issued before it; a block of coefficients is loaded again to be applied."""
+    code = compiled[name, architecture]
+    ops = opcodes(code)
+    assert not [op for op in ops if op.startswith(("MEMBAR", "CCTL", "ERRBAR", "FENCE"))]
+    assert not re.search(r"\b(fence|membar)\b|\.(acquire|release|acq_rel)\b", code["ptx"])
+    ticket = next(i for i, op in enumerate(ops) if op.startswith("ATOM"))
+    later = Counter(op for op in ops[ticket:] if op.startswith("LDG"))
+    assert not later["LDG.E.128"]
+    assert not later or VARIANTS[name].get("components") == 2
+
+
+@pytest.mark.parametrize("name, architecture", EVERY)
 def test_nothing_is_fused(name, architecture, compiled):
     """The only FFMA stand in the correctly rounded square root, and without Philox there is none."""
     code = compiled[name, architecture]

@@ -2,7 +2,13 @@
 // binds when it loads this.
 #pragma once
 
+#include <cstdint>
+
 namespace pndm::cuda {
+
+// The budget word: rows left, below this bit, and the bit itself where somebody may cancel. Without
+// it the loop never reads the cancel word, which lies across PCIe.
+constexpr int32_t kCancelable = 1 << 30;
 
 constexpr const char* kConditionName = "pndm_continue";
 constexpr const char* kConditionPtx = R"(
@@ -15,7 +21,7 @@ constexpr const char* kConditionPtx = R"(
 .visible .entry pndm_continue (
 	.param .u64 p_handle, .param .u64 p_active, .param .u64 p_budget, .param .u64 p_cancel)
 {
-	.reg .pred %p<4>;
+	.reg .pred %p<5>;
 	.reg .b32 %r<6>;
 	.reg .b64 %d<5>;
 	ld.param.u64 %d1, [p_handle];
@@ -27,13 +33,16 @@ constexpr const char* kConditionPtx = R"(
 	cvta.to.global.u64 %d4, %d4;
 	ld.global.b32 %r1, [%d2];
 	ld.global.b32 %r2, [%d3];
-	ld.volatile.global.b32 %r3, [%d4];
 	add.s32 %r2, %r2, -1;
 	st.global.b32 [%d3], %r2;
+	and.b32 %r3, %r2, 0x3FFFFFFF;
 	setp.gt.s32 %p1, %r1, 0;
-	setp.gt.and.s32 %p2, %r2, 0, %p1;
-	setp.eq.and.s32 %p3, %r3, 0, %p2;
-	selp.u32 %r4, 1, 0, %p3;
+	setp.gt.and.s32 %p2, %r3, 0, %p1;
+	setp.ne.and.s32 %p3, %r2, %r3, %p2;
+	mov.b32 %r5, 0;
+	@%p3 ld.volatile.global.b32 %r5, [%d4];
+	setp.eq.and.s32 %p4, %r5, 0, %p2;
+	selp.u32 %r4, 1, 0, %p4;
 	{
 	.param .b64 a0;
 	st.param.b64 [a0], %d1;

@@ -137,12 +137,18 @@ void Iteration::build_loop(Graph body, const Control& control) {
   budget_ = budget;
 }
 
-void Iteration::launch(int64_t rows, Stream stream) const {
+void Iteration::launch(int64_t rows, Stream stream, bool cancelable) const {
   if (!exec_.get()) throw std::runtime_error("launch: the graph is closed");
+  if (rows < 1 || rows >= kCancelable) {
+    throw std::invalid_argument("launch: rows must be in [1, 2^30), got " + std::to_string(rows));
+  }
+  if (cancelable && !budget_) {
+    throw std::invalid_argument("launch: cancelable must be False without control words, got True");
+  }
   const Driver& driver = *driver_;
   if (budget_) {
-    driver.check(driver.MemsetD32Async(budget_, static_cast<unsigned>(rows), 1, stream),
-                 "cuMemsetD32Async");
+    const auto budget = static_cast<unsigned>(rows) | (cancelable ? kCancelable : 0u);
+    driver.check(driver.MemsetD32Async(budget_, budget, 1, stream), "cuMemsetD32Async");
   }
   for (int64_t row = 0; row < (budget_ ? 1 : rows); ++row) {
     driver.check(driver.GraphLaunch(exec_.get(), stream), "cuGraphLaunch");

@@ -47,7 +47,7 @@ struct Census {
 Census census(const Driver& driver, Graph graph);
 
 // Addresses that the WHILE node's condition reads: it goes on while samples are active, rows are
-// left in the budget, which it counts down, and nobody has cancelled.
+// left in the budget, which it counts down, and nobody has cancelled a launch that can be.
 struct Control {
   Address active;  // int32, device
   Address budget;  // int32, device
@@ -63,8 +63,9 @@ class Iteration {
   Iteration(const Iteration&) = delete;
   Iteration& operator=(const Iteration&) = delete;
 
-  // Enqueues that many rows; does not wait.
-  void launch(int64_t rows, Stream stream) const;
+  // Enqueues that many rows, fewer than kCancelable; does not wait. `cancelable`, of a loop alone:
+  // it reads the cancel word.
+  void launch(int64_t rows, Stream stream, bool cancelable) const;
 
   // Destroys the executable graph, then the graph that was built, then the condition's module.
   // Nothing may be running. A second call does nothing.

@@ -33,12 +33,9 @@ std::unique_ptr<Iteration> make_iteration(std::shared_ptr<const Driver> driver, 
   return std::make_unique<Iteration>(std::move(driver), captured, loop ? &control : nullptr);
 }
 
-void launch(const Iteration& iteration, int64_t rows, uintptr_t stream) {
-  if (rows < 1 || rows > INT32_MAX) {
-    throw py::value_error("launch: rows must be in [1, 2^31), got " + std::to_string(rows));
-  }
+void launch(const Iteration& iteration, int64_t rows, uintptr_t stream, bool cancelable) {
   py::gil_scoped_release released;
-  iteration.launch(rows, reinterpret_cast<cuda::Stream>(stream));
+  iteration.launch(rows, reinterpret_cast<cuda::Stream>(stream), cancelable);
 }
 
 }  // namespace
@@ -65,7 +62,8 @@ void bind_graph(py::module_& m) {
                         "its control words, once for many.")
       .def(py::init(&make_iteration), "driver"_a.none(false), "graph"_a, py::kw_only(),
            "active"_a = 0, "budget"_a = 0, "cancel"_a = 0)
-      .def("launch", &launch, "rows"_a, "stream"_a, "Enqueue that many rows on a stream.")
+      .def("launch", &launch, "rows"_a, "stream"_a, "cancelable"_a = false,
+           "Enqueue that many rows on a stream; only a cancelable loop reads its cancel word.")
       .def("close", &Iteration::close, py::call_guard<py::gil_scoped_release>(),
            "Destroy what the driver holds; nothing may be running.")
       .def_property_readonly("nodes", [](const Iteration& i) { return i.made_of.nodes; });

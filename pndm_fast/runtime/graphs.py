@@ -134,6 +134,7 @@ class Graph:
         self._trees = conditioning.copied(segment.evaluation.trees)
         self._budget = torch.zeros(1, dtype=torch.int32, device=spec.device)
         self._cancel = self.cuda.flag()
+        self._cancelable = False  # whether a Cancel is linked to that flag: a loop reads it only then
         self._end: Event = self.cuda.event()
         with _capturing(), nvtx.marked("capture"), self.cuda.aside(), _no_autocast_cache(spec.device):
             once = _iteration(segment, self.workspace, self._trees, self._made)
@@ -235,17 +236,21 @@ class Graph:
 
     def launch(self, count: int) -> None:
         """Launch so many rows on the current stream."""
-        self._held[0].launch(count, self.cuda.stream())
+        self._held[0].launch(count, self.cuda.stream(), self._cancelable)
 
     @property
     def cancelable(self) -> Callable[[Cancel], AbstractContextManager[None]] | None:
-        """For a loop on the device: what lets a `Cancel` end it. The call before must be over: the flag is one."""
+        """For a loop on the device: what lets a `Cancel` end launches inside its context."""
+        return self._linked if self.mode == "while" else None
 
-        def link(cancel: Cancel) -> AbstractContextManager[None]:
-            self._end.synchronize()
-            return cancel.linked(self._cancel)
-
-        return link if self.mode == "while" else None
+    @contextlib.contextmanager
+    def _linked(self, cancel: Cancel) -> Iterator[None]:
+        with cancel.linked(self._cancel):
+            self._cancelable = True
+            try:
+                yield
+            finally:
+                self._cancelable = False
 
     def end(self) -> None:
         """Mark the end of a request's work on the current stream."""
