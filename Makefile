@@ -28,7 +28,7 @@ lint: $(VENV)/.lint  ## ruff, mypy --strict, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict pndm_fast
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*/*.cpp csrc/*/*.h tests/*.cpp tests/*.h
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h tests/*.cpp tests/*.h
 
 bench: $(VENV)/.bench  ## the CPU benchmarks, written to benchmarks/results/cpu/
 	$(BIN)/python benchmarks speed

@@ -12,6 +12,7 @@
 #include "cuda/graph_bindings.h"
 #include "row/apply_row.h"
 #include "row/tile.h"
+#include "watch.h"
 
 namespace py = pybind11;
 
@@ -251,6 +252,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("instruction_sets", &choose_instruction_set, "use"_a = "",
         "This machine's instruction sets, best first; a name chooses one. For tests.");
   bind_graph(m);
+  bind_watch(m);
   py::class_<RowOp>(m, "RowOp",
                     "One row of the table for every sample, on memory that Python owns.")
       .def(py::init(&make_row_op), "registers"_a, py::kw_only(), "table"_a, "batch"_a, "n"_a,

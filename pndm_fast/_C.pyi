@@ -1,6 +1,6 @@
-"""Types of the C++ extension (csrc/bindings.cpp, csrc/graph_bindings.cpp)."""
+"""Types of the C++ extension (csrc/bindings.cpp, csrc/cuda/graph_bindings.cpp, csrc/watch.cpp)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 columns: dict[str, int]
 
@@ -75,5 +75,15 @@ class Iteration:
 
     def close(self) -> None:
         """Destroy what the driver holds; nothing may be running."""
+
+class Watch:
+    """What objects' attributes were, and what dicts and lists among them held; the objects are not kept alive.
+
+    Attributes named in `unread` must be there, and may change. Plain values may be replaced by equal ones.
+    """
+
+    def __init__(self, objects: Iterable[object], unread: set[str]) -> None: ...
+    def changed(self) -> bool:
+        """Whether anything is another than at the start, or an object is gone; runs no Python code."""
 
 CONDITION_PTX: str

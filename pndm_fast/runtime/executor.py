@@ -24,8 +24,7 @@ from pndm_fast.plan.checks import choose
 from pndm_fast.row.device import stream_of
 from pndm_fast.runtime.cache import Cache
 from pndm_fast.runtime.cuda import Cuda, Event, cuda_of
-from pndm_fast.runtime.graphs import AUTO, GRAPHS, CannotCapture, Graph, Pool, graph_key
-from pndm_fast.runtime.guards import obstacle
+from pndm_fast.runtime.graphs import AUTO, GRAPHS, CannotCapture, Graph, Pool, graph_key, modules_of
 
 
 class Executor(NamedTuple):
@@ -109,9 +108,6 @@ def _graphed_or_eager(
 def _graphed(
     cuda: Cuda, cache: Cache, segment: Segment, modes: tuple[str, ...], concurrency: int
 ) -> Iterator[Executor]:
-    reason = obstacle(segment.evaluation.model, segment.evaluation.weaker)
-    if reason:
-        raise CannotCapture(reason)
     if modes == AUTO and cache.first_time(_output_key(segment)):
         raise CannotCapture("captured when it comes a second time")
     output, first_calls = _output_spec(cache, segment)
@@ -161,6 +157,7 @@ def _output_spec(cache: Cache, segment: Segment) -> tuple[OutputSpec, int]:
     known = cache.outputs.peek(key)
     if known is not None:
         return known, 0
+    modules_of(segment)  # what shows without a network call is refused before the first
     told = learn(segment)
     cache.outputs.put(key, told.spec)
     return told.spec, told.calls

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pndm_fast.loop import conditioning, nvtx
 from pndm_fast.loop.evaluation import InputWritten, OutputMisfit, Trees
@@ -25,7 +25,7 @@ from pndm_fast.loop.segment import Segment, room
 from pndm_fast.loop.workspace import BufferSpec, OutputSpec, Workspace
 from pndm_fast.plan.row import MAX_SLOTS
 from pndm_fast.runtime.cuda import Captured, Cuda, Event
-from pndm_fast.runtime.guards import Guards
+from pndm_fast.runtime.guards import Guards, inspect_networks
 
 if TYPE_CHECKING:
     from pndm_fast._C import Iteration
@@ -56,6 +56,18 @@ class CannotCapture(Exception):
     def __init__(self, reason: str, passing: bool = False) -> None:
         super().__init__(reason)
         self.passing = passing
+
+
+def modules_of(segment: Segment) -> tuple[nn.Module, ...]:
+    """Of its networks.
+
+    Raises:
+        CannotCapture: the networks show why not before they run.
+    """
+    found = inspect_networks(segment.evaluation.model, segment.evaluation.weaker)
+    if found.obstacle:
+        raise CannotCapture(found.obstacle, found.passing)
+    return found.modules
 
 
 def graph_key(segment: Segment, output: OutputSpec) -> Hashable:
@@ -127,6 +139,7 @@ class Graph:
             raise CannotCapture(f"out of memory: {_first_line(error)}", passing=True) from error
 
     def _make(self, segment: Segment, spec: BufferSpec, modes: tuple[str, ...]) -> None:
+        modules = modules_of(segment)
         self.workspace = Workspace(spec)
         self._made: list[
             int
@@ -146,7 +159,7 @@ class Graph:
             self._finalizer = weakref.finalize(self, _release, self._end, self._held)
             self._choose(captured.raw_cuda_graph(), segment, once, modes)
             self._end.record()
-        self._guards = Guards(segment.evaluation.model, segment.evaluation.weaker)
+        self._guards = Guards(modules)
 
     def _warm_up(self, segment: Segment, once: Callable[[], None]) -> None:
         self._fill(segment)
@@ -359,10 +372,10 @@ class Pool:
             try:
                 found = self._idle.pop() if self._idle else None  # a permit is held: nobody takes it meanwhile
                 stale = found is not None and found.stale()
-                self._stale_in_a_row = self._stale_in_a_row + 1 if stale else 0
-                if self._stale_in_a_row > MOST_STALE:
+                if stale and self._stale_in_a_row == MOST_STALE:
                     raise CannotCapture("the network's tensors or attributes change from call to call")
                 graph = make(stale) if found is None or stale else found
+                self._stale_in_a_row = self._stale_in_a_row + 1 if stale else 0  # what make refuses is no capture
                 del found
                 try:
                     yield graph

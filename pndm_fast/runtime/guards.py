@@ -6,9 +6,9 @@ import functools
 import inspect
 import operator
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,18 @@ from pndm_fast.loop.network import in_training
 
 DEPTH = 5  # wrappers that are looked through
 MOST = 10_000  # objects that are looked at
-SCALARS = (int, float, complex, bool, str, bytes, type(None))
-LEAVES = (*SCALARS, Tensor, type, types.ModuleType)
-# of the tables that every module has, those that a forward call reads
-_TABLES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
-_EVERY_MODULES = frozenset(vars(nn.Module()))
+LEAVES = (int, float, complex, str, bytes, type(None), Tensor, type, types.ModuleType)
+# of the attributes that every module has, those that a forward call does not read
+_UNREAD = {
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+    "_load_state_dict_post_hooks",
+    "_load_state_dict_pre_hooks",
+    "_non_persistent_buffers_set",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+}
 
 
 def modules_in(model: Any) -> Iterator[nn.Module]:
@@ -67,90 +74,33 @@ def _filled(cell: Any) -> bool:
         return False
 
 
-class Guards:
-    """Notices that a network is no longer what was captured.
+class Inspection(NamedTuple):
+    """What shows of networks before they run.
 
-    That is: parameters, buffers or attributes are other tensors, or in other memory; modules, hooks or plain attributes
-    (numbers, dicts and lists of them) were changed. Tensors updated in place are no change: a graph reads the same
-    memory. What cannot be seen from Python, the weights of a compiled package say, is not watched. The tensors are
-    kept alive, since a graph may still read them.
+    Attributes:
+        modules: all that they use, as far as that can be seen; none where there is an obstacle.
+        obstacle: why they must not be captured, empty where nothing shows; `passing`: they may be at another call.
     """
 
-    def __init__(self, *models: Any) -> None:
-        roots = list({id(module): module for model in models for module in modules_in(model)}.values())
-        self._scripted = [root for root in roots if isinstance(root, torch.jit.ScriptModule)]
-        self._tables: list[dict[str, Any]] = []
-        self._lists: list[list[Any]] = []
-        self._attributes: list[dict[str, Any]] = []
-        self._own: list[tuple[Callable[[Any], Any], dict[str, Any]]] = []  # how to read a module's own attributes
-        for root in roots:
-            for module in root.modules() if root not in self._scripted else ():
-                self._look(vars(module))
-        self._lengths, self._values = self._sizes(), tuple(self._now())
-        self._tensors = [value for value in self._values if isinstance(value, Tensor)]
-        self._pointers = [_pointer(tensor) for tensor in self._tensors]
-        self._script_pointers = self._of_scripts()
-        self.modules = len(roots)
+    modules: tuple[nn.Module, ...] = ()
+    obstacle: str = ""
+    passing: bool = False
 
-    def _look(self, attributes: dict[str, Any]) -> None:
-        own = sorted(attributes.keys() - _EVERY_MODULES)
-        self._attributes.append(attributes)
-        self._tables += [attributes[name] for name in _TABLES if name in attributes]
-        self._tables += [attributes[name] for name in own if isinstance(attributes[name], dict)]
-        self._lists += [attributes[name] for name in own if isinstance(attributes[name], list)]
-        if own:
-            self._own.append((operator.itemgetter(*own, own[0]), attributes))  # two names at least: a tuple
 
-    def _of_scripts(self) -> list[int | None]:  # a script module makes new Python objects of its tensors at each look
-        return [_pointer(t) for script in self._scripted for t in (*script.parameters(), *script.buffers())]
-
-    def _sizes(self) -> list[int]:
-        return [*map(len, self._tables), *map(len, self._lists), *map(len, self._attributes)]
-
-    def _now(self) -> Iterator[Any]:
-        own = (read(attributes) for read, attributes in self._own)
-        return chain(
-            chain.from_iterable(map(dict.values, self._tables)),
-            chain.from_iterable(self._lists),
-            chain.from_iterable(own),
+def inspect_networks(*models: Any) -> Inspection:
+    """Look through networks: milliseconds, so only where a graph is to be made. One in training mode is not walked."""
+    distinct = {id(model): model for model in models}.values()
+    parts = {id(part): part for model in distinct for part in (model, *modules_in(model))}
+    if any(map(in_training, parts.values())):
+        return Inspection(obstacle="the network is in training mode: call .eval()", passing=True)
+    roots = [part for part in parts.values() if isinstance(part, nn.Module)]
+    modules = {id(module): module for root in roots for module in root.modules()}
+    if any(map(_own_graphs, (parts | modules).values())):
+        return Inspection(
+            obstacle="the network makes CUDA graphs of its own (torch.compile mode 'reduce-overhead' or "
+            "'max-autotune'): compile it with the default mode or 'max-autotune-no-cudagraphs'"
         )
-
-    def changed(self) -> bool:
-        """Whether anything is another than at the start."""
-        try:
-            if self._sizes() != self._lengths:
-                return True
-            same = all(map(operator.is_, self._now(), self._values)) or all(map(_same, self._now(), self._values))
-        except KeyError:  # an attribute is gone
-            return True
-        if not same or [_pointer(tensor) for tensor in self._tensors] != self._pointers:
-            return True
-        return self._of_scripts() != self._script_pointers
-
-
-def _same(now: Any, before: Any) -> bool:
-    return now is before or (isinstance(now, SCALARS) and type(now) is type(before) and now == before)
-
-
-def _pointer(tensor: Tensor) -> int | None:
-    try:
-        return tensor.data_ptr()
-    except (RuntimeError, ValueError, NotImplementedError):  # sparse, lazy, or a wrapper: known by identity alone
-        return None
-
-
-def obstacle(*models: Any) -> str:
-    """Why networks must not be captured, as far as that shows before they run; empty where nothing does."""
-    for model in models:
-        for part in (model, *modules_in(model)):
-            if in_training(part):
-                return "the network is in training mode: call .eval()"
-            if any(map(_own_graphs, (part, *(part.modules() if isinstance(part, nn.Module) else ())))):
-                return (
-                    "the network makes CUDA graphs of its own (torch.compile mode 'reduce-overhead' or 'max-autotune'):"
-                    " compile it with the default mode or 'max-autotune-no-cudagraphs'"
-                )
-    return ""
+    return Inspection(tuple(modules.values()))
 
 
 def _own_graphs(part: Any) -> bool:
@@ -159,3 +109,80 @@ def _own_graphs(part: Any) -> bool:
         if config is not None and (config() or {}).get("triton.cudagraphs"):
             return True
     return False
+
+
+class Guards:
+    """Notices that a network is no longer what was captured.
+
+    That is: parameters, buffers or attributes are other tensors, or in other memory; modules, hooks, a module's mode or
+    plain attributes (numbers, dicts and lists of them) were changed. Tensors updated in place are no change: a graph
+    reads the same memory. What cannot be seen from Python, the weights of a compiled package say, is not watched.
+
+    The tensors' memory is kept, since a graph may still read it; the modules are not: one that is gone is a change.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        from pndm_fast._C import Watch
+
+        modules = list(modules)
+        # these make new Python objects of what they hold at each look
+        self._scripts = [_Script(module) for module in modules if isinstance(module, torch.jit.ScriptModule)]
+        plain = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
+        held = [*chain(*map(_tensors, plain), *(script.tensors for script in self._scripts))]
+        self._tensors = [tensor for tensor in held if _has_memory(tensor)]
+        self._pointers = self._now()
+        # `.to()` keeps a parameter and frees what it pointed to
+        self._kept = held, [tensor.untyped_storage() for tensor in self._tensors]
+        self._watch = Watch(plain, _UNREAD)
+
+    def _now(self) -> list[int]:
+        return list(map(Tensor.data_ptr, self._tensors))
+
+    def changed(self) -> bool:
+        """Whether anything is another than at the start: tens of microseconds, so that each call may ask."""
+        try:
+            return (
+                self._watch.changed()
+                or self._now() != self._pointers
+                or any(script.changed() for script in self._scripts)
+            )
+        except _NO_MEMORY:  # a tensor has become one without
+            return True
+
+
+class _Script:
+    """A script module's mode and its tensors, which it is asked for without a walk over its modules."""
+
+    def __init__(self, module: torch.jit.ScriptModule) -> None:
+        self._of: Any = module._c  # that of a traced module is its script module's
+        self._slots = [getattr(module, name).items for name in ("_parameters", "_buffers")]
+        self.tensors, self._mode = self._held(), self._training()
+
+    def _held(self) -> list[Tensor]:
+        return [tensor for slots in self._slots for _, tensor in slots()]
+
+    def _training(self) -> bool:
+        return bool(self._of.hasattr("training") and self._of.getattr("training"))
+
+    def changed(self) -> bool:
+        now = self._held()
+        same = len(now) == len(self.tensors) and all(map(operator.is_, now, self.tensors))
+        return not same or self._training() != self._mode
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    for value in vars(module).values():
+        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]:
+            if isinstance(inner, Tensor):
+                yield inner
+
+
+_NO_MEMORY = RuntimeError, ValueError, NotImplementedError  # sparse, lazy, or a wrapper: known by identity alone
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    try:
+        tensor.data_ptr()
+    except _NO_MEMORY:
+        return False
+    return True
