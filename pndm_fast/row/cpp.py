@@ -49,7 +49,7 @@ def bind(r: Registers, table: Tensor, out_dtype: torch.dtype) -> tuple[Callable[
 
 def normals(r: Registers, index: int) -> Tensor:
     """`noise.normals` of the registers' seeds and layout."""
-    noise = torch.empty(r.batch, r.n, dtype=torch.float32)
+    noise = torch.empty(r.batch, r.n, dtype=torch.float32, device="cpu")
     _native().normals(noise.data_ptr(), r.seeds.data_ptr(), r.batch, index, r.n, r.n, r.channels)
     return noise
 
