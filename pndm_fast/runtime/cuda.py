@@ -16,8 +16,6 @@ from torch import Tensor
 
 from pndm_fast.row.device import stream_of
 
-MENDS_ITSELF = "2.12"  # pytorch/pytorch#180395
-
 
 class Captured(Protocol):
     """A graph that torch captured, and owns, with the memory pool that it works in."""
@@ -40,6 +38,7 @@ class Cuda:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._spoilt: list[Any] = []
 
     @functools.cached_property
     def driver(self) -> Any:
@@ -104,7 +103,7 @@ class Cuda:
                 try:
                     graph.capture_end()
                 except RuntimeError:
-                    self._mend(pool)
+                    self._mend(graph, pool)
                     raise
                 finally:
                     torch._C._cuda_clearCublasWorkspaces()
@@ -118,12 +117,14 @@ class Cuda:
         """
         return assembled(ptx, torch.cuda.get_device_capability(self.device))
 
-    def _mend(self, pool: Any) -> None:
-        """Before 2.12 a capture that fails in its end leaves torch's allocator and generator in capture mode."""
-        if torch.__version__ >= MENDS_ITSELF:
+    def _mend(self, graph: Any, pool: Any) -> None:
+        """Without pytorch/pytorch#180395, a capture that fails in its end leaves torch in capture mode."""
+        try:
+            torch._C._cuda_endAllocateToPool(self.device.index, pool)
+        except RuntimeError:  # torch has ended it
             return
-        torch._C._cuda_endAllocateToPool(self.device.index, pool)
         torch._C._cuda_releasePool(self.device.index, pool)
+        self._spoilt.append(graph)  # the pinned memory's allocator cannot be told, and goes on asking it
         good = torch.cuda.CUDAGraph()  # one that succeeds resets the generator
         good.capture_begin(capture_error_mode="thread_local")
         torch.zeros(1, device=self.device)
