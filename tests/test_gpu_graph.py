@@ -1,6 +1,6 @@
 """Captured rows on a CUDA device: eager's bits, no growth, no races.
 
-Every test is of one mode, whose name is in its id: `make gpu` runs them in two processes.
+Every test is of one mode, a parameter: `make gpu` runs those of `while` in a process of their own.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +73,7 @@ def test_phase_space_graph_is_eager(solver, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_what_needs_no_new_capture(mode):
-    """Steps, solvers, seeds, guidance scales and conditioning values are device data."""
+    """Steps, solvers, seeds and conditioning values are device data."""
     model = conv()
     eager, ours = sampler(model, "eager"), sampler(model, mode)
     for i, solver in enumerate(FROM_NOISE):
@@ -83,6 +83,7 @@ def test_what_needs_no_new_capture(mode):
     mixed = [pf.make_plan(solver, steps=steps) for solver, steps in (("ddim", 4), ("f-pndm", 9), ("ddpm", 6))]
     arguments = {"plan": mixed, "cond": {"shift": torch.ones(3, device=DEVICE)}}
     assert torch.equal(ours(**arguments), eager(**arguments))
+    captured(ours, mode)
     assert ours.report.captures == 1
 
 
@@ -96,7 +97,6 @@ def memory():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_thousand_calls_do_not_grow(mode):
-
     model = conv()
     plans = [pf.make_plan("f-pndm", steps=5), pf.make_plan("ddpm", steps=7)]
     eager, ours = sampler(model, "eager"), sampler(model, mode)
@@ -116,7 +116,7 @@ def test_a_thousand_calls_do_not_grow(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("solver", ["ddpm", "f-pndm"])
-def test_a_captured_call_does_not_synchronize(mode, solver):
+def test_a_call_does_not_synchronize(mode, solver):
     """From its arguments to its result, where nobody asks for the check of NaN."""
     ours = sampler(conv(), mode, solver)
     wanted = [ours(seeds=seed) for seed in range(2)]
@@ -130,7 +130,7 @@ def test_a_captured_call_does_not_synchronize(mode, solver):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_hundred_thousand_rows_of_mixed_plans(mode):
+def test_a_hundred_thousand_replays_at_mixed_rows(mode):
     """The row protocol: 64 programs a sample, samples at different rows of different plans, the reference's bits."""
     from pndm_fast.kernels.apply_row import BLOCK
 

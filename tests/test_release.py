@@ -101,6 +101,16 @@ def test_a_reset_waits(stand_in):
     assert stand_in.fake.live == {}
 
 
+def test_the_end_of_the_process_waits(stand_in, monkeypatch):
+    monkeypatch.setattr(capture._CAPTURES, "leaving", True)
+    ours = sampler()
+    ours()
+    stand_in.busy = True
+    del ours
+    gc.collect()
+    assert stand_in.fake.live == {} and stand_in.counts["synchronize"] == 1
+
+
 def test_a_failed_device_keeps_nothing(stand_in, monkeypatch):
     ours = sampler()
     ours()

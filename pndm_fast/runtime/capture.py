@@ -32,6 +32,7 @@ class _Captures:
     lock = threading.Lock()
     owner: int | None = None
     retired: deque[tuple[Event, list[Any]]] = deque()
+    leaving = False  # the process ends: there is no later
 
 
 _CAPTURES = _Captures()
@@ -61,7 +62,7 @@ def capturing() -> Iterator[None]:
 def retire(end: Event, held: list[Any]) -> None:
     """Have [executable graph, what torch captured, their buffers] destroyed, in that order, once `end` has happened."""
     _CAPTURES.retired.append((end, held))
-    release()
+    release(wait=_CAPTURES.leaving)
 
 
 def release(wait: bool = False) -> None:
@@ -105,7 +106,10 @@ def _destroy(held: list[Any]) -> None:
         del buffers
 
 
-atexit.register(release, wait=True)
+@atexit.register
+def _leave() -> None:  # finalizers may be called before or after this
+    _CAPTURES.leaving = True
+    release(wait=True)
 
 
 @contextlib.contextmanager

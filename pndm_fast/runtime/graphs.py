@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 MODES = ("while", "replay")
 GRAPHS = ("auto", *MODES, "eager")
-# What `auto` tries, in order. `while` comes first, and the reason goes, once a table that `make gpu` made on a device
-# and that is committed says in "while / replay, launch-bound" at least 1.05.
+# What `auto` tries, in order. `while` comes first, and the reason goes, once results of `make gpu` are committed in
+# which, on a launch-bound network, `replay` takes at least 1.05 of its time.
 AUTO = ("replay",)
 AUTO_REASON = "replay: no measurement of `while` against it is committed yet"
 WARM_UP = 3  # eager calls before a capture: libraries make handles, choose algorithms and load kernels at first use
