@@ -97,7 +97,10 @@ class Sampler:
         self.reset()
 
     def reset(self) -> None:
-        """Forget buffers, graphs, tables, sizes that were prepared and what is known of the network's outputs."""
+        """Forget buffers, graphs, tables, sizes that were prepared and what is known of the network's outputs.
+
+        Waits for what dropped graphs still do on their device.
+        """
         self.cache = Cache()
         self.batches: list[int] = []
         release(wait=True)
