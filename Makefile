@@ -7,7 +7,7 @@ export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 SOURCES = setup.py pyproject.toml constraints.txt pndm_fast/row/schema.py $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo quick test machine-code stress lint bench gpu clean
+.PHONY: demo quick test gpu-dry machine-code stress lint bench gpu clean
 
 demo: $(VENV)/.demo  ## 64 digits by 50-step F-PNDM into digits.png
 	$(BIN)/pndm-fast sample --solver f-pndm --steps 50 --number 64 --seed 0 --out digits.png --force
@@ -17,6 +17,9 @@ quick: $(VENV)/.test  ## what each edit runs: a minute
 
 test: $(VENV)/.test  ## the suite: every law
 	$(BIN)/pytest
+
+gpu-dry: $(VENV)/.test  ## the tests that need a GPU, on the CPU with the fake driver: half a minute
+	$(BIN)/pytest --fake-device -m gpu tests/test_gpu.py tests/test_gpu_graph.py tests/test_gpu_networks.py
 
 machine-code: $(VENV)/.test  ## the kernels compiled for GPUs that need not be there
 	$(BIN)/pytest -m machine_code

@@ -1,6 +1,6 @@
 """Types of the C++ extension (csrc/bindings.cpp, csrc/cuda/graph_bindings.cpp, csrc/watch.cpp)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 columns: dict[str, int]
 
@@ -66,9 +66,21 @@ class Driver:
         """Nodes of a captured graph by type, and why they cannot stand in a WHILE body, if they cannot."""
 
 class Iteration:
-    """A captured iteration: launched for each row, or, with addresses of its control words, once for many."""
+    """A captured iteration: launched for each row, or, with addresses of its control words, once for many.
 
-    def __init__(self, driver: Driver, graph: int, *, active: int = 0, budget: int = 0, cancel: int = 0) -> None: ...
+    `assemble` makes machine code of CONDITION_PTX where the driver refuses to compile it.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        graph: int,
+        *,
+        active: int = 0,
+        budget: int = 0,
+        cancel: int = 0,
+        assemble: Callable[[str], bytes] | None = None,
+    ) -> None: ...
     nodes: dict[str, int]
     def launch(self, rows: int, stream: int, cancelable: bool = False) -> None:
         """Enqueue that many rows on a stream; only a cancelable loop reads its cancel word."""

@@ -33,14 +33,49 @@ def stand_in(monkeypatch):
     return device
 
 
+@pytest.fixture
+def while_first(monkeypatch):
+    """`auto` as a measurement would have it that shows `while` to be faster."""
+    from pndm_fast.runtime import executor, graphs
+
+    monkeypatch.setattr(executor, "AUTO", graphs.MODES)
+    monkeypatch.setattr(executor, "AUTO_REASON", "")
+
+
 def pytest_collection_finish():
     """What importing and collecting left, a million objects, is out of the collector's way: tests collect often."""
     gc.collect()
     gc.freeze()
 
 
-def pytest_collection_modifyitems(items):
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+def pytest_addoption(parser):
+    parser.addoption("--fake-device", action="store_true", help="run tests marked gpu on the CPU and the fake driver")
+
+
+def pytest_configure(config):
+    if config.getoption("--fake-device"):
+        import fake_device
+
+        fake_device.choose()
+
+
+@pytest.fixture(autouse=True)
+def _fake_device(request, monkeypatch):
+    if not (request.config.getoption("--fake-device") and request.node.get_closest_marker("gpu")):
+        yield
+        return
+    import fake_device
+
+    with fake_device.installed(monkeypatch):
+        yield
+
+
+def pytest_collection_modifyitems(config, items):
+    fake, found = config.getoption("--fake-device"), torch.cuda.is_available()
+    for item in items:
+        marker = item.get_closest_marker("gpu")
+        real = marker and marker.kwargs.get("real")
+        if marker and fake and real:
+            item.add_marker(pytest.mark.skip(reason=f"the fake device has no {real}"))
+        elif marker and not (fake or found):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -10,6 +10,7 @@ import torch
 from fake_cuda import FakeDriver
 
 from pndm_fast import _C
+from pndm_fast.runtime.cuda import assembled
 
 
 class Captured:
@@ -26,10 +27,14 @@ class Captured:
 
 
 class Event:
-    """Everything has happened already; what was asked is counted."""
+    """Everything has happened already, unless the device is said to be busy; what was asked is counted."""
 
-    def __init__(self, counts: Counter[str]) -> None:
-        self._counts = counts
+    def __init__(self, device: StandIn) -> None:
+        self._device, self._counts = device, device.counts
+
+    def query(self) -> bool:
+        self._counts["query"] += 1
+        return not self._device.busy
 
     def record(self) -> None:
         self._counts["record"] += 1
@@ -48,10 +53,14 @@ class StandIn:
         fake: the driver.
         during: called in a capture, before the body, as a network's own fault would be.
         recorded: what the graph does in place of the body.
+        busy: whether work is said to go on.
     """
+
+    capability = (9, 0)
 
     def __init__(self, fake: FakeDriver) -> None:
         self.fake, self.driver, self.counts = fake, _C.Driver(fake.path), Counter()
+        self.busy = False
         self.during: Callable[[], None] = lambda: None
         self.recorded: Callable[[Callable[[], None]], Callable[[], None]] = lambda body: body
 
@@ -59,13 +68,17 @@ class StandIn:
         return 0
 
     def event(self) -> Event:
-        return Event(self.counts)
+        return Event(self)
 
     def flag(self) -> torch.Tensor:
-        return torch.zeros(1, dtype=torch.int32)
+        return torch.zeros(1, dtype=torch.int32, device="cpu")
 
     def random_state(self) -> torch.Tensor:
         return torch.get_rng_state()
+
+    def assemble(self, ptx: str) -> bytes:
+        self.counts["assemble"] += 1
+        return assembled(ptx, self.capability)
 
     def aside(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()

@@ -1,16 +1,21 @@
-"""Networks for the tests that need a GPU; `DEVICE` is theirs."""
+"""Networks for the tests that need a GPU; `DEVICE` is where they run, the CPU under `--fake-device`."""
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
 from typing import Any
 
+import fake_device
+import pytest
 import torch
 from drawing import Reporting
 from torch import Tensor, nn
 
 import pndm_fast as pf
 
-DEVICE = "cuda"
+DEVICE = fake_device.device
+FAKE = DEVICE == "cpu"
 SHAPE = (3, 8, 8)
 MODES = ("while", "replay")
 
@@ -56,3 +61,31 @@ def sampler(
     """On the GPU, with a plan of few steps."""
     options = {"shape": (batch, *SHAPE), "device": DEVICE} | options
     return Reporting(model, pf.make_plan(solver, steps=steps), graph=graph, **options)
+
+
+def packaged(model: Any, folder: Path, device: str = DEVICE) -> str:
+    """An AOTInductor package of it, for batches of 3."""
+    example = torch.zeros(3, *SHAPE, device=device), torch.zeros(3, device=device)
+    program = torch.export.export(model, example)
+    return torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "network.pt2"))
+
+
+def slow(x: Tensor, t: Tensor) -> Tensor:
+    """About half a millisecond."""
+    torch.cuda._sleep(1_000_000)
+    return x * 0.5
+
+
+def cancel_from_another_thread(mode: str) -> None:
+    """A call of half a second is cancelled after a tenth, and the sampler is as it was."""
+    ours = sampler(slow, mode, "ddim", steps=1000)
+    few = pf.make_plan("ddim", steps=5)
+    wanted = ours(plan=few)
+    assert ours.report.graph == mode
+    cancel = pf.Cancel()
+    threading.Timer(0.1, cancel.set).start()
+    with pytest.raises(pf.Cancelled) as error:
+        ours(cancel=cancel)
+    assert 0 <= error.value.index < 900
+    assert error.value.state.shape == (3, *SHAPE) and torch.isfinite(error.value.state).all()
+    assert torch.equal(ours(plan=few, cancel=pf.Cancel()), wanted)

@@ -4,10 +4,12 @@ import pytest
 import torch
 from drawing import draw
 from golden_data import FROM_NOISE, PHASE
+from gpu_networks import DEVICE, cancel_from_another_thread, conv, sampler
 
 import pndm_fast as pf
 from pndm_fast.phase_space import PSLD
 from pndm_fast.row.noise import normals, seed_tensor
+from pndm_fast.runtime.graphs import AUTO_REASON
 
 pytestmark = pytest.mark.gpu
 
@@ -19,11 +21,12 @@ def pointwise(x, t):
     return x * 0.5 + (t * 0.001).view(-1, *[1] * (x.dim() - 1))
 
 
+@pytest.mark.filterwarnings("ignore:.* diverges in")
 @pytest.mark.parametrize("solver", FROM_NOISE)
 @pytest.mark.parametrize("size", [(5,), SHAPE, (1031,)])
 def test_same_bits_as_the_cpu(solver, size):
     results = [
-        draw(pointwise, 6, solver=solver, shape=(3, *size), seeds=9, device=device) for device in ("cpu", "cuda")
+        draw(pointwise, 6, solver=solver, shape=(3, *size), seeds=9, device=device) for device in ("cpu", DEVICE)
     ]
     assert torch.equal(results[0], results[1].cpu())
 
@@ -33,7 +36,7 @@ def test_same_bits_as_the_cpu(solver, size):
 @pytest.mark.parametrize("size", [(2, 5), (6, 8, 8), (2, 1031)], ids=str)
 def test_same_bits_as_the_cpu_in_phase_space(solver, size):
     plan = pf.make_plan(solver, PSLD(), steps=6)
-    results = [draw(pointwise, solver=plan, shape=(3, *size), seeds=9, device=device) for device in ("cpu", "cuda")]
+    results = [draw(pointwise, solver=plan, shape=(3, *size), seeds=9, device=device) for device in ("cpu", DEVICE)]
     assert torch.equal(results[0], results[1].cpu())
 
 
@@ -44,7 +47,7 @@ def test_triton_is_the_reference(dtype, layout):
         return pointwise(x, t).to(dtype).contiguous(memory_format=layout)
 
     results = [
-        draw(network, 6, solver="ddpm", shape=(2, *SHAPE), device="cuda", dtype=dtype, backend=backend)
+        draw(network, 4, solver="ddpm", shape=(2, *SHAPE), device=DEVICE, dtype=dtype, backend=backend, graph="eager")
         for backend in ("triton", "reference")
     ]
     assert torch.equal(*results)
@@ -52,7 +55,7 @@ def test_triton_is_the_reference(dtype, layout):
 
 def test_noise_is_the_cpus():
     seen = []
-    draw(lambda x, t: seen.append(x.clone()) or x * 0, 4, shape=(2, 784), seeds=3, device="cuda")
+    draw(lambda x, t: seen.append(x.clone()) or x * 0, 4, shape=(2, 784), seeds=3, device=DEVICE, graph="eager")
     assert torch.equal(seen[0].cpu(), normals(seed_tensor([3, 4]), 0, 784))
 
 
@@ -66,7 +69,7 @@ def test_no_synchronization_between_calls(solver):
         return x * 0.5
 
     plan = pf.make_plan(solver, steps=6)
-    sampler = pf.Sampler(network, plan, shape=(2, *SHAPE), device="cuda", graph="eager")
+    sampler = pf.Sampler(network, plan, shape=(2, *SHAPE), device=DEVICE, graph="eager")
     try:
         for _ in range(2):
             calls.clear()
@@ -76,7 +79,7 @@ def test_no_synchronization_between_calls(solver):
 
 
 def test_another_stream():
-    sampler = pf.Sampler(pointwise, pf.make_plan("f-pndm", steps=6), shape=(2, *SHAPE), device="cuda")
+    sampler = pf.Sampler(pointwise, pf.make_plan("f-pndm", steps=6), shape=(2, *SHAPE), device=DEVICE)
     wanted = sampler()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -92,10 +95,40 @@ def test_guidance_and_nan():
 
     arguments = {"cond": {"shift": torch.ones(2)}, "uncond": {"shift": torch.zeros(2)}, "guidance": 2.0}
     on_gpu = {
-        k: {n: v.cuda() for n, v in value.items()} if k != "guidance" else value for k, value in arguments.items()
+        k: {n: v.to(DEVICE) for n, v in value.items()} if k != "guidance" else value for k, value in arguments.items()
     }
     cpu = pf.sample(network, 5, shape=(2, *SHAPE), **arguments)
-    gpu = draw(network, 5, shape=(2, *SHAPE), device="cuda", **on_gpu)
+    gpu = draw(network, 5, shape=(2, *SHAPE), device=DEVICE, **on_gpu)
     assert torch.equal(cpu, gpu.cpu())
     with pytest.raises(pf.NonFiniteError, match="sample 0 at row 0"):
-        draw(lambda x, t: x / 0, 5, shape=(1, 8), device="cuda")
+        draw(lambda x, t: x / 0, 5, shape=(1, 8), device=DEVICE)
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "f-pndm"])
+def test_an_eager_call_does_not_synchronize(solver):
+    """From its arguments to its result, where nobody asks for the check of NaN."""
+    ours = sampler(conv(), "eager", solver)
+    wanted = [ours(seeds=seed) for seed in range(2)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = [ours(seeds=seed, on_nan="ignore") for seed in range(2)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_an_eager_call_is_cancelled_from_another_thread():
+    cancel_from_another_thread("eager")
+
+
+def test_a_default_sample_is_captured():
+    """By `replay`, as long as no measurement says more."""
+    model = conv()
+    options = {"shape": (2, *SHAPE), "device": DEVICE, "seeds": 4}
+    wanted = draw(model, 6, graph="eager", **options)
+    ours = sampler(model, "auto", shape=options["shape"])
+    for _ in range(2):
+        assert torch.equal(ours(seeds=4, plan=pf.make_plan(steps=6)), wanted)
+    report = ours.report
+    assert (report.graph, report.graph_reason, report.captures) == ("replay", AUTO_REASON, 1)
+    assert report.graph_bytes >= 0 and report.nodes

@@ -8,6 +8,7 @@ from fake_cuda import INVALID_VALUE, OUT_OF_MEMORY, FakeDriver
 from graphcase import STREAM, Words, checked_driver, loop
 
 from pndm_fast import _C
+from pndm_fast.runtime.cuda import assembled
 
 
 @pytest.fixture
@@ -235,3 +236,42 @@ def test_bad_arguments(fake):
         _C.Iteration(None, graph)
     with pytest.raises(RuntimeError, match="^cuGraphGetNodes: CUDA_ERROR_INVALID_HANDLE"):
         _C.Iteration(driver, graph + 1)
+
+
+# ---- a driver that does not compile the condition
+
+
+def refused_condition(fake, assemble):
+    words = Words()
+    graph = fake.graph(words.count)
+    fake.fail("cuModuleLoadDataEx", 218)
+    return words, lambda: _C.Iteration(_C.Driver(fake.path), graph, **words.addresses, assemble=assemble)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0), (12, 0)], ids=str)
+def test_it_is_assembled_without_the_driver(fake, capability):
+    """Triton's own assembler, run here: the driver is given machine code for the device."""
+    words, make = refused_condition(fake, lambda ptx: assembled(ptx, capability))
+    iteration = make()
+    assert fake.counts["cuModuleLoadDataEx"] == 2
+    iteration.launch(5, STREAM)
+    assert words.ran == 5 and words.values[1] == 0
+
+
+def test_a_driver_that_compiles_is_not_helped(fake):
+    words = Words()
+    asked = []
+    _C.Iteration(_C.Driver(fake.path), fake.graph(words.count), **words.addresses, assemble=asked.append)
+    assert not asked
+
+
+def test_both_refusals_are_told(fake):
+    _, make = refused_condition(fake, lambda ptx: assembled(ptx, (7, 0)))
+    with pytest.raises(
+        RuntimeError, match=r"CUDA_ERROR_INVALID_PTX.*; assembled: .*Triton's ptxas refuses it for sm_70"
+    ):
+        make()
+    _, make = refused_condition(fake, lambda ptx: b"no machine code")
+    with pytest.raises(RuntimeError, match=r"CUDA_ERROR_INVALID_PTX.*; assembled: cuModuleLoadDataEx of the loop's"):
+        make()
+    assert fake.live == {}

@@ -129,18 +129,28 @@ def test_channels_last_and_integer_times():
     assert torch.equal(captured(), eager()) and captured.report.layout == "channels_last"
 
 
-def test_auto_takes_the_first_that_can_be_had(stand_in):
+def test_auto_replays_until_a_measurement_says_more(stand_in):
     sampler = Reporting(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
     sampler()
-    assert sampler.report.graph == "while"
+    assert sampler.report.graph == "replay" and sampler.report.graph_reason == graphs.AUTO_REASON
+    assert "no measurement" in graphs.AUTO_REASON
+    named = Reporting(Pointwise(), sampler.plan, shape=SHAPE, graph="replay")
+    named()
+    assert named.report.graph == "replay" and named.report.graph_reason == ""
 
 
-def test_an_old_driver_replays(stand_in):
+def test_auto_takes_the_first_that_can_be_had(stand_in, while_first):
+    sampler = Reporting(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
+    sampler()
+    assert sampler.report.graph == "while" and sampler.report.graph_reason == ""
+
+
+def test_an_old_driver_replays(stand_in, while_first):
     old = FakeDriver(version=12020)
     stand_in.fake, stand_in.driver = old, _C.Driver(old.path)
     sampler = Reporting(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE)
     sampler()
-    assert sampler.report.graph == "replay" and "12.4" in sampler.report.graph_reason
+    assert sampler.report.graph == "replay" and sampler.report.graph_reason.startswith("while: WHILE nodes need")
     with pytest.raises(ValueError, match="graph 'while' cannot be had: WHILE nodes need a driver of CUDA 12.4"):
         draw(Pointwise(), 3, solver="ddim", shape=SHAPE, graph="while")
 
@@ -245,7 +255,7 @@ def test_prepare_captures_everything(stand_in, concurrency):
     assert stand_in.counts["capture"] == 3 * concurrency
     for batch in (1, 2, 3, 4):
         sampler(seeds=range(batch), cond={"labels": torch.arange(batch)})
-    assert stand_in.counts["capture"] == 3 * concurrency and sampler.report.graph == "while"
+    assert stand_in.counts["capture"] == 3 * concurrency and sampler.report.graph == "replay"
     with pytest.raises(ValueError, match="batches must have at most"):
         sampler.prepare(range(1, 100))
 

@@ -208,7 +208,7 @@ def test_prepare_makes_every_stretch(stand_in):
     assert stand_in.counts["capture"] == 8
     sampler(seeds=[1])
     sampler()
-    assert stand_in.counts["capture"] == 8 and sampler.report.graph == "while"
+    assert stand_in.counts["capture"] == 8 and sampler.report.graph == "replay"
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])

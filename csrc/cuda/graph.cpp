@@ -68,15 +68,32 @@ void walk(const Driver& driver, Graph graph, Census& found) {
   }
 }
 
-Owned<Module> load_condition(const Driver& driver) {
+Owned<Module> load(const Driver& driver, const char* image) {
   std::array<char, 4096> log{};
   int options[] = {kErrorLog, kErrorLogSize};
   void* values[] = {log.data(), reinterpret_cast<void*>(log.size())};
   Module module = nullptr;
-  const Status status = driver.ModuleLoadDataEx(&module, kConditionPtx, 2, options, values);
+  const Status status = driver.ModuleLoadDataEx(&module, image, 2, options, values);
   const std::string call = "cuModuleLoadDataEx of the loop's condition";
   driver.check(status, (log[0] ? call + " (" + log.data() + ")" : call).c_str());
   return {module, driver.ModuleUnload};
+}
+
+// Compiled by the driver, else assembled: containers may lack the driver's compiler, or have an
+// older one than the PTX asks for.
+Owned<Module> load_condition(const Driver& driver, const Assemble& assemble) {
+  std::string refusal;
+  try {
+    return load(driver, kConditionPtx);
+  } catch (const std::runtime_error& error) {
+    if (!assemble) throw;
+    refusal = error.what();
+  }
+  try {
+    return load(driver, assemble(kConditionPtx).c_str());
+  } catch (const std::exception& error) {
+    throw std::runtime_error(refusal + "; assembled: " + error.what());
+  }
 }
 
 }  // namespace
@@ -87,23 +104,24 @@ Census census(const Driver& driver, Graph graph) {
   return found;
 }
 
-Iteration::Iteration(std::shared_ptr<const Driver> driver, Graph graph, const Control* control)
+Iteration::Iteration(std::shared_ptr<const Driver> driver, Graph graph, const Control* control,
+                     const Assemble& assemble)
     : made_of(census(*driver, graph)), driver_(std::move(driver)) {
   driver_->check(driver_->CtxGetCurrent(&context_), "cuCtxGetCurrent");
   if (!context_) throw std::runtime_error("cuCtxGetCurrent: no context on this thread");
-  if (control) build_loop(graph, *control);
+  if (control) build_loop(graph, *control, assemble);
   Exec exec = nullptr;
   driver_->check(driver_->GraphInstantiateWithFlags(&exec, control ? loop_.get() : graph, 0),
                  "cuGraphInstantiateWithFlags");
   exec_ = {exec, driver_->GraphExecDestroy};
 }
 
-void Iteration::build_loop(Graph body, const Control& control) {
+void Iteration::build_loop(Graph body, const Control& control, const Assemble& assemble) {
   const Driver& driver = *driver_;
   const std::string lacking = driver.without_while();
   if (!lacking.empty()) throw std::runtime_error(lacking);
   if (!made_of.obstacle.empty()) throw std::runtime_error(made_of.obstacle);
-  module_ = load_condition(driver);
+  module_ = load_condition(driver, assemble);
   Function condition = nullptr;
   driver.check(driver.ModuleGetFunction(&condition, module_.get(), kConditionName),
                "cuModuleGetFunction");

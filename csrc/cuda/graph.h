@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -54,11 +55,16 @@ struct Control {
   Address cancel;  // int32, pinned host memory
 };
 
+// Machine code of PTX, made without the driver; throws where it cannot be had.
+using Assemble = std::function<std::string(const std::string&)>;
+
 class Iteration {
  public:
   // The graph and all memory that it names must outlive this; `control` null: one launch per row.
+  // `assemble` is asked where the driver does not compile the condition; it may be empty.
   // Throws std::runtime_error where the driver refuses, with its reason.
-  Iteration(std::shared_ptr<const Driver> driver, Graph graph, const Control* control);
+  Iteration(std::shared_ptr<const Driver> driver, Graph graph, const Control* control,
+            const Assemble& assemble = {});
   ~Iteration() { close(); }
   Iteration(const Iteration&) = delete;
   Iteration& operator=(const Iteration&) = delete;
@@ -74,7 +80,7 @@ class Iteration {
   Census made_of;
 
  private:
-  void build_loop(Graph body, const Control& control);
+  void build_loop(Graph body, const Control& control, const Assemble& assemble);
 
   std::shared_ptr<const Driver> driver_;
   Context context_ = nullptr;

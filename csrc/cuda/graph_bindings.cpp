@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "cuda/condition.h"
@@ -22,15 +23,24 @@ cuda::Graph graph_at(uintptr_t address) {
 }
 
 std::unique_ptr<Iteration> make_iteration(std::shared_ptr<const Driver> driver, uintptr_t graph,
-                                          uintptr_t active, uintptr_t budget, uintptr_t cancel) {
+                                          uintptr_t active, uintptr_t budget, uintptr_t cancel,
+                                          const std::optional<py::function>& assemble) {
   const cuda::Control control{active, budget, cancel};
   const bool loop = active || budget || cancel;
   if (loop && !(active && budget && cancel)) {
     throw py::value_error("active, budget and cancel must be three addresses, or none");
   }
   const cuda::Graph captured = graph_at(graph);
+  cuda::Assemble assembled;
+  if (assemble) {
+    assembled = [&assemble](const std::string& ptx) -> std::string {
+      py::gil_scoped_acquire held;
+      return py::cast<std::string>((*assemble)(ptx));
+    };
+  }
   py::gil_scoped_release released;
-  return std::make_unique<Iteration>(std::move(driver), captured, loop ? &control : nullptr);
+  return std::make_unique<Iteration>(std::move(driver), captured, loop ? &control : nullptr,
+                                     assembled);
 }
 
 void launch(const Iteration& iteration, int64_t rows, uintptr_t stream, bool cancelable) {
@@ -61,7 +71,7 @@ void bind_graph(py::module_& m) {
                         "A captured iteration: launched for each row, or, with the addresses of "
                         "its control words, once for many.")
       .def(py::init(&make_iteration), "driver"_a.none(false), "graph"_a, py::kw_only(),
-           "active"_a = 0, "budget"_a = 0, "cancel"_a = 0)
+           "active"_a = 0, "budget"_a = 0, "cancel"_a = 0, "assemble"_a = py::none())
       .def("launch", &launch, "rows"_a, "stream"_a, "cancelable"_a = false,
            "Enqueue that many rows on a stream; only a cancelable loop reads its cancel word.")
       .def("close", &Iteration::close, py::call_guard<py::gil_scoped_release>(),

@@ -108,7 +108,8 @@ class Report(NamedTuple):
         guidance: none, batched, or why it took two calls.
         buffer_bytes: memory of the registers.
         graph: while (one launch for the trajectory), replay (one for each row) or eager.
-        graph_reason: why the call was not captured, or not in the better mode; empty where it was.
+        graph_reason: why the call was not captured, or why `auto` took the mode that it took; empty where a mode was
+            asked for and given.
         captures: graphs captured so far with this sampler's memory; recaptures: those among them that replaced a graph
             whose network had got other tensors.
         graph_bytes: device memory that capturing the graph took, its activations foremost.

@@ -20,7 +20,8 @@ def upload(values: Any, device: torch.device, dtype: torch.dtype | None = None) 
     """Host values on the device, without waiting for it: torch keeps pinned memory until the copy is done."""
     if isinstance(values, Tensor) and values.device == device and dtype in (None, values.dtype):
         return values
-    tensor = torch.as_tensor(values, dtype=dtype)
+    # a default device of torch's is not meant: these are host values
+    tensor = torch.as_tensor(values, dtype=dtype, device=None if isinstance(values, Tensor) else "cpu")
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

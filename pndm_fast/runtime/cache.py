@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections import OrderedDict, deque
@@ -12,6 +13,7 @@ from pndm_fast.loop.workspace import OutputSpec, Workspace
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row.table import Table
 from pndm_fast.runtime import graphs
+from pndm_fast.runtime.capture import CannotCapture, release
 
 Value = TypeVar("Value")
 KEPT = 32  # entries of each kind
@@ -41,7 +43,7 @@ class LRU(Generic[Value]):
         with self._lock:
             value = self._values.setdefault(key, made)
             dropped = self._trim()
-        del dropped  # not under the lock: freeing a graph waits for the device
+        del dropped  # not under the lock: it may be a graph, or much memory
         return value
 
     def put(self, key: Hashable, value: Value) -> None:
@@ -71,7 +73,7 @@ class Cache:
         outputs: what is known of the network's outputs.
         tables: lines of plans, with the plans.
         guided: plans at another guidance scale, with the plan that they were made from; checked: plans that passed.
-        graphs: captured iterations, by what they hold fast; `refused`: why one could not be had.
+        graphs: captured iterations, by what they hold fast; `refused`: why none can be had.
         captures: how many were made; `recaptures`: how many of them because the network's tensors had changed.
     """
 
@@ -85,6 +87,7 @@ class Cache:
         self.checked: LRU[Plan] = LRU(PLANS)
         self.graphs: LRU[graphs.Pool] = LRU(graphs.KEPT)
         self.refused: LRU[str] = LRU()
+        self._failures: LRU[int] = LRU()  # in a row
         self.captures = self.recaptures = 0
         self._lock = threading.Lock()
 
@@ -95,8 +98,17 @@ class Cache:
         self._seen.put(key, True)
         return True
 
-    def count(self, replaces: bool) -> None:
+    def refuse(self, key: Hashable, refusal: CannotCapture) -> None:
+        """A graph could not be had; no more is tried after as many failures in a row as such a refusal is worth."""
+        failures = 1 + (self._failures.peek(key) or 0)
+        if failures >= refusal.tries:
+            self.refused.put(key, str(refusal))
+        elif refusal.tries < math.inf:
+            self._failures.put(key, failures)
+
+    def captured(self, key: Hashable, replaces: bool) -> None:
         """A graph was made, maybe since the network had changed: then other graphs of it may be stale too."""
+        self._failures.put(key, 0)
         with self._lock:
             self.captures += 1
             self.recaptures += replaces
@@ -115,6 +127,7 @@ def clear() -> None:
     with _LOCK:
         dropped, _OF_MODEL = _OF_MODEL, weakref.WeakKeyDictionary()
     del dropped
+    release(wait=True)
 
 
 def cache_of(model: Any, key: Hashable) -> Cache:

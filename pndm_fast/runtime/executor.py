@@ -23,8 +23,9 @@ from pndm_fast.loop.workspace import BufferSpec, OutputSpec, Workspace
 from pndm_fast.plan.checks import choose
 from pndm_fast.row.device import stream_of
 from pndm_fast.runtime.cache import Cache
+from pndm_fast.runtime.capture import CannotCapture, release
 from pndm_fast.runtime.cuda import Cuda, Event, cuda_of
-from pndm_fast.runtime.graphs import AUTO, GRAPHS, CannotCapture, Graph, Pool, graph_key, modules_of
+from pndm_fast.runtime.graphs import AUTO, AUTO_REASON, GRAPHS, MODES, Graph, Pool, graph_key, modules_of
 
 
 class Executor(NamedTuple):
@@ -61,7 +62,7 @@ def check_graph(graph: str, device: torch.device) -> str:
         ValueError: unknown, or named where there is no CUDA device.
     """
     choose("graph", graph, GRAPHS)
-    if graph in AUTO and cuda_of(device) is None:
+    if graph in MODES and cuda_of(device) is None:
         raise ValueError(f"graph {graph!r} cannot be had: {_need(device)}")
     return graph
 
@@ -91,13 +92,13 @@ def take_executor(
 def _graphed_or_eager(
     cuda: Cuda, cache: Cache, segment: Segment, positions: Positions, graph: str, concurrency: int
 ) -> Iterator[Executor]:
-    modes = AUTO if graph == "auto" else (graph,)
+    release()
     executor, why = None, ""
     with contextlib.ExitStack() as stack:
         try:
-            executor = stack.enter_context(_graphed(cuda, cache, segment, modes, concurrency))
+            executor = stack.enter_context(_graphed(cuda, cache, segment, graph, concurrency))
         except CannotCapture as reason:
-            if graph in AUTO:
+            if graph in MODES:
                 raise ValueError(f"graph {graph!r} cannot be had: {reason}") from reason
             why = str(reason)
         # not while the reason is being handled: a network's own error would be shown as its consequence
@@ -105,10 +106,9 @@ def _graphed_or_eager(
 
 
 @contextlib.contextmanager
-def _graphed(
-    cuda: Cuda, cache: Cache, segment: Segment, modes: tuple[str, ...], concurrency: int
-) -> Iterator[Executor]:
-    if modes == AUTO and cache.first_time(_output_key(segment)):
+def _graphed(cuda: Cuda, cache: Cache, segment: Segment, asked: str, concurrency: int) -> Iterator[Executor]:
+    modes, unasked = (AUTO, AUTO_REASON) if asked == "auto" else ((asked,), "")
+    if asked == "auto" and cache.first_time(_output_key(segment)):
         raise CannotCapture("captured when it comes a second time")
     output, first_calls = _output_spec(cache, segment)
     segment = segment.as_learned(output)
@@ -121,7 +121,7 @@ def _graphed(
         nonlocal first_calls
         graph = Graph(cuda, segment, output, modes)
         first_calls += graph.calls
-        cache.count(replaces)
+        cache.captured(key, replaces)
         return graph
 
     def rows(count: int) -> None:
@@ -132,8 +132,7 @@ def _graphed(
         try:
             graph = stack.enter_context(cache.graphs.get(key, lambda: Pool(concurrency)).take(make))
         except CannotCapture as refusal:
-            if not refusal.passing:
-                cache.refused.put(key, str(refusal))
+            cache.refuse(key, refusal)
             raise
         stack.callback(graph.end)
         with nvtx.marked("begin"):
@@ -144,7 +143,7 @@ def _graphed(
             rows,
             first_calls,
             graph.mode,
-            graph.reason,
+            graph.reason or unasked,
             graph.bytes,
             graph.nodes,
             graph.cancelable,

@@ -6,7 +6,9 @@ arXiv:2406.03791 (Galvez et al. 2024) runs decoding loops in WHILE nodes; here t
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
+import traceback
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
@@ -24,38 +26,27 @@ from pndm_fast.loop.results import Cancel
 from pndm_fast.loop.segment import Segment, room
 from pndm_fast.loop.workspace import BufferSpec, OutputSpec, Workspace
 from pndm_fast.plan.row import MAX_SLOTS
+from pndm_fast.runtime.capture import CannotCapture, capturing, no_autocast_cache, retire
 from pndm_fast.runtime.cuda import Captured, Cuda, Event
 from pndm_fast.runtime.guards import Guards, inspect_networks
 
 if TYPE_CHECKING:
     from pndm_fast._C import Iteration
 
-GRAPHS = ("auto", "while", "replay", "eager")
-AUTO = ("while", "replay")  # not measured yet: benchmarks/gpu/test_gpu_sample.py compares them
+MODES = ("while", "replay")
+GRAPHS = ("auto", *MODES, "eager")
+# What `auto` tries, in order. `while` comes first, and the reason goes, once results of `make gpu` are committed in
+# which, on a launch-bound network, `replay` takes at least 1.05 of its time.
+AUTO = ("replay",)
+AUTO_REASON = "replay: no measurement of `while` against it is committed yet"
 WARM_UP = 3  # eager calls before a capture: libraries make handles, choose algorithms and load kernels at first use
 CHECKED = 2  # rows that a new graph runs beside eager ones
 ROUNDING = 1e-3  # of the state: how far two equal calls of a network may differ, at most
 LEAST_ROWS = 1024  # of the table, so that another plan finds room in it
 KEPT = 16  # graphs of different forms; each holds a network's activations
 MOST_STALE = 3  # captures in a row that were in vain
-
-
-class _Capturing:
-    """Who captures at present."""
-
-    lock = threading.Lock()
-    owner: int | None = None
-
-
-_CAPTURING = _Capturing()
-
-
-class CannotCapture(Exception):
-    """Why a network or a request runs eagerly; `passing` reasons may be gone at the next request."""
-
-    def __init__(self, reason: str, passing: bool = False) -> None:
-        super().__init__(reason)
-        self.passing = passing
+PACKAGED = " (in an AOTInductor package: load it with run_single_threaded=True)"
+TRIES = 3  # failed captures in a row: another thread that synchronizes the device spoils one, not each
 
 
 def modules_of(segment: Segment) -> tuple[nn.Module, ...]:
@@ -66,7 +57,7 @@ def modules_of(segment: Segment) -> tuple[nn.Module, ...]:
     """
     found = inspect_networks(segment.evaluation.model, segment.evaluation.weaker)
     if found.obstacle:
-        raise CannotCapture(found.obstacle, found.passing)
+        raise CannotCapture(found.obstacle, tries=math.inf if found.passing else 1)
     return found.modules
 
 
@@ -136,32 +127,37 @@ class Graph:
         try:
             self._make(segment, graph_spec(segment, output), modes)
         except torch.OutOfMemoryError as error:
-            raise CannotCapture(f"out of memory: {_first_line(error)}", passing=True) from error
+            raise CannotCapture(f"out of memory: {_first_line(error)}", tries=math.inf) from error
 
     def _make(self, segment: Segment, spec: BufferSpec, modes: tuple[str, ...]) -> None:
         modules = modules_of(segment)
         self.workspace = Workspace(spec)
-        self._made: list[
-            int
-        ] = []  # network calls of each iteration: shared, for what is captured must not hold the graph
+        # network calls of each iteration: shared, for what is captured must not hold the graph
+        self._made: list[int] = []
         self._trees = conditioning.copied(segment.evaluation.trees)
         self._budget = torch.zeros(1, dtype=torch.int32, device=spec.device)
         self._cancel = self.cuda.flag()
         self._cancelable = False  # whether a Cancel is linked to that flag: a loop reads it only then
         self._end: Event = self.cuda.event()
-        with _capturing(), nvtx.marked("capture"), self.cuda.aside(), _no_autocast_cache(spec.device):
+        with capturing(), nvtx.marked("capture"), self.cuda.aside(), no_autocast_cache(spec.device):
             once = _iteration(segment, self.workspace, self._trees, self._made)
-            self._warm_up(segment, once)
+            wanted = self._warm_up(segment, once)
             captured = self._capture(once)
             # first to last: the executable graph, what torch captured with its pool, the buffers that both name
             buffers = self.workspace, self._trees, self._budget, self._cancel
             self._held: list[Any] = [None, captured, buffers]
-            self._finalizer = weakref.finalize(self, _release, self._end, self._held)
-            self._choose(captured.raw_cuda_graph(), segment, once, modes)
+            self._finalizer = weakref.finalize(self, retire, self._end, self._held)
+            self._choose(captured.raw_cuda_graph(), segment, wanted, modes)
             self._end.record()
         self._guards = Guards(modules)
 
-    def _warm_up(self, segment: Segment, once: Callable[[], None]) -> None:
+    def _warm_up(self, segment: Segment, once: Callable[[], None]) -> tuple[Tensor, Tensor]:
+        """What eager calls make of the first rows, twice. The memory that they take, the capture may have again."""
+
+        def eager(count: int) -> None:
+            for _ in range(count):
+                once()
+
         self._fill(segment)
         states = [self.cuda.random_state()]
         for _ in range(WARM_UP):
@@ -169,6 +165,12 @@ class Graph:
             states.append(self.cuda.random_state())
         if not any(torch.equal(a, b) for a, b in pairwise(states)):  # now and then, it was another thread
             raise CannotCapture("the network draws from torch's generator, which a graph would repeat")
+        return self._first_rows(segment, eager), self._first_rows(segment, eager)
+
+    def _first_rows(self, segment: Segment, run: Callable[[int], None]) -> Tensor:
+        self._fill(segment)
+        run(min(CHECKED, segment.length))
+        return self.workspace.state()
 
     def _capture(self, once: Callable[[], None]) -> Captured:
         try:
@@ -176,16 +178,16 @@ class Graph:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError) as error:
-            raise CannotCapture(f"the network cannot be captured: {_first_line(error)}") from error
+            raise CannotCapture(f"the network cannot be captured: {_why(error)}", TRIES) from error
         return captured
 
-    def _choose(self, raw: int, segment: Segment, once: Callable[[], None], modes: tuple[str, ...]) -> None:
+    def _choose(self, raw: int, segment: Segment, wanted: tuple[Tensor, Tensor], modes: tuple[str, ...]) -> None:
         """The first mode that can be made and does what the network does."""
         refused: dict[str, str] = {}
         for self.mode in modes:
             try:
                 self._held[0] = self._instantiate(raw)
-                self._check(segment, once)
+                self._check(segment, *wanted)
             except (RuntimeError, CannotCapture) as error:
                 if self._held[0] is not None:
                     self._held[0].close()
@@ -200,27 +202,15 @@ class Graph:
 
         words = {"active": self.workspace.registers.active, "budget": self._budget, "cancel": self._cancel}
         control = {name: word.data_ptr() for name, word in words.items()} if self.mode == "while" else {}
-        return Iteration(self.cuda.driver, raw, **control)
+        return Iteration(self.cuda.driver, raw, **control, assemble=self.cuda.assemble)
 
-    def _check(self, segment: Segment, once: Callable[[], None]) -> None:
+    def _check(self, segment: Segment, first: Tensor, second: Tensor) -> None:
         """A graph must do what eager calls do: host branches, counters and stale tensors show as a difference.
 
         Raises:
             CannotCapture: it does not.
         """
-        count = min(CHECKED, segment.length)
-
-        def run(rows: Callable[[], None]) -> Tensor:
-            self._fill(segment)
-            rows()
-            return self.workspace.state()
-
-        def eager() -> None:
-            for _ in range(count):
-                once()
-
-        first, second = run(eager), run(eager)
-        graph = run(lambda: self.launch(count))
+        graph = self._first_rows(segment, self.launch)
         if torch.equal(_bits(graph), _bits(first)):
             return
         spread = (first - second).abs().max()  # some networks do not repeat themselves to the bit
@@ -286,20 +276,6 @@ def _iteration(segment: Segment, workspace: Workspace, trees: Trees, made: list[
     return once
 
 
-def _release(end: Event, held: list[Any]) -> None:
-    """Destroy in order, when nothing runs any more."""
-    iteration, captured, buffers = held
-    held.clear()
-    try:
-        end.synchronize()
-        if iteration is not None:
-            iteration.close()
-    finally:
-        del iteration
-        captured.reset()
-        del buffers
-
-
 def _bits(tensor: Tensor) -> Tensor:
     return tensor.view(torch.int32)
 
@@ -308,43 +284,22 @@ def _listed(refused: dict[str, str]) -> str:
     return "; ".join(f"{mode}: {reason}" for mode, reason in refused.items())
 
 
-def _first_line(error: BaseException) -> str:
-    """Of the error that was first: a capture that it broke fails once more in its end."""
+def _root(error: BaseException) -> BaseException:
+    """The error that was first: a capture that it broke fails once more in its end."""
     while error.__context__ is not None:
         error = error.__context__
-    return str(error).strip().split("\n")[0]
+    return error
 
 
-@contextlib.contextmanager
-def _capturing() -> Iterator[None]:
-    """A process captures one graph at a time.
-
-    Raises:
-        CannotCapture: this thread is capturing already: a network that samples.
-    """
-    if _CAPTURING.owner == threading.get_ident():
-        raise CannotCapture("a network that samples cannot be captured")
-    with _CAPTURING.lock:
-        _CAPTURING.owner = threading.get_ident()
-        try:
-            yield
-        finally:
-            _CAPTURING.owner = None
+def _first_line(error: BaseException) -> str:
+    return str(_root(error)).strip().split("\n")[0]
 
 
-@contextlib.contextmanager
-def _no_autocast_cache(device: torch.device) -> Iterator[None]:
-    """Weights cast by autocast belong into the graph: cached ones are freed when autocast ends."""
-    before = torch.is_autocast_cache_enabled()
-    if not (before and torch.is_autocast_enabled(device.type)):
-        yield
-        return
-    torch.clear_autocast_cache()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)
+def _why(error: BaseException) -> str:
+    """Also where it came from: a package loaded the usual way queries events, which no capture allows."""
+    frames = traceback.walk_tb(_root(error).__traceback__)
+    packaged = any(frame.f_code.co_qualname == "AOTICompiledModel.__call__" for frame, _ in frames)
+    return _first_line(error) + PACKAGED * packaged
 
 
 class Pool:
@@ -366,7 +321,7 @@ class Pool:
         """
         me = threading.get_ident()
         if self._holders[me] == self._limit:
-            raise CannotCapture("a call inside the call that uses the graph", passing=True)
+            raise CannotCapture("a call inside the call that uses the graph", tries=math.inf)
         with self._permits:
             self._holders[me] += 1
             try:

@@ -31,6 +31,7 @@ from pndm_fast.row.registers import Registers
 from pndm_fast.row.table import Table, build
 from pndm_fast.runtime import graphs
 from pndm_fast.runtime.cache import Cache
+from pndm_fast.runtime.capture import release
 from pndm_fast.runtime.executor import Executor, Pace, check_graph, report_of, take_executor
 from pndm_fast.runtime.progress import progress_bar
 
@@ -49,8 +50,9 @@ class Sampler:
         time_dtype: of t, default float32; torch.int64 for networks with one embedding per training time.
         backend: auto, cpp (CPU), triton (CUDA) or reference.
         graph: how a CUDA device is driven: `while` (network and row captured as the body of a loop: one launch for a
-            trajectory), `replay` (one launch for each row), `eager`; `auto` is the best that the network allows, with
-            the reason in the report's `graph_reason`. A graph reads its own copies of x, t and conditioning tensors;
+            trajectory), `replay` (one launch for each row), `eager`; `auto` is `replay` until a committed measurement
+            shows `while` to be faster, or `eager` where the network allows no graph, with the reason in the report's
+            `graph_reason`. A graph reads its own copies of x, t and conditioning tensors;
             weights changed in place are seen, replaced ones lead to a new capture.
         concurrency: how many captured calls may run at once, each with a graph, and memory, of its own.
 
@@ -94,9 +96,13 @@ class Sampler:
         self.reset()
 
     def reset(self) -> None:
-        """Forget buffers, graphs, tables, sizes that were prepared and what is known of the network's outputs."""
+        """Forget buffers, graphs, tables, sizes that were prepared and what is known of the network's outputs.
+
+        Waits for what dropped graphs still do on their device.
+        """
         self.cache = Cache()
         self.batches: list[int] = []
+        release(wait=True)
 
     @property
     def models(self) -> tuple[Callable[..., Any], ...]:

@@ -1,0 +1,30 @@
+"""A network as an AOTInductor package, loaded as graphs need it."""
+
+import pytest
+import torch
+from gpu_networks import SHAPE, packaged
+from torch import nn
+
+import pndm_fast as pf
+
+
+class Scaled(nn.Module):
+    """Little to compile."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x, t):
+        return x * self.factor + (t * 0.001).view(-1, 1, 1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_package_samples_what_its_network_does(tmp_path):
+    model = Scaled().eval().requires_grad_(False)
+    package = torch._inductor.aoti_load_package(packaged(model, tmp_path, "cpu"), run_single_threaded=True)
+    samplers = [pf.Sampler(network, pf.make_plan("f-pndm", steps=4), shape=(3, *SHAPE)) for network in (package, model)]
+    first, second = (sampler(seeds=5) for sampler in samplers)
+    assert torch.allclose(first, second, rtol=1e-5, atol=1e-5)
+    assert torch.equal(samplers[0](seeds=5), first)
