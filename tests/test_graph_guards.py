@@ -38,7 +38,7 @@ def test_a_captured_network_is_not_walked(stand_in, walks, guided, wrap):
     walks.clear()
     for seed in range(3):
         sampler(seeds=seed, **arguments)
-    assert walks == [] and sampler.report.graph == "while" and sampler.report.captures == 1
+    assert walks == [] and sampler.report.graph == "replay" and sampler.report.captures == 1
 
 
 @pytest.mark.filterwarnings("ignore:the model is in training mode")
@@ -55,7 +55,7 @@ def test_training_is_seen_and_passes(stand_in):
                 named()
         network.eval()
         sampler(), named()
-        assert (sampler.report.graph, named.report.graph) == ("while", "replay")
+        assert (sampler.report.graph, named.report.graph) == ("replay", "replay")
 
 
 @pytest.mark.filterwarnings("ignore:the model is in training mode")
@@ -71,7 +71,7 @@ def test_training_makes_many_graphs_stale(stand_in):
         assert "training mode" in sampler.report.graph_reason
     network.eval()
     sampler()
-    assert sampler.report.graph == "while" and stand_in.counts["capture"] == size + 1
+    assert sampler.report.graph == "replay" and stand_in.counts["capture"] == size + 1
 
 
 @pytest.mark.filterwarnings("ignore:the model is in training mode")

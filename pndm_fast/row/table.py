@@ -95,5 +95,5 @@ def build(plans: Sequence[Plan], dtype: torch.dtype) -> Table:
     parts = [lines(plan, components) for plan in plans]
     ends = np.cumsum([len(part) for part in parts]).tolist()
     first = tuple([end - len(part) for end, part in zip(ends, parts, strict=True)])
-    data = torch.as_tensor(np.concatenate(parts), dtype=dtype)
+    data = torch.as_tensor(np.concatenate(parts), dtype=dtype, device="cpu")
     return Table(data, ends[-1], first, tuple([end - 1 for end in ends]), max(plan.n_slots for plan in plans))
