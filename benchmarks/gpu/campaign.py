@@ -26,6 +26,7 @@ from speed.run import RESULTS, folder_of
 LOGS = ROOT / "build" / "gpu"
 ARCHIVE = "gpu.tar.gz"
 FEWEST = 5  # seconds for which nothing is begun
+RUNNING = "was running when this was written"
 FIRST = ("versions", "build")
 
 
@@ -96,7 +97,7 @@ class Campaign:
         for task in [] if record.note else step.tasks:
             left = min(task.limit, until - time.monotonic())
             print(f"== {step.name}: {task.name}, at most {left:.0f} s", flush=True)
-            record.tasks.append(runner.End(task.name, note="was running when this was written"))
+            record.tasks.append(runner.End(task.name, note=RUNNING))
             self.keep()
             record.tasks[-1] = self.task(step, task, left)
             self.read(step)
@@ -165,7 +166,8 @@ class Campaign:
         for name, record in results.steps.items():
             commits.setdefault(str(record.get("commit") or "unknown commit")[:12], []).append(name)
         where = "; ".join(f"{', '.join(names)} at {commit}" for commit, names in commits.items())
-        return "\n".join([*lines, "", f"{self.folder.name}: {where}", table.text(points.judged(results))])
+        warning = [] if self.machine.get("gpu") else ["NO GPU WAS SEEN: no number below is one of a GPU"]
+        return "\n".join([*lines, "", *warning, f"{self.folder.name}: {where}", table.text(points.judged(results))])
 
 
 def show(end: runner.End, log: Path) -> None:

@@ -87,7 +87,8 @@ def run(task: Task, folder: Path, limit: float, watch: Callable[[], None]) -> En
         if task.restarts is None or any("finished" in line for line in journal.lines(path)):
             break
         why = why or _status(end.code, log)
-        notes.append(f"{why} in {_blame(path, why, end.code) or 'no test'}")
+        where = _blame(path, why, end.code)
+        notes.append(f"{why} in {where}" if where else why)
         if why == OUT_OF_TIME or journal.began(path) == before:
             break
     else:
@@ -169,15 +170,16 @@ def _blame(path: Path, why: str, code: int | None) -> str | None:
 
 
 def _status(code: int | None, log: Path) -> str:
-    """In words: a signal's name, or the log's last line."""
+    """In words: a signal's name, or the last line of the log that speaks of an error."""
     if code is None:
         return "would not die"
     if code < 0:
         return signal.Signals(-code).name
     if code == journal.UNUSABLE:
         return "device unusable"
-    text = log.read_text(errors="replace").strip() if log.is_file() else ""
-    return f"status {code}: {text.splitlines()[-1][:200]}" if text else f"status {code}"
+    lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
+    told = [line for line in lines if "error" in line.lower()] or lines
+    return f"status {code}: {told[-1][:200]}" if told else f"status {code}"
 
 
 def environment(cuda_log: Path) -> dict[str, str]:

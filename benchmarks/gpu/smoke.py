@@ -61,8 +61,8 @@ def kernel(mode: str, device: str) -> Found:
     )
     wanted, got = eager(seeds=1), ours.run(pf.Request(seeds=1))
     yield {"ok": torch.equal(got.samples, wanted), "graph": got.report.graph, "nodes": dict(got.report.nodes)}
-    calls = {plan.nfe: median(lambda plan=plan: ours(plan=plan, on_nan="ignore"), device) for plan in (short, long)}
-    yield {"us_a_row": round((calls[long.nfe] - calls[short.nfe]) / (long.nfe - short.nfe), 3), "us_a_call": calls}
+    less, more = (median(lambda plan=plan: ours(plan=plan, on_nan="ignore"), device) for plan in (short, long))
+    yield {"us_a_row": round((more - less) / (long.nfe - short.nfe), 3), "us_a_call": round(more, 1), "nfe": long.nfe}
 
 
 def rows(device: str) -> Found:
@@ -115,12 +115,14 @@ def cifar(device: str) -> Found:
     """A sample beside as many replays of the network alone; `small` stands for a network that cannot be made here."""
     from gpu.samples import Alone, Job
 
-    there = device != "cpu" and importlib.util.find_spec("diffusers") is not None
+    there, why = importlib.util.find_spec("diffusers") is not None, "lacks diffusers"
+    if device == "cpu":
+        there, why = False, "no device"
     name = "cifar" if there else "small"
     job = Job(name, 1, steps=50 if device != "cpu" else 6, device=device)
     alone, nfe = Alone(job), job.plan.nfe
     us = round(median(lambda: alone(nfe), device), 1)
-    yield {"network": name, "mode": "network alone", "us": us, **({} if there else {"why": "lacks diffusers"})}
+    yield {"network": name, "mode": "network alone", "us": us, **({} if there else {"why": why})}
     for mode in MODES:
         for found in samples(name, mode, device):
             yield found | ({"over_alone": round(found["us"] / us, 4)} if "us" in found else {})

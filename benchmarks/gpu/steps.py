@@ -20,18 +20,18 @@ TIMED = ["--benchmark-enable", "--benchmark-quiet", "--benchmark-disable-gc"]
 RESTARTS = 3
 WHOLE = 525  # seconds: with a machine's start and the last lines, one command of ten minutes
 
-GRAPH = "tests/test_gpu_graph.py"
-NETWORKS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_gpu_*.py") if path != ROOT / GRAPH)
+ROWS, NETWORKS = "tests/test_gpu.py", "tests/test_gpu_networks.py"
+GRAPHS = sorted({f"tests/{path.name}" for path in ROOT.glob("tests/test_gpu_*.py")} - {NETWORKS})
 SMOKE = ("kernel-replay", "kernel-while", "rows", "small-auto", "small-replay", "small-while", "cifar")
 PROFILED = "test_what_runs_between_network_calls"
 WANTED = "(cifar-B1] or small-B1]) and not first_request"  # of whole samples, what has a target
-SANITIZED = {  # a file, and which of its tests
-    "rows": ("tests/test_gpu.py", "test_triton_is_the_reference"),
+SANITIZED = {  # files, and which of their tests
+    "rows": ([ROWS], "test_triton_is_the_reference"),
     "replay": (
-        GRAPH,
+        GRAPHS,
         "replay and (test_graph_is_eager and ddpm and fp32 or test_guided_graph_is_eager and f-pndm and bf16)",
     ),
-    "while": (GRAPH, "while and test_graph_is_eager and ddpm and fp32"),
+    "while": (GRAPHS, "while and test_graph_is_eager and ddpm and fp32"),
 }
 
 
@@ -73,8 +73,8 @@ def sanitized(name: str, dry: bool) -> Task:
     found = glob.glob("/usr/local/cuda*/bin/compute-sanitizer") + glob.glob("/opt/nvidia/*/*/compute-sanitizer")
     tool = shutil.which("compute-sanitizer") or next(iter(found), "compute-sanitizer")
     under = (tool, "--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "9")
-    file, chosen = SANITIZED[name]
-    task = tests(f"memcheck-{name}", 75, file, "-m", "gpu", "-k", chosen, each=70, under=under)
+    files, chosen = SANITIZED[name]
+    task = tests(f"memcheck-{name}", 75, *files, "-m", "gpu", "-k", chosen, each=70, under=under)
     refused = "no device" if dry else "" if shutil.which(tool) else "lacks compute-sanitizer"
     return replace(task, restarts=0, refused=refused)
 
@@ -99,7 +99,8 @@ def steps(dry: bool = False, commit: str | None = None) -> list[Step]:
     sweep = [*COMMAND, "sweep", "--budget=40", *[f"--commit={commit}"] * bool(commit)]
     sample, rest = "benchmarks/gpu/test_gpu_sample.py", f"not ({WANTED})"
     travelled = [wheels()] if glob.glob(str(ROOT / ".whl" / "*.whl")) else []
-    profiled = tests("profiled", 50, GRAPH, *gpu, "-k", PROFILED)
+    launches = [replace(smoke(f"launches-{mode}", 20, device), refused=refused) for mode in ("replay", "while")]
+    profiled = tests("profiled", 50, *GRAPHS, *gpu, "-k", PROFILED)
     return [
         Step("versions", 30, [smoke("versions", 30, device, commit)], built=False),
         Step("build", 180, [*travelled, Task("build", 150, [*COMMAND, "build"])], built=False),
@@ -108,10 +109,10 @@ def steps(dry: bool = False, commit: str | None = None) -> list[Step]:
             "tests",
             180,
             [
-                tests("rows", 45, "tests/test_gpu.py", *gpu, each=30),
-                tests("replay", 60, GRAPH, *gpu, "-k", f"not while and not {PROFILED}", each=30),
-                tests("while", 60, GRAPH, *gpu, "-k", f"while and not {PROFILED}", each=30),
-                tests("networks", 90, *NETWORKS, *gpu),
+                tests("rows", 45, ROWS, *gpu, each=30),
+                tests("replay", 60, *GRAPHS, *gpu, "-k", f"not while and not {PROFILED}", each=30),
+                tests("while", 60, *GRAPHS, *gpu, "-k", f"while and not {PROFILED}", each=30),
+                tests("networks", 90, NETWORKS, *gpu),
             ],
         ),
         Step("gpu_speed", 85, [suite("gpu_speed", 85, "benchmarks/gpu/test_gpu_speed.py", "", refused)]),
@@ -127,5 +128,5 @@ def steps(dry: bool = False, commit: str | None = None) -> list[Step]:
         Step("memcheck", 150, [sanitized(name, dry) for name in ("rows", "replay")]),
         Step("memcheck-while", 150, [sanitized("while", dry)], asked=True),  # memcheck errs on conditional nodes
         Step("kernels", 90, [kernels(refused)]),
-        Step("profiler", 90, [*(smoke(f"launches-{mode}", 20, device) for mode in ("replay", "while")), profiled]),
+        Step("profiler", 90, [*launches, profiled]),
     ]

@@ -48,12 +48,14 @@ class Results:
                 found[name] = test
         return found
 
-    def absent(self, step: str) -> str:
-        """Why a step has not told something."""
+    def absent(self, step: str, parts: tuple[str, ...] = ()) -> str:
+        """Why a step has not told something; its processes of these names, if it has any, are the ones to ask."""
         if step not in self.steps:
             return "step not asked for"
         record = self.steps[step]
-        notes = [f"{task['name']}: {task['note']}" for task in record.get("tasks", []) if task["note"]]
+        tasks = record.get("tasks", [])
+        asked = [task for task in tasks if task["name"] in parts] or tasks
+        notes = dict.fromkeys(task["note"] for task in asked if task["note"])
         return record.get("note") or "; ".join(notes) or "nothing of that name was run"
 
 
@@ -73,7 +75,7 @@ def tests(what: str, names: tuple[str, ...], words: tuple[str, ...] = (), step: 
         if found and passed == len(found):
             return Line(what, MET, f"{passed} passed")
         rest = [one for one in found.values() if one.get("outcome") != "passed"]
-        why = next((_why(one) for one in rest if one.get("message")), results.absent(step))
+        why = next((_why(one) for one in rest if one.get("message")), results.absent(step, words))
         return Line(what, NOT_RUN, f"{passed} of {len(found)} passed; {why}" if passed else why)
 
     return judge
@@ -181,7 +183,7 @@ def smoke(name: str) -> Judge:
     def judge(results: Results) -> Line:
         what, lines = f"smoke: {name}", results.lines("smoke", name)
         if not lines:
-            return Line(what, NOT_RUN, results.absent("smoke"))
+            return Line(what, NOT_RUN, results.absent("smoke", (name,)))
         wrong = [line for line in lines if line.get("ok") is False]
         told = [{key: value for key, value in line.items() if key not in ("line", "nodes")} for line in wrong or lines]
         return Line(what, MISSED if wrong else TOLD, "; ".join(_words(one) for one in told))
