@@ -124,6 +124,7 @@ def test_points_name_what_is_there():
     assert [name for path in profiling for name in functions(path) if name == steps.PROFILED]
 
 
+@pytest.mark.slow
 def test_smoke_lines_are_there_and_run_on_the_fake_driver(stand_in):
     from gpu import smoke
 

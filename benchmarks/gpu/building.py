@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gpu.runner import ROOT, SITE
 
-PATIENCE = 75  # seconds for one way
+PATIENCE = 90  # seconds for one way
 PIP = ["-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--editable", "."]
 WAYS = {"pip install --editable": PIP, "setup.py build_ext --inplace": ["setup.py", "build_ext", "--inplace"]}
 IMPORT = "import pndm_fast.kernels, pndm_fast._C; print(pndm_fast.__file__)"

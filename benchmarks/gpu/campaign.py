@@ -67,7 +67,7 @@ class Campaign:
     ) -> None:
         self.chosen, self.logs, self.out, self.commit = chosen, logs, out, commit
         self.results, self.machine, self.records = results, {}, {}
-        self.until, self.kept = time.monotonic() + total, 0.0
+        self.until, self.kept, self.current = time.monotonic() + total, 0.0, ""
 
     @property
     def folder(self) -> Path:
@@ -76,7 +76,6 @@ class Campaign:
     def run(self) -> int:
         """1 if something failed or was not run."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        self.keep()
         try:
             for step in self.chosen:
                 self.step(step)
@@ -87,7 +86,8 @@ class Campaign:
         return 1 if any(record.note or any(end.code or end.note for end in record.tasks) for record in records) else 0
 
     def step(self, step: Step) -> None:
-        record = self.records[step.name] = Record(self.commit)
+        record, self.current = Record(self.commit), step.name
+        self.records[step.name] = record
         (self.folder / f"{step.name}.json").unlink(missing_ok=True)  # what an earlier run left is not this one's
         for task in step.tasks:
             for path in (runner.log_of(self.logs, task), runner.journal_of(self.logs, task)):
@@ -103,6 +103,7 @@ class Campaign:
             self.read(step)
             self.keep()
             show(record.tasks[-1], runner.log_of(self.logs, task))
+        self.current = ""
         self.keep()
 
     def task(self, step: Step, task: Task, left: float) -> runner.End:
@@ -143,17 +144,20 @@ class Campaign:
 
     def keep(self) -> None:
         """Write the state of things, of which earlier steps' stay that are not run again, and the archive."""
-        if self.records:
-            path = self.folder / "steps.json"
-            earlier = json.loads(path.read_text())["steps"] if path.is_file() else {}
-            told = earlier | {name: asdict(record) for name, record in self.records.items()}
-            archive.replace(path, _json({"machine": self.machine, "steps": told}))
-            lines = [asdict(line) for line in points.judged(table.Results(self.folder))]
-            archive.replace(self.folder / "must_show.json", _json({"machine": self.machine, "shows": lines}))
-            archive.replace(self.folder / "table.txt", self.text() + "\n")
+        if self.machine or self.current != FIRST[0]:  # before, nobody knows whose results these are
+            self.write()
         if self.out is not None:
             archive.write(self.out / ARCHIVE, [self.logs, self.folder])
         self.kept = time.monotonic()
+
+    def write(self) -> None:
+        path = self.folder / "steps.json"
+        earlier = json.loads(path.read_text())["steps"] if path.is_file() else {}
+        told = earlier | {name: asdict(record) for name, record in self.records.items()}
+        archive.replace(path, _json({"machine": self.machine, "steps": told}))
+        lines = [asdict(line) for line in points.judged(table.Results(self.folder))]
+        archive.replace(self.folder / "must_show.json", _json({"machine": self.machine, "shows": lines}))
+        archive.replace(self.folder / "table.txt", self.text() + "\n")
 
     def text(self) -> str:
         """The steps of this run, then the table."""

@@ -188,6 +188,7 @@ def stand_in() -> Iterator[None]:
 
     from pndm_fast.runtime import executor
 
+    torch.set_num_threads(1)  # on a busy machine, two threads of tensors this small wait for each other
     real, device = executor.cuda_of, StandIn(FakeDriver())
     executor.cuda_of = lambda _: device
     try:

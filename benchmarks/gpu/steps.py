@@ -104,7 +104,7 @@ def steps(dry: bool = False, commit: str | None = None) -> list[Step]:
     return [
         Step("versions", 30, [smoke("versions", 30, device, commit)], built=False),
         Step("build", 180, [*travelled, Task("build", 150, [*COMMAND, "build"])], built=False),
-        Step("smoke", 75, [smoke(line, 25, device) for line in SMOKE]),
+        Step("smoke", 90, [smoke(line, 30, device) for line in SMOKE]),
         Step(
             "tests",
             180,

@@ -186,7 +186,9 @@ def smoke(name: str) -> Judge:
             return Line(what, NOT_RUN, results.absent("smoke", (name,)))
         wrong = [line for line in lines if line.get("ok") is False]
         told = [{key: value for key, value in line.items() if key not in ("line", "nodes")} for line in wrong or lines]
-        return Line(what, MISSED if wrong else TOLD, "; ".join(_words(one) for one in told))
+        ended = next((task["note"] for task in results.steps["smoke"]["tasks"] if task["name"] == name), "")
+        status = MISSED if wrong else NOT_RUN if ended else TOLD
+        return Line(what, status, "; ".join([*(_words(one) for one in told), *([f"then {ended}"] if ended else [])]))
 
     return judge
 
