@@ -26,6 +26,7 @@ from speed.run import RESULTS, folder_of
 LOGS = ROOT / "build" / "gpu"
 ARCHIVE = "gpu.tar.gz"
 FEWEST = 5  # seconds for which nothing is begun
+NOT_REACHED = "not reached when this was written"
 RUNNING = "was running when this was written"
 FIRST = ("versions", "build")
 
@@ -66,7 +67,8 @@ class Campaign:
         commit: str | None = None,
     ) -> None:
         self.chosen, self.logs, self.out, self.commit = chosen, logs, out, commit
-        self.results, self.machine, self.records = results, {}, {}
+        self.results, self.machine = results, {}
+        self.records = {step.name: Record(commit, NOT_REACHED) for step in chosen}
         self.until, self.kept, self.current = time.monotonic() + total, 0.0, ""
 
     @property
@@ -86,9 +88,9 @@ class Campaign:
         return 1 if any(record.note or any(end.code or end.note for end in record.tasks) for record in records) else 0
 
     def step(self, step: Step) -> None:
-        record, self.current = Record(self.commit), step.name
-        self.records[step.name] = record
-        (self.folder / f"{step.name}.json").unlink(missing_ok=True)  # what an earlier run left is not this one's
+        for name in [name for name, record in self.records.items() if record.note == NOT_REACHED]:
+            (self.folder / f"{name}.json").unlink(missing_ok=True)  # what an earlier run left is not this one's
+        record, self.current = self.records[step.name], step.name
         for task in step.tasks:
             for path in (runner.log_of(self.logs, task), runner.journal_of(self.logs, task)):
                 path.unlink(missing_ok=True)
