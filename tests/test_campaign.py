@@ -86,6 +86,19 @@ def test_restarts_are_few_and_what_they_leave_is_not_run(tmp_path):
     assert status == table.NOT_RUN and "SIGSEGV" in got and "test_crashes[3]" in got and "3 restarts, no more" in got
 
 
+EXITS = """
+    import atexit, os, signal
+    def test_graph_is_eager(): atexit.register(os.kill, os.getpid(), signal.SIGSEGV)
+"""
+
+
+@pytest.mark.slow
+def test_a_crash_at_the_end_takes_no_test_along(tmp_path):
+    code, told, _ = held(tmp_path, [Step("tests", 60, [suite(tmp_path, "replay", EXITS)])])
+    assert code == 1 and told["tests"]["tasks"][0]["note"] == "SIGSEGV after its last test"
+    assert outcomes(told) == {"test_graph_is_eager": "passed"}
+
+
 STICKY = """
     import pytest
     def test_first():

@@ -21,6 +21,7 @@ from gpu import journal
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "build" / "gpu-site"  # what travelled; the machine's own packages stay as they are
 SILENCE = 90  # seconds before a test process's first test, or between two
+EXIT = 10  # seconds after its last
 SLACK = 5  # seconds that a test may take beyond its limit
 ABORTING, KILLING = 3, 10  # seconds for a process to write where it was, and to die
 PAUSE = 0.1
@@ -84,17 +85,20 @@ def run(task: Task, folder: Path, limit: float, watch: Callable[[], None]) -> En
     for _ in range(1 + (task.restarts or 0)):
         before = journal.began(path)
         end.code, why = _attempt(task, folder, began + limit, watch)
-        if task.restarts is None or any("finished" in line for line in journal.lines(path)):
-            break
+        died = bool(why) or end.code is None or end.code < 0
         why = why or _status(end.code, log)
+        if task.restarts is None:
+            notes += [why] if died or end.code else []
+            break
+        if any("finished" in line for line in journal.lines(path)):
+            notes += [f"{why} after its last test"] if died else []
+            break
         where = _blame(path, why, end.code)
         notes.append(f"{why} in {where}" if where else why)
         if why == OUT_OF_TIME or journal.began(path) == before:
             break
     else:
         notes.append(f"{task.restarts} restarts, no more")
-    if task.restarts is None and (why or end.code):
-        notes.append(why or _status(end.code, log))
     end.note, end.seconds = "; ".join(notes), round(time.monotonic() - began, 1)
     return end
 
@@ -129,7 +133,7 @@ def _wait(process: subprocess.Popen[bytes], path: Path | None, until: float, wat
             new, read = journal.since(path, read)
             if new:
                 heard = time.monotonic()
-                patience = new[-1]["limit"] + SLACK if "start" in new[-1] else SILENCE
+                patience = EXIT if "finished" in new[-1] else new[-1].get("limit", SILENCE - SLACK) + SLACK
         if time.monotonic() > until:
             return OUT_OF_TIME
         if path is not None and time.monotonic() - heard > patience:
