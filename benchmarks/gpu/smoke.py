@@ -208,7 +208,7 @@ def main() -> int:
     with contextlib.nullcontext() if plain else stand_in():
         found = versions(device, arguments.commit) if arguments.line == "versions" else LINES[arguments.line](device)
         for one in found:
-            print(json.dumps({"line": arguments.line, **one}, default=str), flush=True)
+            print(json.dumps({"line": arguments.line, "device": device, **one}, default=str), flush=True)
             good = good and one.get("ok", True)
     return 0 if good else 1
 

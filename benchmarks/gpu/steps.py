@@ -15,7 +15,16 @@ PYTHON = [sys.executable, "-P"]  # the folder kernels/ must not become importabl
 COMMAND = [*PYTHON, str(ROOT / "benchmarks")]
 # no option that a plugin which may be lacking would have to know; who times a test out is gpu/runner.py
 PYTEST = [*PYTHON, "-m", "pytest", "-o", "addopts=", "--strict-markers", "-rf", "--continue-on-collection-errors"]
-PYTEST += ["-p", "gpu.pytest_journal", "-p", "no:cacheprovider", "-p", "no:timeout"]
+PYTEST += [
+    "-W",
+    "ignore::pytest.PytestConfigWarning",
+    "-p",
+    "gpu.pytest_journal",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:timeout",
+]
 TIMED = ["--benchmark-enable", "--benchmark-quiet", "--benchmark-disable-gc"]
 RESTARTS = 3
 WHOLE = 525  # seconds: with a machine's start and the last lines, one command of ten minutes

@@ -36,15 +36,16 @@ class Results:
         return [line for line in self.steps.get(step, {}).get("lines", []) if line.get("line") == name]
 
     def value(self, step: str, name: str, key: str) -> Any:
-        return next((line[key] for line in self.lines(step, name) if key in line), None)
+        """Of a line from a device, not from a dry run."""
+        return next((line[key] for line in self.lines(step, name) if key in line and line.get("device") != "cpu"), None)
 
     def tests(self, step: str, names: tuple[str, ...], words: tuple[str, ...] = ()) -> dict[str, Found]:
-        """A step's tests of these functions with all of these words in their parameters, by their short names."""
+        """A step's tests whose functions' names hold one of these, and their parameters all of these words."""
         found = {}
         for node, test in self.steps.get(step, {}).get("tests", {}).items():
             name = node.split("::")[-1]
             function, _, parameters = name.removesuffix("]").partition("[")
-            if function in names and set(words) <= set(parameters.split("-")):
+            if any(name in function for name in names) and set(words) <= set(parameters.split("-")):
                 found[name] = test
         return found
 
