@@ -106,9 +106,10 @@ def functions(path):
 
 def needs_gpu(path):
     """Whether it, or one of its tests, is marked."""
-    tree = ast.parse(path.read_text())
-    marks = [node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"]
-    marks += [mark for node in tree.body if isinstance(node, ast.FunctionDef) for mark in node.decorator_list]
+    marks = []
+    for node in ast.parse(path.read_text()).body:
+        marks += node.decorator_list if isinstance(node, ast.FunctionDef) else []
+        marks += [node.value] if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark" else []
     return any("pytest.mark.gpu" in ast.unparse(mark) for mark in marks)
 
 
