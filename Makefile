@@ -36,9 +36,10 @@ lint: $(VENV)/.lint  ## ruff, mypy --strict, clang-format
 bench: $(VENV)/.bench  ## the CPU benchmarks, written to benchmarks/results/cpu/
 	$(BIN)/python benchmarks speed
 
-# 9 minutes; COMMIT=$(git rev-parse HEAD) from outside where no .git travels; one step: STEPS=sweep
-gpu:  ## on a machine with a GPU and torch: build, tests, memcheck, benchmarks, sweep into benchmarks/results/
-	$(PYTHON) benchmarks gpu $(if $(COMMIT),--commit $(COMMIT)) $(STEPS)
+# 9 minutes; parts: STEPS="smoke tests"; OUT=dir keeps all that was found so far in dir/gpu.tar.gz; COMMIT=... where no
+# .git travels; TOTAL=seconds
+gpu:  ## on a machine with a GPU and torch: build, smoke, tests, benchmarks, memcheck into benchmarks/results/<gpu>/
+	$(PYTHON) benchmarks gpu $(STEPS) $(if $(OUT),--out $(OUT)) $(if $(COMMIT),--commit $(COMMIT)) $(if $(TOTAL),--total $(TOTAL))
 
 clean:
 	rm -rf $(VENV) build *.egg-info pndm_fast/_C*.so

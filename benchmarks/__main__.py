@@ -6,8 +6,10 @@ import importlib
 import sys
 
 COMMANDS = {
-    "speed": ("speed.run", "latencies and ratios, on the CPU or a GPU"),
+    "speed": ("speed.run", "latencies and ratios on the CPU"),
     "gpu": ("gpu.campaign", "everything that needs a GPU, within a time limit"),
+    "smoke": ("gpu.smoke", "one line of the first minute on a GPU"),
+    "build": ("gpu.building", "install this tree in place, without a package index"),
     "compare": ("speed.compare", "this version and another by turns"),
     "sweep": ("gpu.sweep", "launch configurations of the Triton row, and what its ticket costs"),
     "profile": ("gpu.profile_sample", "samples for a profiler"),

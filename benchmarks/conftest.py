@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import time
-
 import machine
 import pytest
 import torch
 
 THREADS = torch.get_num_threads()
-BEGAN = time.monotonic()
 
 
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="few rounds, no large sizes")
-    parser.addoption("--budget", type=float, help="seconds after which no further benchmark is begun")
     parser.addoption("--commit", help="what is measured, where there is no repository to ask")
 
 
@@ -23,13 +19,6 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item):
-    budget = item.config.getoption("--budget")
-    if budget is not None and time.monotonic() - BEGAN > budget:
-        pytest.skip(f"no time left of {budget:g} s")
 
 
 @pytest.fixture

@@ -80,10 +80,10 @@ def _ask(function: Any, *arguments: Any) -> Any:
 
 
 def gpu() -> dict[str, Any] | None:
-    """Name, driver, highest clocks and power of the current GPU; None without a driver."""
+    """Name, driver, highest clocks and power of the current GPU; the name alone without NVML, None without a driver."""
     found = _nvml()
     if found is None:
-        return None
+        return {"name": torch.cuda.get_device_name()} if torch.cuda.is_available() else None
     nvml, device = found
     power = _ask(nvml.nvmlDeviceGetEnforcedPowerLimit, device)
     return {

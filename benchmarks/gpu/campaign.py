@@ -1,239 +1,226 @@
 """`make gpu`: everything that needs a GPU, in under nine minutes, on a machine without network or package index.
 
-A step that fails or outlasts its limit stops no later one. Logs go to build/gpu/, results to benchmarks/results/<gpu>/,
-a table of what the project says of itself is printed last.
+A process that fails, hangs or crashes stops no later one, and what it had found stays. Logs go to build/gpu/,
+results to benchmarks/results/<gpu>/; with --out one archive of both is written anew whenever something was found. A
+table of what the project says of itself is printed last.
 """
 
 from __future__ import annotations
 
 import argparse
-import glob
-import importlib.util
 import json
-import os
-import shutil
+import resource
 import signal
-import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpu import verdict
-from speed.run import folder_of, outcome, test_cases
+from gpu import archive, journal, points, runner, table
+from gpu.runner import ROOT, Task
+from gpu.steps import WHOLE, Step, steps
+from speed.run import RESULTS, folder_of
 
-ROOT = Path(__file__).parents[2]
-COMMAND = [
-    sys.executable,
-    "-P",
-    str(ROOT / "benchmarks"),
-]  # -P: the folder kernels/ must not become importable as `kernels`
 LOGS = ROOT / "build" / "gpu"
-SITE = ROOT / "build" / "gpu-site"  # the wheels that travelled; the machine's own packages stay as they are
-TOTAL = 525  # seconds for all steps
-MARGIN = 45  # seconds that a benchmark may go on for after the last was begun
-GRACE = 10  # seconds to write what there is, once interrupted
-
-PYTHON = [sys.executable, "-P"]  # the folder kernels/ must not become importable as `kernels`
-PYTEST = [*PYTHON, "-m", "pytest"]
-COMMAND = [*PYTHON, str(ROOT / "benchmarks")]
-JUNIT = ["-o", "junit_family=legacy"]  # the form that keeps what tests record
-SANITIZED = {
-    "sanitizer": [
-        "tests/test_gpu.py::test_triton_is_the_reference",
-        "tests/test_gpu_graph.py::test_graph_is_eager[ddpm-replay-fp32]",
-        "tests/test_gpu_graph.py::test_guided_graph_is_eager[f-pndm-replay-bf16]",
-    ],
-    "sanitizer-while": ["tests/test_gpu_graph.py::test_graph_is_eager[ddpm-while-fp32]"],
-}
-
-
-@dataclass(frozen=True)
-class Step:
-    """A command with a time limit in seconds; `shown`: how many of its last lines are printed."""
-
-    name: str
-    limit: float
-    command: list[str] | None
-    shown: int = 4
+ARCHIVE = "gpu.tar.gz"
+FEWEST = 5  # seconds for which nothing is begun
+NOT_REACHED = "not reached when this was written"
+RUNNING = "was running when this was written"
+FIRST = ("versions", "build")
 
 
 @dataclass
-class Done:
-    """How a step went: `code` is None where it was not run, for the reason in `note`."""
+class Record:
+    """How a step went, so far: `note` says why it was not run; `tests` and `lines` are what its processes told."""
 
-    name: str
-    seconds: float = 0.0
-    code: int | None = None
+    commit: str | None
     note: str = ""
-    tests: dict[str, str] = field(default_factory=dict)
-    properties: dict[str, str] = field(default_factory=dict)
+    tasks: list[runner.End] = field(default_factory=list)
+    tests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lines: list[dict[str, Any]] = field(default_factory=list)
 
 
-def junit(name: str) -> Path:
-    return LOGS / f"{name}.xml"
+class Campaign:
+    """Steps within a time, and what is kept of them.
 
+    Args:
+        chosen: in order.
+        logs, results: folders; results get one of the GPU's name.
+        out: the archive's folder, None for no archive.
+        total: seconds.
 
-def tests(name: str, limit: float, *arguments: str, under: list[str] | None = None) -> Step:
-    return Step(name, limit, [*(under or []), *PYTEST, "-rf", *JUNIT, f"--junitxml={junit(name)}", *arguments])
+    Attributes:
+        every: seconds between two archives within a step.
+    """
 
+    every = 10.0
 
-def bench(suite: str, limit: float, options: list[str]) -> Step:
-    budget = f"--budget={max(limit - MARGIN, 10):.0f}"
-    return Step(suite, limit, [*COMMAND, "speed", "--device=cuda", budget, *options, suite], shown=40)
+    def __init__(
+        self,
+        chosen: Sequence[Step],
+        logs: Path,
+        results: Path,
+        out: Path | None,
+        total: float,
+        commit: str | None = None,
+    ) -> None:
+        self.chosen, self.logs, self.out, self.commit = chosen, logs, out, commit
+        self.results, self.machine = results, {}
+        self.records = {step.name: Record(commit, NOT_REACHED) for step in chosen}
+        self.until, self.kept, self.current = time.monotonic() + total, 0.0, ""
 
+    @property
+    def folder(self) -> Path:
+        return self.results / folder_of("cuda", self.machine).name
 
-def sanitizer() -> str | None:
-    """compute-sanitizer, on the path or in a toolkit."""
-    found = glob.glob("/usr/local/cuda*/bin/compute-sanitizer") + glob.glob("/opt/nvidia/**/compute-sanitizer")
-    return shutil.which("compute-sanitizer") or next(iter(found), None)
-
-
-def sanitized(name: str, limit: float) -> Step:
-    """memcheck of named tests; refused API calls are no memory errors, the tests see those themselves."""
-    tool = sanitizer()
-    if tool is None:
-        return Step(name, limit, None)
-    under = [tool, "--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "9"]
-    return tests(name, limit, "-p", "no:cacheprovider", "-o", f"timeout={limit}", *SANITIZED[name], under=under)
-
-
-def steps(options: list[str]) -> list[Step]:
-    """In order of need; the last takes what time the others leave."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-    wheels = sorted(glob.glob(str(ROOT / ".whl" / "*.whl")))
-    target = ["--no-compile", "--upgrade", "--target", str(SITE)]
-    parallel = ["-n", "8"] if importlib.util.find_spec("xdist") else []
-    sweep = [*COMMAND, "sweep", "--budget=40", *options]
-    return [
-        Step("wheels", 30, [*pip, *target, *wheels] if wheels else None),
-        Step("build", 60, [*pip, "--no-build-isolation", "--editable", str(ROOT)]),
-        tests("tests", 115, "-m", "gpu", "--continue-on-collection-errors", "-o", "timeout=60"),
-        bench("gpu_speed", 85, options),
-        Step("sweep", 60, sweep, shown=20),
-        tests("kernels", 50, *parallel, "tests/test_triton.py", "tests/test_noise.py"),
-        *(sanitized(name, 35) for name in SANITIZED),
-        bench("gpu_sample", TOTAL, options),
-    ]
-
-
-def environment() -> dict[str, str]:
-    """Ours, with the travelled wheels in front; pins are for machines with an index."""
-    ours = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
-    path = [str(SITE), *filter(None, [ours.get("PYTHONPATH")])]
-    return {**ours, "PYTHONPATH": os.pathsep.join(path), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-
-
-def run(step: Step, limit: float) -> Done:
-    """In a process group of its own, of which nothing is left afterwards."""
-    done = Done(step.name)
-    if step.command is None or limit < 5:
-        done.note = "nothing to run it with" if step.command is None else "no time left"
-        return done
-    log, began = LOGS / f"{step.name}.log", time.monotonic()
-    junit(step.name).unlink(missing_ok=True)
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            step.command, cwd=ROOT, env=environment(), stdout=output, stderr=output, start_new_session=True
-        )
+    def run(self) -> int:
+        """1 if something failed or was not run."""
+        self.logs.mkdir(parents=True, exist_ok=True)
         try:
-            done.code = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            done.note = f"stopped at {limit:.0f} s"
-            process.send_signal(signal.SIGINT)
-            done.code = finish(process)
+            for step in self.chosen:
+                self.step(step)
         finally:
-            end_group(process.pid)
-    done.seconds = round(time.monotonic() - began, 1)
-    read_tests(done)
-    lines = log.read_text(errors="replace").splitlines()
-    print("\n".join(lines[-(step.shown if done.code == 0 else max(step.shown, 25)) :]), flush=True)
-    return done
+            self.keep()
+            print(self.text())
+        records = self.records.values()
+        return 1 if any(record.note or any(end.code or end.note for end in record.tasks) for record in records) else 0
+
+    def step(self, step: Step) -> None:
+        for name in [name for name, record in self.records.items() if record.note == NOT_REACHED]:
+            (self.folder / f"{name}.json").unlink(missing_ok=True)  # what an earlier run left is not this one's
+        record, self.current = self.records[step.name], step.name
+        for task in step.tasks:
+            for path in (runner.log_of(self.logs, task), runner.journal_of(self.logs, task)):
+                path.unlink(missing_ok=True)
+        until = min(self.until, time.monotonic() + step.limit)
+        record.note = self.obstacle(step)
+        for task in [] if record.note else step.tasks:
+            left = min(task.limit, until - time.monotonic())
+            print(f"== {step.name}: {task.name}, at most {left:.0f} s", flush=True)
+            record.tasks.append(runner.End(task.name, note=RUNNING))
+            self.keep()
+            record.tasks[-1] = self.task(step, task, left)
+            self.read(step)
+            self.keep()
+            show(record.tasks[-1], runner.log_of(self.logs, task))
+        self.current = ""
+        self.keep()
+
+    def task(self, step: Step, task: Task, left: float) -> runner.End:
+        if left < FEWEST:
+            return runner.End(task.name, note=runner.OUT_OF_TIME)
+        return runner.run(task, self.logs, left, lambda: self.watch(step))
+
+    def obstacle(self, step: Step) -> str:
+        """Why a step cannot be run at all."""
+        build = self.records.get("build")
+        if step.built and build and (build.note or any(end.code != 0 for end in build.tasks if end.name == "build")):
+            return "no build"
+        return runner.OUT_OF_TIME if self.until - time.monotonic() < FEWEST else ""
+
+    def watch(self, step: Step) -> None:
+        """While a process runs: now and then keep what it has told."""
+        if time.monotonic() - self.kept > self.every:
+            self.read(step)
+            self.keep()
+
+    def read(self, step: Step) -> None:
+        """What a step's processes have told so far, from their journals and what they printed."""
+        record = self.records[step.name]
+        record.tests, record.lines, results = {}, [], []
+        for task in step.tasks:
+            path = runner.journal_of(self.logs, task)
+            record.tests |= {name: _short(line) for name, line in journal.tests(path).items()}
+            results += journal.results(path)
+            if task.restarts is None:
+                record.lines += [line for line in journal.lines(runner.log_of(self.logs, task)) if "line" in line]
+        for line in record.lines:
+            self.machine = line.get("machine", self.machine)
+        self.commit = self.machine.get("commit") or self.commit
+        record.commit = self.commit
+        if results:
+            kept = {"suite": step.name, "machine": self.machine, "results": results}
+            archive.replace(self.folder / f"{step.name}.json", _json(kept))
+
+    def keep(self) -> None:
+        """Write the state of things, of which earlier steps' stay that are not run again, and the archive."""
+        if self.machine or self.current != FIRST[0]:  # before, nobody knows whose results these are
+            self.write()
+        if self.out is not None:
+            archive.write(self.out / ARCHIVE, [self.logs, self.folder])
+        self.kept = time.monotonic()
+
+    def write(self) -> None:
+        path = self.folder / "steps.json"
+        earlier = json.loads(path.read_text())["steps"] if path.is_file() else {}
+        told = earlier | {name: asdict(record) for name, record in self.records.items()}
+        archive.replace(path, _json({"machine": self.machine, "steps": told}))
+        lines = [asdict(line) for line in points.judged(table.Results(self.folder))]
+        archive.replace(self.folder / "must_show.json", _json({"machine": self.machine, "shows": lines}))
+        archive.replace(self.folder / "table.txt", self.text() + "\n")
+
+    def text(self) -> str:
+        """The steps of this run, then the table."""
+        lines = []
+        for name, record in self.records.items():
+            lines += [f"{name:<16} not run  {record.note}"] if record.note else []
+            lines += [f"{name:<16} {_words(end)}" for end in record.tasks]
+        results = table.Results(self.folder)
+        commits: dict[str, list[str]] = {}
+        for name, record in results.steps.items():
+            commits.setdefault(str(record.get("commit") or "unknown commit")[:12], []).append(name)
+        where = "; ".join(f"{', '.join(names)} at {commit}" for commit, names in commits.items())
+        warning = [] if self.machine.get("gpu") else ["NO GPU WAS SEEN: no number below is one of a GPU"]
+        return "\n".join([*lines, "", *warning, f"{self.folder.name}: {where}", table.text(points.judged(results))])
 
 
-def finish(process: subprocess.Popen[bytes]) -> int:
-    """The status of an interrupted process, which gets a while to write what it has."""
-    try:
-        return process.wait(GRACE) or 124
-    except subprocess.TimeoutExpired:
-        end_group(process.pid)
-        process.wait()
-        return 124
+def show(end: runner.End, log: Path) -> None:
+    """A log's last lines, more of them where something went wrong."""
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    print("\n".join([*lines[-(25 if end.note or end.code else 8) :], *([end.note] if end.note else [])]), flush=True)
 
 
-def end_group(leader: int) -> None:
-    """Compilers' workers outlive who started them."""
-    try:
-        os.killpg(leader, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
+def _short(line: dict[str, Any]) -> dict[str, Any]:
+    """A test's line without its name and what results hold; {} for one that is running or was not begun."""
+    kept = ("outcome", "seconds", "message", "properties")
+    return {key: line[key] for key in kept if line.get(key)} if "outcome" in line else {}
 
 
-def read_tests(done: Done) -> None:
-    for case in test_cases(junit(done.name)):
-        if not case.get("name"):  # an interrupted one
-            continue
-        done.tests[case.get("name", "")] = outcome(case)
-        for one in case.iter("property"):
-            done.properties[one.get("name", "")] = one.get("value", "")
+def _words(end: runner.End) -> str:
+    how = "not run" if end.code is None else "ok" if end.code == 0 and not end.note else f"FAILED ({end.code})"
+    return f"{end.name:<18} {how:<12} {end.seconds:>6.1f} s  {end.note}"
 
 
-def describe(commit: str | None) -> dict[str, Any]:
-    """The machine, asked in a process that sees the wheels; empty where that fails."""
-    code = f"import sys, json; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import machine; "
-    code += f"print(json.dumps(machine.describe({commit!r})))"
-    asked = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
-    return json.loads(asked.stdout.splitlines()[-1]) if asked.returncode == 0 and asked.stdout else {}
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, default=str) + "\n"
+
+
+def choose(named: list[str], known: list[Step]) -> list[Step]:
+    """The named steps, or all that need not be named, and what comes before any."""
+    chosen = [step for step in known if (step.name in named if named else not step.asked)]
+    first = [step for step in known if step.name in FIRST[: 1 + any(step.built for step in chosen)]]
+    return [*first, *(step for step in chosen if step not in first)]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("steps", nargs="*", help="default: all")
+    parser.add_argument("steps", nargs="*", help="default: all but memcheck-while")
+    parser.add_argument("--out", type=Path, help=f"the folder for {ARCHIVE}")
     parser.add_argument("--commit", help="what is measured, where there is no repository to ask")
-    parser.add_argument("--total", type=float, default=TOTAL, help="seconds for all steps")
+    parser.add_argument("--total", type=float, default=WHOLE, help="seconds for all steps")
+    parser.add_argument("--dry", action="store_true", help="on the CPU and the tests' fake driver; results in build/")
     arguments = parser.parse_args()
-    options = [f"--commit={arguments.commit}"] * bool(arguments.commit)
-    known = steps(options)
+    known = steps(arguments.dry, arguments.commit)
     unknown = set(arguments.steps) - {step.name for step in known}
     if unknown:
         parser.error(f"steps must be among {', '.join(step.name for step in known)}, got {', '.join(sorted(unknown))}")
-    chosen = [step for step in known if not arguments.steps or step.name in arguments.steps]
-    LOGS.mkdir(parents=True, exist_ok=True)
-    until, finished = time.monotonic() + arguments.total, []
-    machine = describe(arguments.commit)
-    folder = folder_of("cuda", machine)
-    for step in chosen:  # what an earlier run left is not this one's
-        (folder / f"{step.name}.json").unlink(missing_ok=True)
-    for step in chosen:
-        left = min(step.limit, until - time.monotonic() - GRACE)
-        if step.name == "gpu_sample":
-            step = bench(step.name, left, options)
-        print(f"== {step.name}, at most {left:.0f} s", flush=True)
-        finished.append(run(step, left))
-    return report(finished, machine, folder)
-
-
-def report(finished: list[Done], machine: dict[str, Any], folder: Path) -> int:
-    """Write tests.json and must_show.json beside the suites' results; print steps and table. 1 if a step failed.
-
-    Of steps that were not asked for, what an earlier run said is kept.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "tests.json"
-    earlier = json.loads(path.read_text())["steps"] if path.is_file() else []
-    names = {done.name for done in finished}
-    kept = [step for step in earlier if step["name"] not in names]
-    kept += [{**vars(done), "commit": machine.get("commit")} for done in finished]
-    path.write_text(json.dumps({"machine": machine, "steps": kept}, indent=1) + "\n")
-    table = verdict.table(folder)
-    (folder / "must_show.json").write_text(json.dumps({"machine": machine, "shows": table}, indent=1) + "\n")
-    for done in finished:
-        how = "not run" if done.code is None else "ok" if done.code == 0 else f"FAILED ({done.code})"
-        print(f"{done.name:<16} {how:<13} {done.seconds:>6.1f} s  {done.note}")
-    print(f"\n{folder.relative_to(ROOT)}: {verdict.commits(folder)}")
-    print(verdict.text(table))
-    return 1 if any(done.code for done in finished) else 0
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a device's memory is in a core
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is told to end still ends its processes
+    logs, results = (LOGS, RESULTS) if not arguments.dry else (LOGS.with_name("dry"), LOGS.with_name("dry-results"))
+    chosen = choose(arguments.steps, known)
+    return Campaign(chosen, logs, results, arguments.out, arguments.total, arguments.commit).run()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run the benchmarks, write benchmarks/results/<cpu or GPU>/<suite>.json, print a table."""
+"""Run the CPU's benchmarks, write benchmarks/results/cpu/<suite>.json, print a table."""
 
 from __future__ import annotations
 
@@ -16,26 +16,23 @@ from xml.etree import ElementTree
 
 FOLDER = Path(__file__).parents[1]
 RESULTS = FOLDER / "results"
-SUITES = {  # of a device: the file, and an expression where it holds several
-    "cpu": {
-        "stream": ("speed/test_rows.py", "stream"),
-        "rows": ("speed/test_rows.py", "widest"),
-        "diffusers_step": ("speed/test_steps.py", "diffusers"),
-        "compiled": ("speed/test_steps.py", "inductor"),
-        "calls": ("speed/test_calls.py", "beside"),
-        "overhead": ("speed/test_calls.py", "outside or paired"),
-        "plan_time": ("speed/test_calls.py", "make_plan"),
-        "start": ("speed/test_start.py", ""),
-    },
-    "cuda": {"gpu_sample": ("gpu/test_gpu_sample.py", ""), "gpu_speed": ("gpu/test_gpu_speed.py", "")},
+SUITES = {  # the file, and an expression
+    "stream": ("speed/test_rows.py", "stream"),
+    "rows": ("speed/test_rows.py", "widest"),
+    "diffusers_step": ("speed/test_steps.py", "diffusers"),
+    "compiled": ("speed/test_steps.py", "inductor"),
+    "calls": ("speed/test_calls.py", "beside"),
+    "overhead": ("speed/test_calls.py", "outside or paired"),
+    "plan_time": ("speed/test_calls.py", "make_plan"),
+    "start": ("speed/test_start.py", ""),
 }
 KEPT = ("min", "median", "iqr")
 
 
-def environment(device: str) -> dict[str, str]:
-    """Ours, with what makes timings repeat."""
+def settings(device: str) -> dict[str, str]:
+    """Environment variables that make timings repeat."""
     cores = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    settings = {
+    return {
         # glibc otherwise returns large blocks to the system and faults them in again: a factor of 5 against eager code
         "MALLOC_TRIM_THRESHOLD_": str(2**34),
         "MALLOC_MMAP_THRESHOLD_": str(2**34),
@@ -43,18 +40,22 @@ def environment(device: str) -> dict[str, str]:
         "MKL_NUM_THREADS": cores,
         "TORCHINDUCTOR_COMPILE_THREADS": "1" if device == "cpu" else cores,
     }
-    return {**os.environ, **settings}
 
 
-def run_suite(suite: str, device: str, options: list[str]) -> tuple[int, dict[str, Any], list[str]]:
+def environment(device: str) -> dict[str, str]:
+    """Ours, with those."""
+    return {**os.environ, **settings(device)}
+
+
+def run_suite(suite: str, options: list[str]) -> tuple[int, dict[str, Any], list[str]]:
     """A fresh process for each suite. Returns pytest's exit status, its report and the names of what failed."""
     with tempfile.TemporaryDirectory() as folder:
         report, junit = Path(folder) / "report.json", Path(folder) / "junit.xml"
-        file, chosen = SUITES[device][suite]
+        file, chosen = SUITES[suite]
         command = [sys.executable, "-P", "-m", "pytest", str(FOLDER / file), "-k", chosen, "--benchmark-enable"]
         command += [f"--benchmark-json={report}", "--benchmark-quiet", "--benchmark-disable-gc", "-o", "timeout=1200"]
         command += [f"--junitxml={junit}", *options]
-        status = wait(subprocess.Popen(command, cwd=FOLDER.parent, env=environment(device)))
+        status = wait(subprocess.Popen(command, cwd=FOLDER.parent, env=environment("cpu")))
         written = report.is_file() and report.stat().st_size
         bad = [case.get("name", "") for case in test_cases(junit) if outcome(case) == "failed"]
         return status, json.loads(report.read_text()) if written else {"benchmarks": [], "machine_info": {}}, bad
@@ -94,7 +95,6 @@ def summary(suite: str, report: dict[str, Any], quick: bool, bad: list[str]) -> 
         "date": report.get("datetime"),
         "quick": quick,
         "machine": report["machine_info"],
-        **({"failed": bad} if bad else {}),
         "results": results,
     }
 
@@ -125,32 +125,29 @@ def table(results: list[dict[str, Any]]) -> str:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("suites", nargs="*", help="default: all of the device")
-    parser.add_argument("--device", choices=SUITES, default="cpu")
+    parser.add_argument("suites", nargs="*", help="default: all")
     parser.add_argument("--quick", action="store_true", help="few rounds, no large sizes, nothing written")
-    parser.add_argument("--budget", type=float, help="seconds after which no further benchmark of a suite is begun")
     parser.add_argument("--commit", help="what is measured, where there is no repository to ask")
     arguments = parser.parse_args()
-    unknown = set(arguments.suites) - set(SUITES[arguments.device])
+    unknown = set(arguments.suites) - set(SUITES)
     if unknown:
-        parser.error(f"suites must be among {', '.join(SUITES[arguments.device])}, got {', '.join(sorted(unknown))}")
+        parser.error(f"suites must be among {', '.join(SUITES)}, got {', '.join(sorted(unknown))}")
     return arguments
 
 
 def main() -> int:
     arguments = parse()
     options = ["--quick"] * arguments.quick
-    options += [f"--{name}={getattr(arguments, name)}" for name in ("budget", "commit") if getattr(arguments, name)]
+    options += [f"--commit={arguments.commit}"] * bool(arguments.commit)
     failed, results = [], []
-    for suite in arguments.suites or SUITES[arguments.device]:
-        status, report, bad = run_suite(suite, arguments.device, options)
+    for suite in arguments.suites or SUITES:
+        status, report, bad = run_suite(suite, options)
         kept = summary(suite, report, arguments.quick, bad)
         results += kept["results"]
         if status or not kept["results"]:
             failed.append(suite)
-        # minutes on a GPU are few: there, what passed is kept beside the names of what failed
-        if kept["results"] and not arguments.quick and (not status or arguments.device == "cuda"):
-            folder = folder_of(arguments.device, kept["machine"])
+        if kept["results"] and not arguments.quick and not status:
+            folder = folder_of("cpu", kept["machine"])
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{suite}.json").write_text(json.dumps(kept, indent=1) + "\n")
     print(table(results))

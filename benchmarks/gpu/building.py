@@ -1,0 +1,84 @@
+"""Install this tree where it stands, without a package index: by pip, or else by links to it.
+
+python benchmarks build           # prints a JSON line: which way it went, and why not the other
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from gpu.runner import ROOT, SITE
+
+PATIENCE = 90  # seconds for one way
+PIP = ["-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--editable", "."]
+WAYS = {"pip install --editable": PIP, "setup.py build_ext --inplace": ["setup.py", "build_ext", "--inplace"]}
+IMPORT = "import pndm_fast.kernels, pndm_fast._C; print(pndm_fast.__file__)"
+
+
+def run(arguments: list[str], root: Path) -> tuple[bool, str]:
+    """Whether a Python succeeds, and what it says."""
+    try:
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=root, capture_output=True, text=True, errors="replace", timeout=PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"not done in {PATIENCE} s"
+    return done.returncode == 0, f"{done.stdout}\n{done.stderr}".strip()
+
+
+def link(root: Path, site: Path) -> None:
+    """A package of links, because `pndm_fast.kernels` lies elsewhere in the tree."""
+    package = site / "pndm_fast"
+    package.mkdir(parents=True)
+    for file in (root / "pndm_fast").iterdir():
+        (package / file.name).symlink_to(file)
+    (package / "kernels").symlink_to(root / "kernels")
+
+
+def imported(root: Path) -> tuple[bool, str]:
+    """Whether what was built can be imported, and is this tree's: another version may be installed."""
+    good, said = run(["-P", "-c", IMPORT], root)
+    if not good:
+        return False, said
+    own = Path(said.splitlines()[-1]).parent
+    return (own / "plan").resolve().is_relative_to(root.resolve()), f"{own} is imported"
+
+
+def build(root: Path, site: Path) -> dict[str, object]:
+    """The way that went, and what each before it said."""
+    began, failed = time.monotonic(), {}
+    for way, arguments in WAYS.items():
+        shutil.rmtree(site / "pndm_fast", ignore_errors=True)
+        good, said = run(arguments, root)
+        print(f"== {way}\n{said}", file=sys.stderr, flush=True)
+        if good and arguments is not PIP:
+            link(root, site)
+        good, said = imported(root) if good else (good, said)
+        if good:
+            return {"how": way, "seconds": round(time.monotonic() - began, 1), "failed": failed}
+        failed[way] = said[-300:]
+    return {"how": None, "seconds": round(time.monotonic() - began, 1), "failed": failed}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=ROOT, help="the tree")
+    parser.add_argument("--site", type=Path, default=SITE, help="the folder for the links")
+    arguments = parser.parse_args()
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(arguments.site), os.environ.get("PYTHONPATH")]))
+    done = build(arguments.root, arguments.site)
+    print(json.dumps({"line": "build", "ok": done["how"] is not None, **done}), flush=True)
+    if done["how"] is None:
+        print("no build:", "; ".join(f"{way}: {str(said).splitlines()[-1:]}" for way, said in done["failed"].items()))
+    return 0 if done["how"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
