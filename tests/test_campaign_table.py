@@ -118,7 +118,9 @@ def test_every_gpu_test_is_in_one_process():
     marked = {f"tests/{path.name}" for path in ROOT.glob("tests/test_*.py") if needs_gpu(path)}
     named = {task.name: [word for word in task.command if word.startswith("tests/")] for task in step.tasks}
     assert {file for files in named.values() for file in files} == marked
-    assert named["replay"] == named["while"] == steps.GRAPHS and not {*named["rows"]} & {*steps.GRAPHS}
+    assert named["replay"] == named["while"] == steps.GRAPHS and not {*named["engine"]} & {*steps.GRAPHS}
+    names = [task.name for step in steps.steps() for task in step.tasks]
+    assert len(names) == len({*names}), "each has a log of its own"
 
 
 def test_points_name_what_is_there(tmp_path):

@@ -63,7 +63,7 @@ def build(root: Path, site: Path) -> dict[str, object]:
         good, said = imported(root) if good else (good, said)
         if good:
             return {"how": way, "seconds": round(time.monotonic() - began, 1), "failed": failed}
-        failed[way] = said[-300:]
+        failed[way] = said[-300:] or "it said nothing"
     return {"how": None, "seconds": round(time.monotonic() - began, 1), "failed": failed}
 
 
@@ -76,7 +76,7 @@ def main() -> int:
     done = build(arguments.root, arguments.site)
     print(json.dumps({"line": "build", "ok": done["how"] is not None, **done}), flush=True)
     if done["how"] is None:
-        print("no build:", "; ".join(f"{way}: {str(said).splitlines()[-1:]}" for way, said in done["failed"].items()))
+        print("error: no build:", "; ".join(str(said).splitlines()[-1] for said in done["failed"].values()))
     return 0 if done["how"] else 1
 
 

@@ -189,7 +189,7 @@ def _short(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _words(end: runner.End) -> str:
-    how = "not run" if end.code is None else "ok" if end.code == 0 and not end.note else f"FAILED ({end.code})"
+    how = "not run" if end.code is None else "ok" if end.code == 0 and not end.note else f"FAILED {end.code or ''}"
     return f"{end.name:<18} {how:<12} {end.seconds:>6.1f} s  {end.note}"
 
 

@@ -183,7 +183,7 @@ def _status(code: int | None, log: Path) -> str:
         return "device unusable"
     lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
     told = [line for line in lines if "error" in line.lower()] or lines
-    return f"status {code}: {told[-1][:200]}" if told else f"status {code}"
+    return f"status {code}: {told[-1][:160]}" if told else f"status {code}"
 
 
 def environment(cuda_log: Path) -> dict[str, str]:

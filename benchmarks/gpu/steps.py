@@ -118,7 +118,7 @@ def steps(dry: bool = False, commit: str | None = None) -> list[Step]:
             "tests",
             180,
             [
-                tests("rows", 45, ROWS, *gpu, each=30),
+                tests("engine", 45, ROWS, *gpu, each=30),
                 tests("replay", 60, *GRAPHS, *gpu, "-k", f"not while and not {PROFILED}", each=30),
                 tests("while", 60, *GRAPHS, *gpu, "-k", f"while and not {PROFILED}", each=30),
                 tests("networks", 90, NETWORKS, *gpu),
