@@ -1,5 +1,7 @@
 """What comes before the first row: the same bits in C++, Triton and the reference, and what the formula says."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -231,3 +233,28 @@ def test_a_captured_call_is_one_upload_one_begin_and_a_copy_for_each_dtype_of_co
     assert before == copied or image  # an image's numbers are looked at first
     after = kernels_of(operators.seen[at_launch[0] :])
     assert after[-2:] == ["aten.clone.default", "aten.sum.default"]
+
+
+@pytest.mark.parametrize("case, most", [("plain", 420), ("guided", 700)])
+def test_what_the_host_does_before_the_first_launch(case, most, stand_in, monkeypatch):
+    """Functions entered, of Python and built in, whatever the number of rows: what a GPU waits for, free of clocks."""
+    launch, counts = graphs.Graph.launch, []
+
+    def launched(*arguments):
+        sys.setprofile(None)
+        launch(*arguments)
+
+    monkeypatch.setattr(graphs.Graph, "launch", launched)
+
+    def network(x, t, text=None, label=None, more=()):
+        return x * 0.5
+
+    for rows in (5, 50):
+        sampler = pf.Sampler(network, pf.make_plan("ddim", steps=rows), shape=(2, 7), graph="replay")
+        for _ in range(2):
+            sampler(**CONDITIONS[case])
+        seen = []
+        sys.setprofile(lambda frame, event, argument, seen=seen: seen.append(event))
+        sampler(**CONDITIONS[case])
+        counts.append(len([event for event in seen if event in ("call", "c_call")]))
+    assert counts[0] == counts[1] <= most

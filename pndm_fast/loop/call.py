@@ -201,15 +201,16 @@ def resolve(request: Request, setup: Setup) -> Call:
     tensors = {name: check_tensor(name, value, setup.shape[1:], setup.device) for name, value in given.items()}
     batch = setup.shape[0] if is_integer(request.seeds) else None
     bits = check_seeds(request.seeds, next((len(tensor) for tensor in tensors.values()), batch))
-    check_batches(tensors, len(bits))
+    batch = bits.shape[0]
+    check_batches(tensors, batch)
     exact = setup.dtype is torch.float64 or any(tensor.dtype is torch.float64 for tensor in tensors.values())
     if exact and setup.device.type != "cpu":
         raise ValueError(f"a float64 network, noise or state must be on the CPU, got {setup.device}")
     state_dtype = torch.float64 if exact else torch.float32
     guidance = request.guidance if isinstance(request.guidance, Guidance) else UNGUIDED
-    plans, different = _plans(request, setup, guidance, len(bits))
+    plans, different = _plans(request, setup, guidance, batch)
     weaker = guidance.weaker is not None
-    cond, uncond = check_conditioning(request.cond, request.uncond, different, len(bits), setup.device, weaker)
+    cond, uncond = check_conditioning(request.cond, request.uncond, different, batch, setup.device, weaker)
     if request.uncond is not None and uncond is None and request.guidance is None:
         raise ValueError("uncond must come with guidance, or a plan that has it: it has no effect without")
     if guidance is not UNGUIDED and guidance.scale is None and uncond is None:
@@ -223,12 +224,12 @@ def resolve(request: Request, setup: Setup) -> Call:
         seeds=bits,
         device=setup.device,
         origin=_origin(request.start, {name: t.to(state_dtype) for name, t in tensors.items()}, setup.device),
-        noise=None if source is None else NoiseSource(source, setup.shape[1:], len(bits), setup.device, state_dtype),
+        noise=None if source is None else NoiseSource(source, setup.shape[1:], batch, setup.device, state_dtype),
         cond=cond,
         uncond=uncond,
         guidance=guidance,
         state_dtype=state_dtype,
-        real=len(bits),
+        real=batch,
     )
 
 

@@ -29,7 +29,7 @@ def check(name: str, tree: Tree | None, batch: int, device: torch.device) -> dic
     """
     if tree is None:
         return {}
-    if not isinstance(tree, Mapping) or not all(isinstance(key, str) for key in tree):
+    if not isinstance(tree, (dict, Mapping)) or not all(isinstance(key, str) for key in tree):
         raise TypeError(f"{name} must be a dict of the network's keyword arguments, got {type(tree).__name__}")
     for path, leaf in _leaves(name, tree):
         if not isinstance(leaf, Tensor):
@@ -43,10 +43,12 @@ def check(name: str, tree: Tree | None, batch: int, device: torch.device) -> dic
 
 
 def _leaves(path: str, value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        return [leaf for key, v in value.items() for leaf in _leaves(f"{path}[{key!r}]", v)]
+    if isinstance(value, Tensor):  # first, for abstract classes are slow to ask
+        return [(path, value)]
     if isinstance(value, (tuple, list)):
         return [leaf for i, v in enumerate(value) for leaf in _leaves(f"{path}[{i}]", v)]
+    if isinstance(value, (dict, Mapping)):
+        return [leaf for key, v in value.items() for leaf in _leaves(f"{path}[{key!r}]", v)]
     return [(path, value)]
 
 

@@ -30,15 +30,15 @@ class LRU(Generic[Value]):
 
     def peek(self, key: Hashable) -> Value | None:
         with self._lock:
-            if key in self._values:
+            value = self._values.get(key)
+            if value is not None:
                 self._values.move_to_end(key)
-            return self._values.get(key)
+            return value
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
+        known = self.peek(key)
+        if known is not None:
+            return known
         made = make()
         with self._lock:
             value = self._values.setdefault(key, made)

@@ -220,7 +220,8 @@ class Graph:
             raise CannotCapture("the captured graph gives other values than the network does")
 
     def _fill(self, segment: Segment) -> None:
-        conditioning.refill(self._trees, segment.evaluation.trees)
+        if any(segment.evaluation.trees):
+            conditioning.refill(self._trees, segment.evaluation.trees)
         segment.begin(self.workspace)
 
     @property
