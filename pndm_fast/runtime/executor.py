@@ -75,7 +75,7 @@ def _need(device: torch.device) -> str:
 def take_executor(
     cache: Cache, segment: Segment, positions: Positions, graph: str, concurrency: int
 ) -> AbstractContextManager[Executor]:
-    """The best executor that `graph` allows.
+    """The best executor that `graph` allows; it must be entered, and given back.
 
     Raises:
         ValueError: a graph mode was named and cannot be had, with the reason.
@@ -85,28 +85,28 @@ def take_executor(
     cuda = cuda_of(segment.device)
     if cuda is None:
         return _eager(cache, segment, positions, _need(segment.device))
-    return _graphed_or_eager(cuda, cache, segment, positions, graph, concurrency)
-
-
-@contextlib.contextmanager
-def _graphed_or_eager(
-    cuda: Cuda, cache: Cache, segment: Segment, positions: Positions, graph: str, concurrency: int
-) -> Iterator[Executor]:
     release()
-    executor, why = None, ""
-    with contextlib.ExitStack() as stack:
-        try:
-            executor = stack.enter_context(_graphed(cuda, cache, segment, graph, concurrency))
-        except CannotCapture as reason:
-            if graph in MODES:
-                raise ValueError(f"graph {graph!r} cannot be had: {reason}") from reason
-            why = str(reason)
-        # not while the reason is being handled: a network's own error would be shown as its consequence
-        yield stack.enter_context(_eager(cache, segment, positions, why)) if executor is None else executor
+    try:
+        return _graphed(_take_graph(cuda, cache, segment, graph, concurrency))
+    except CannotCapture as reason:
+        if graph in MODES:
+            raise ValueError(f"graph {graph!r} cannot be had: {reason}") from reason
+        why = str(reason)
+    # not while the reason is being handled: a network's own error would be shown as its consequence
+    return _eager(cache, segment, positions, why)
 
 
-@contextlib.contextmanager
-def _graphed(cuda: Cuda, cache: Cache, segment: Segment, asked: str, concurrency: int) -> Iterator[Executor]:
+class _Taken(NamedTuple):
+    """A graph that this call has to itself, for the segment as the network takes it."""
+
+    graph: Graph
+    pool: Pool
+    segment: Segment
+    first_calls: int
+    reason: str
+
+
+def _take_graph(cuda: Cuda, cache: Cache, segment: Segment, asked: str, concurrency: int) -> _Taken:
     modes, unasked = (AUTO, AUTO_REASON) if asked == "auto" else ((asked,), "")
     if asked == "auto" and cache.first_time(_output_key(segment)):
         raise CannotCapture("captured when it comes a second time")
@@ -124,30 +124,31 @@ def _graphed(cuda: Cuda, cache: Cache, segment: Segment, asked: str, concurrency
         cache.captured(key, replaces)
         return graph
 
+    pool = cache.graphs.get(key, lambda: Pool(concurrency))
+    try:
+        graph = pool.take(make)
+    except CannotCapture as refusal:
+        cache.refuse(key, refusal)
+        raise
+    return _Taken(graph, pool, segment, first_calls, graph.reason or unasked)
+
+
+@contextlib.contextmanager
+def _graphed(taken: _Taken) -> Iterator[Executor]:
+    graph, segment = taken.graph, taken.segment
+
     def rows(count: int) -> None:
         with nvtx.marked("rows"):
             graph.launch(count)
 
-    with contextlib.ExitStack() as stack:
-        try:
-            graph = stack.enter_context(cache.graphs.get(key, lambda: Pool(concurrency)).take(make))
-        except CannotCapture as refusal:
-            cache.refuse(key, refusal)
-            raise
-        stack.callback(graph.end)
+    try:
         with nvtx.marked("begin"):
             graph.begin(segment)
-        yield Executor(
-            segment,
-            graph.workspace,
-            rows,
-            first_calls,
-            graph.mode,
-            graph.reason or unasked,
-            graph.bytes,
-            graph.nodes,
-            graph.cancelable,
-        )
+        found = graph.mode, taken.reason, graph.bytes, graph.nodes, graph.cancelable
+        yield Executor(segment, graph.workspace, rows, taken.first_calls, *found)
+    finally:
+        graph.end()
+        taken.pool.give(graph)
 
 
 def _output_spec(cache: Cache, segment: Segment) -> tuple[OutputSpec, int]:

@@ -313,9 +313,8 @@ class Pool:
         self._holders: Counter[int] = Counter()
         self._stale_in_a_row = 0
 
-    @contextlib.contextmanager
-    def take(self, make: Callable[[bool], Graph]) -> Iterator[Graph]:
-        """One that nobody uses, or a new one: make(whether the one before was stale).
+    def take(self, make: Callable[[bool], Graph]) -> Graph:
+        """One that nobody uses, or a new one, make(whether the one before was stale); this thread must give it back.
 
         Raises:
             CannotCapture: this thread holds all there may be, or the network changes from call to call.
@@ -323,22 +322,28 @@ class Pool:
         me = threading.get_ident()
         if self._holders[me] == self._limit:
             raise CannotCapture("a call inside the call that uses the graph", tries=math.inf)
-        with self._permits:
-            self._holders[me] += 1
-            try:
-                found = self._idle.pop() if self._idle else None  # a permit is held: nobody takes it meanwhile
-                stale = found is not None and found.stale()
-                if stale and self._stale_in_a_row == MOST_STALE:
-                    raise CannotCapture("the network's tensors or attributes change from call to call")
-                graph = make(stale) if found is None or stale else found
-                self._stale_in_a_row = self._stale_in_a_row + 1 if stale else 0  # what make refuses is no capture
-                del found
-                try:
-                    yield graph
-                finally:
-                    self._idle.append(graph)
-            finally:
-                self._holders[me] -= 1
+        self._permits.acquire()
+        self._holders[me] += 1
+        try:
+            found = self._idle.pop() if self._idle else None  # a permit is held: nobody takes it meanwhile
+            stale = found is not None and found.stale()
+            if stale and self._stale_in_a_row == MOST_STALE:
+                raise CannotCapture("the network's tensors or attributes change from call to call")
+            graph = make(stale) if found is None or stale else found
+            self._stale_in_a_row = self._stale_in_a_row + 1 if stale else 0  # what make refuses is no capture
+        except BaseException:
+            self._leave()
+            raise
+        return graph
+
+    def give(self, graph: Graph) -> None:
+        """Give back what this thread took."""
+        self._idle.append(graph)
+        self._leave()
+
+    def _leave(self) -> None:
+        self._holders[threading.get_ident()] -= 1
+        self._permits.release()
 
     def drop_stale(self) -> None:
         """Free idle graphs that read tensors which the network has no more."""
