@@ -39,16 +39,41 @@ VARIANTS = {
     "phase-odd": dict(components=2, aligned=False, scattered=True),
 }
 
+# Of the kernel before the first row: what samples start from, where that is not the seeds.
+BEGINNINGS = {
+    "begin": dict(),
+    "begin-guided": dict(network="bf16", net_in=True, guided=True),
+    "begin-image": dict(sources=("image",)),
+    "begin-state": dict(sources=("state", "z"), net_in=True),
+    "begin-channels-last": dict(scattered=True),
+    "begin-phase": dict(components=2),
+    "begin-phase-image": dict(components=2, sources=("image", "noise"), net_in=True),
+}
+
 
 def _source(kernel, slots="fp32", network="fp32", time="fp32", guided=False, net_in=False, z=False,
             scattered=False, aligned=True, components=1, ticket=True):  # fmt: skip
-    from triton.compiler import ASTSource
-
     from pndm_fast.row.schema import REGISTERS
 
     kinds = {"state": "fp32", "slot": slots, "time": time, "network": network, "int32": "i32", "int64": "i64"}
     signature = {f"{name}_ptr": f"*{kinds[register.element]}" for name, register in REGISTERS.items()}
     signature |= {"table_ptr": "*fp32", "out_ptr": f"*{network}", "uncond_ptr": f"*{network}", "z_ptr": "*fp32"}
+    optional = {"net_in_ptr": net_in, "uncond_ptr": guided, "z_ptr": z, "done_ptr": ticket}
+    return _made(kernel, signature, optional, guided, scattered, aligned, components)
+
+
+def _beginning(kernel, network="fp32", guided=False, net_in=False, scattered=False, components=1, sources=()):
+    given = ("noise", "state", "image", "z")
+    signature = {"x_ptr": "*fp32", "y_ptr": "*fp32", "row_ptr": "*i32", "net_in_ptr": f"*{network}"}
+    signature |= {"seeds_ptr": "*i64", "table_ptr": "*fp32", "lines_ptr": "*i32"}
+    signature |= {f"{name}_ptr": "*fp32" for name in given}
+    optional = {"net_in_ptr": net_in, **{f"{name}_ptr": name in sources for name in given}}
+    return _made(kernel, signature, optional, guided, scattered, True, components)
+
+
+def _made(kernel, signature, optional, guided, scattered, aligned, components):
+    from triton.compiler import ASTSource
+
     signature |= dict.fromkeys(("n", "stride", "batch", "channels"), "i32")
     constants = {
         "COMPONENTS": components,
@@ -56,7 +81,6 @@ def _source(kernel, slots="fp32", network="fp32", time="fp32", guided=False, net
         "SCATTERED": scattered,
         "BLOCK": BLOCK // components,
     }
-    optional = {"net_in_ptr": net_in, "uncond_ptr": guided, "z_ptr": z, "done_ptr": ticket}
     constants |= dict.fromkeys(name for name, given in optional.items() if not given)
     signature |= dict.fromkeys(constants, "constexpr")
     assert list(signature) == kernel.arg_names
@@ -69,13 +93,12 @@ def compile_variant(name: str, architecture: int) -> dict:
     """One kernel compiled as the launcher has it compiled: its Triton IR, and its machine code as lines of text."""
     import triton
     from pndm_fast.kernels.apply_row import OPTIONS, _apply_row_kernel
+    from pndm_fast.kernels.begin import _begin_kernel
     from triton.backends.compiler import GPUTarget
 
-    compiled = triton.compile(
-        _source(_apply_row_kernel, **VARIANTS[name]),
-        target=GPUTarget("cuda", architecture, 32),
-        options=OPTIONS,
-    )
+    begins = name in BEGINNINGS
+    source = _beginning(_begin_kernel, **BEGINNINGS[name]) if begins else _source(_apply_row_kernel, **VARIANTS[name])
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=OPTIONS)
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])

@@ -1,10 +1,10 @@
-"""What the compiler makes of the row kernel, read without a GPU: wide accesses, no spills, the row protocol, no fma."""
+"""What the compiler makes of the kernels, read without a GPU: wide accesses, no spills, the row protocol, no fma."""
 
 import re
 from collections import Counter
 
 import pytest
-from aot import ARCHITECTURES, BLOCK, VARIANTS, compile_all
+from aot import ARCHITECTURES, BEGINNINGS, BLOCK, VARIANTS, compile_all
 
 pytestmark = pytest.mark.machine_code
 
@@ -16,9 +16,12 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 SCALARS = {1: 35, 2: 100}  # row, seed and coefficients; blocks by pairs, once for what they need and once to be applied
 
 
+FIRST = [(name, arch) for arch in ARCHITECTURES for name in BEGINNINGS]
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    return compile_all(EVERY, tmp_path_factory.mktemp("triton"))
+    return compile_all(EVERY + FIRST, tmp_path_factory.mktemp("triton"))
 
 
 def opcodes(code):
@@ -117,3 +120,18 @@ def test_addresses_are_64_bit(name, compiled):
         constant = re.fullmatch(r"%c\d+_i32(_\d+)?", offset)
         assert kind == "i64" or constant or offset in lanes, f"{pointer} + {offset}: {kind}"
     assert not re.search(r"arith\.muli %\w+, %(?!c)\w+ : i32\b", ir)  # by a constant: Philox
+
+
+@pytest.mark.parametrize("name, architecture", FIRST)
+def test_a_start_is_written_in_wide_vectors(name, architecture, compiled):
+    """x, y and each copy of the input, once; no spill, nothing fused."""
+    code, v = compiled[name, architecture], BEGINNINGS[name]
+    copies = v.get("net_in", False) * (1 + v.get("guided", False))
+    each = BLOCK // THREADS  # of all components
+    wide = 2 * each * 4 // 16 + copies * each * BYTES[v.get("network", "fp32")] // 16
+    count = Counter(op for op in opcodes(code) if op.startswith(("LDG", "STG")))
+    assert (count["STG.E.128"], sum(c for op, c in count.items() if op.startswith("STG"))) == (wide, wide)
+    assert count["LDG.E.128"] >= len(v.get("sources", ())) * each * 4 // 16
+    assert not [op for op in opcodes(code) if op.startswith(("LDL", "STL", "ATOM", "RED"))]
+    assert code["resources"]["STACK"] == code["resources"]["LOCAL"] == 0 and code["resources"]["REG"] <= 128
+    assert not re.search(r"\bfma\.", code["ptx"])
