@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pndm_fast.plan.row import MAX_SLOTS, WIDTH_FORM
 from pndm_fast.row import table as columns
 from pndm_fast.row.registers import NEVER, Registers, allocate
+from pndm_fast.row.table import NARROW, PHASE, WIDE, Layout
 
 ApplyRow = Callable[[Registers, Tensor, Tensor, Tensor | None, Tensor | None], None]
 Call = tuple[Tensor, Tensor | None, Tensor | None]  # out, uncond, z; each [B, n]
 
-_X, _Y, _Z = 0, 1, WIDTH_FORM - 1  # positions inside a form
+_X, _Y, _Z = 0, 1, -1  # positions inside a form
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def random_case(
     batch: int,
     n: int,
     *,
-    slots: int = MAX_SLOTS,
+    slots: int = NARROW.slots,
     slot_dtype: torch.dtype = torch.float32,
     out_dtype: torch.dtype = torch.float32,
     net_dtype: torch.dtype | None = None,
@@ -62,6 +62,7 @@ def random_case(
     calls: int = 4,
     bad: bool = False,
     components: int = 1,
+    second: bool = False,
 ) -> Case:
     """Plans of random sparsity, clamps, store maps and noise, each sample at a row of its own.
 
@@ -72,11 +73,13 @@ def random_case(
         calls: how many rows each sample executes, unless it halts.
         bad: put NaN and infinities into some outputs.
         components: 2 for rows of 2x2 matrices, of which some are multiples of the identity.
+        second: let some rows keep the unconditional output too; needs guidance and two slots.
     """
+    layout = PHASE if components > 1 else WIDE if second or slots > NARROW.slots else NARROW
     rng = np.random.default_rng(seed)
     anchor = bool(rng.integers(2))  # whether x holds numbers before a row writes it
     lengths = [calls, calls + 1, 1, 2]
-    plans = [_random_plan(rng, length, slots, anchor, components) for length in lengths]
+    plans = [_random_plan(rng, length, slots, anchor, layout, second) for length in lengths]
     first = np.cumsum([0, *(length + 1 for length in lengths)])
     starts = [*first[:2], *((first[1] - 1, *first[2:4]) if halt_some else ())]
     cfg_copies = 2 if guidance else 1
@@ -174,13 +177,13 @@ def _fill(r: Registers, rng: np.random.Generator, anchor: bool) -> None:
     r.first_bad.fill_(NEVER)
 
 
-def _random_plan(rng: np.random.Generator, length: int, slots: int, anchor: bool, components: int) -> np.ndarray:
-    """[length + 1, WIDTHS[components]]: rows read only what is written before, and the last line halts."""
-    out = np.zeros((length + 1, columns.WIDTHS[components]))
-    first, count = columns.column(columns.IN_SCALE, components), columns.Y + WIDTH_FORM - columns.IN_SCALE
-    matrices = out[:, first : first + count * components * components].reshape(
-        length + 1, count, components, components
-    )
+def _random_plan(
+    rng: np.random.Generator, length: int, slots: int, anchor: bool, layout: Layout, second: bool
+) -> np.ndarray:
+    """[length + 1, width]: rows read only what is written before, and the last line halts."""
+    components = layout.components
+    out = np.zeros((length + 1, layout.width))
+    matrices = out[:, columns.COEFFICIENTS : layout.column(layout.end)].reshape(length + 1, -1, components, components)
     written: set[int] = set()
     for i, (line, own) in enumerate(zip(out, matrices, strict=True)):
 
@@ -196,6 +199,10 @@ def _random_plan(rng: np.random.Generator, length: int, slots: int, anchor: bool
             break
         line[columns.SLOT] = slot = int(rng.integers(slots))
         written.add(slot)
+        if second and rng.random() < 0.7:
+            other = (slot + int(rng.integers(1, slots))) % slots
+            line[layout.second] = 1 + other
+            written.add(other)
         line[columns.GUIDANCE] = rng.choice([1.0, 7.5, rng.uniform(-1, 3)])
         *store, line[columns.CLAMP] = _random_store(rng)
         put(columns.P, store)
@@ -203,15 +210,15 @@ def _random_plan(rng: np.random.Generator, length: int, slots: int, anchor: bool
         noisy = rng.random() < 0.4
         if rng.random() < 0.4:
             line[columns.WRITE_X] = 1
-            put(columns.X, _random_form(rng, readable, noisy))
+            put(columns.X, _random_form(rng, readable, noisy, layout))
             anchor = True
         else:
             own[columns.X - columns.IN_SCALE + _X] = np.eye(components)
         if rng.random() < 0.9:
             line[columns.WRITE_Y] = 1
-            put(columns.Y, _random_form(rng, readable, noisy))
+            put(layout.y, _random_form(rng, readable, noisy, layout))
         else:
-            own[columns.Y - columns.IN_SCALE + _Y] = np.eye(components)
+            own[layout.y - columns.IN_SCALE + _Y] = np.eye(components)
         line[columns.NOISE] = (i + 2) * noisy
     return out
 
@@ -234,8 +241,8 @@ def _random_store(rng: np.random.Generator) -> tuple[float, ...]:
     return p * rng.integers(2), q, p2 * rng.integers(2), q2, rng.choice([0.7, math.inf])
 
 
-def _random_form(rng: np.random.Generator, readable: list[int], noisy: bool) -> np.ndarray:
-    form = np.zeros(WIDTH_FORM)
+def _random_form(rng: np.random.Generator, readable: list[int], noisy: bool, layout: Layout) -> np.ndarray:
+    form = np.zeros(layout.operands)
     form[readable] = rng.uniform(-2, 2, len(readable)) * (rng.random(len(readable)) < rng.uniform(0.2, 1.0))
     form[_Z] = rng.uniform(0.1, 1) * noisy * rng.integers(2)
     return form

@@ -8,7 +8,6 @@ import torch
 from rowcase import clone, random_case
 
 import pndm_fast as pf
-from pndm_fast.plan.row import WIDTH_FORM
 from pndm_fast.row import reference, table
 from pndm_fast.row import registers as memory
 from pndm_fast.row.noise import normals
@@ -23,7 +22,8 @@ def by_hand(case):
     Operands are [components, n / components] here, coefficients [components, components].
     """
     r, (out, uncond, z) = case.registers, case.calls[0]
-    components = table.components_of(case.table)
+    layout = table.layout_of(case.table)
+    components = layout.components
     x, y, slots = (t[..., : r.n].double().numpy().copy() for t in (r.x, r.y, r.slots))
     x, y, slots = (array.reshape(*array.shape[:-1], components, -1) for array in (x, y, slots))
     scale = np.zeros_like(y)
@@ -38,20 +38,22 @@ def by_hand(case):
             u = uncond[b].double().numpy().reshape(components, -1)
             size = np.abs(u) + abs(line[table.GUIDANCE]) * (np.abs(e) + np.abs(u))
             e = u + line[table.GUIDANCE] * (e - u)
-        p, q, p2, q2 = matrices_of(line, table.P, 4, components)
+        p, q, p2, q2 = matrices_of(line, table.P, 4, layout)
         clamp = line[table.CLAMP]
         stored = q2 @ np.clip(q @ e + p @ y[b], -clamp, clamp) + p2 @ y[b]
         size = np.abs(q2) @ (np.abs(q) @ size + np.abs(p) @ np.abs(y[b])) + np.abs(p2) @ np.abs(y[b])
         slots[int(line[table.SLOT]), b] = stored
+        if layout.second and line[layout.second]:
+            slots[int(line[layout.second]) - 1, b] = q2 @ np.clip(q @ u + p @ y[b], -clamp, clamp) + p2 @ y[b]
         index = int(line[table.NOISE])
         noise = np.zeros((components, r.n // components))
         if index:
             drawn = normals(r.seeds[b : b + 1], index, r.n, r.channels)[0] if z is None else z[b]
             noise = drawn.double().numpy().reshape(components, -1)
-        operands = [x[b].copy(), y[b].copy(), *slots[:, b], *[None] * (6 - len(slots)), noise]
-        forms = {start: matrices_of(line, start, WIDTH_FORM, components) for start in (table.X, table.Y)}
+        operands = [x[b].copy(), y[b].copy(), *slots[:, b], *[None] * (layout.slots - len(slots)), noise]
+        forms = {start: matrices_of(line, start, layout.operands, layout) for start in (table.X, layout.y)}
         new_x, new_y = (sum(c @ v for c, v in zip(forms[k], operands, strict=True) if c.any()) for k in forms)
-        form = np.abs(forms[table.Y])
+        form = np.abs(forms[layout.y])
         scale[b] = sum(c @ np.abs(v) for c, v in zip(form, operands, strict=True) if c.any())
         scale[b] += form[2 + int(line[table.SLOT])] @ size
         x[b] = new_x if line[table.WRITE_X] else x[b]
@@ -61,9 +63,9 @@ def by_hand(case):
     return x, y, slots, row, scale
 
 
-def matrices_of(line, first, count, components):
+def matrices_of(line, first, count, layout):
     """[count, components, components]: the coefficients of a line from one column on."""
-    at = table.column(first, components)
+    at, components = layout.column(first), layout.components
     return line[at : at + count * components**2].reshape(count, components, components)
 
 
@@ -79,13 +81,21 @@ def wide(case):
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize(
-    "guidance, z, channels, components",
-    [(False, False, 1, 1), (True, False, 1, 1), (False, True, 3, 1), (False, False, 1, 2), (True, True, 1, 2)],
+    "form",
+    [
+        dict(),
+        dict(guidance=True),
+        dict(z=True, channels=3),
+        dict(components=2),
+        dict(guidance=True, z=True, components=2),
+        dict(slots=12),
+        dict(guidance=True, slots=11, second=True),
+        dict(guidance=True, slots=2, second=True, channels=2),
+    ],
+    ids=str,
 )
-def test_float64_is_the_formula(seed, guidance, z, channels, components):
-    case = wide(
-        random_case(seed, 4, 12, guidance=guidance, z=z, channels=channels, halt_some=True, components=components)
-    )
+def test_float64_is_the_formula(seed, form):
+    case = wide(random_case(seed, 4, 12, halt_some=True, **form))
     x, y, slots, row, _ = by_hand(case)
     after = clone(case.registers)
     reference.apply_row(after, case.table, *case.calls[0])
@@ -103,7 +113,7 @@ def test_float32_error_is_bounded(seed, components):
     after = clone(case.registers)
     reference.apply_row(after, case.table, *case.calls[0])
     error = np.abs(after.y[:, :1000].double().numpy() - wanted)
-    chain = components * (6 + WIDTH_FORM)  # guidance and store map, then a product and a sum for each operand
+    chain = components * (6 + table.WIDE.operands)  # guidance and store map, then a product and a sum for each operand
     bound = chain * EPS * (scale + np.abs(wanted)) + 1e-40
     assert (error <= bound).all(), float((error / bound).max())
 

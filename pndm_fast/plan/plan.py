@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import groupby
@@ -18,7 +18,7 @@ from pndm_fast.plan.levels import AnyLevel, Level, PhaseLevel
 from pndm_fast.plan.matrix2 import coefficient
 from pndm_fast.plan.numbers import is_number
 from pndm_fast.plan.row import NAMES, PREDICTIONS, SAME_X, SAME_Y, Prologue, Row, check_numbers
-from pndm_fast.plan.text import form_text, store_text
+from pndm_fast.plan.text import form_text, guidance_text, store_text
 
 MAX_ROWS = 65_536
 
@@ -51,7 +51,7 @@ class Plan:
         written: set[int] = set()
         x = y = self.rows[0].levels.call
         for i, row in enumerate(self.rows):
-            written.add(row.slot)
+            written |= row.writes
             for k in sorted(row.reads - written):
                 raise ValueError(f"row {i}: reads slot {k}, which no earlier row has written")
             if row.levels.call != y:
@@ -80,7 +80,12 @@ class Plan:
     @cached_property
     def n_slots(self) -> int:
         """Registers for past outputs."""
-        return 1 + max(row.slot for row in self.rows)
+        return 1 + max(max(row.writes) for row in self.rows)
+
+    @cached_property
+    def keeps_uncond(self) -> bool:
+        """Whether some row keeps the unconditional output too."""
+        return any(row.second is not None for row in self.rows)
 
     @cached_property
     def components(self) -> int:
@@ -173,11 +178,12 @@ class Plan:
         return replace(self, rows=tuple(replace(row, model=m) for row, m in zip(self.rows, models, strict=True)))
 
     def with_guidance(self, scale: float | Sequence[float], interval: tuple[float, float] | None = None) -> Plan:
-        """The same plan at another guidance scale, one for all rows or one for each.
+        """The same plan at another guidance scale, one for all rows or one for each; a row's factor multiplies its own.
 
         Args:
             interval: guide the rows alone that are called at low < sigma/alpha <= high, the position's
-                (Kynkaanniemi et al. 2024, arXiv:2404.07724); the others evaluate the condition alone.
+                (Kynkaanniemi et al. 2024, arXiv:2404.07724); the others have scale 1: where nothing else asks for
+                more they evaluate the condition alone.
         """
         scales = list(scale) if isinstance(scale, Iterable) else [scale] * self.nfe
         if len(scales) != self.nfe:
@@ -191,8 +197,19 @@ class Plan:
                 low * alpha < sigma <= high * alpha for alpha, sigma in (row.levels.call.position for row in self)
             ]
             scales = [g if i else 1.0 for g, i in zip(scales, inside, strict=True)]
-        rows = tuple(replace(row, guidance=float(g)) for row, g in zip(self.rows, scales, strict=True))
-        return replace(self, rows=rows)
+        each = zip(self.rows, scales, strict=True)
+        return replace(self, rows=tuple([replace(row, guidance=float(g) * row.guidance_factor) for row, g in each]))
+
+    def with_times(self, times: Sequence[float] | Callable[[float], float]) -> Plan:
+        """The same plan with other times told to the network: one for each row, or a function of its own.
+
+        Levels and coefficients stay. `math.trunc` is for networks of whole training times; fitted plans move times a
+        little (LD3, Tong et al. 2024, arXiv:2405.15506).
+        """
+        told = [times(row.t) for row in self.rows] if callable(times) else list(times)
+        if len(told) != self.nfe:
+            raise ValueError(f"times must be one for each of the {self.nfe} rows, got {len(told)}")
+        return replace(self, rows=tuple([replace(row, t=float(t)) for row, t in zip(self.rows, told, strict=True)]))
 
     def __repr__(self) -> str:
         return f"<Plan {self._head}>"
@@ -210,6 +227,7 @@ class Plan:
         for i, row in enumerate(self.rows):
             call = row.levels.call.position
             text = f"{i:>4} {row.t:>9.6g} {call.alpha:>8.5f} {call.sigma:>8.5f}  s{row.slot} <- {store_text(row.store)}"
+            text += guidance_text(row)
             if row.x != SAME_X:
                 text += f";  x <- {form_text(row.x, NAMES)}"
             lines.append(f"{text};  y <- {form_text(row.y, NAMES)}")

@@ -14,7 +14,8 @@ from pndm_fast.plan.levels import AnyLevel, Level, Levels, PhaseLevel
 from pndm_fast.plan.matrix2 import Coefficient, coefficient
 from pndm_fast.plan.numbers import is_number
 
-MAX_SLOTS = 6  # F-PNDM and FON: three kept derivatives and three Runge-Kutta stages
+MAX_SLOTS = 12  # ten calls whose every output is kept, and two to spare
+PHASE_SLOTS = 6  # of 2x2 matrices
 LARGEST = float(np.finfo(np.float32).max)
 PREDICTIONS = ("eps", "v", "x0", "flow", "edm")
 WIDTH_FORM = 2 + MAX_SLOTS + 1
@@ -59,8 +60,10 @@ class Row:
     """One network call and the linear update after it.
 
     out = network(in_scale y, t), at a guidance other than 1 uncond + guidance (cond - uncond);
-    slot <- store(y, out);
-    x, y <- X . [x, y, slots, z], Y . [x, y, slots, z]. X and Y read the old x and y, the new slot and one z.
+    slot <- store(y, out), and where there is a second slot, second <- store(y, uncond);
+    x, y <- X . [x, y, slots, z], Y . [x, y, slots, z]. X and Y read the old x and y, the new slots and one z.
+    t is what the network is told; `levels` is where y stands, which may be elsewhere. `guidance_factor` is what a scale
+    is multiplied by (`Plan.with_guidance`): guidance is that of scale 1 as long as no other is asked for.
     `preview` gives the network's x_0 estimate as preview[0] y + preview[1] slot, with the y that it saw. `model` says
     which network is called, of those that a `Sampler` has. Coefficients are numbers, or in phase space 2x2 matrices on
     [position, momentum], the halves of a sample.
@@ -80,6 +83,8 @@ class Row:
     guidance: float = 1.0
     model: int = 0
     ends_step: bool = True
+    second: int | None = None
+    guidance_factor: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("x", "y"):
@@ -97,13 +102,22 @@ class Row:
             object.__setattr__(self, "in_scale", coefficient(self.in_scale))
             object.__setattr__(self, "preview", (coefficient(self.preview[0]), coefficient(self.preview[1])))
         numbers = (self.t, *self.x, *self.y, *self.store[:4], self.in_scale, self.guidance, *self.preview)
-        check_numbers("the coefficients of a row", (*numbers, *sum(self.levels, ())))
-        if isinstance(self.slot, bool) or not isinstance(self.slot, int) or not 0 <= self.slot < MAX_SLOTS:
-            raise ValueError(f"slot must be in [0, {MAX_SLOTS}), got {self.slot}")
+        check_numbers("the coefficients of a row", (*numbers, self.guidance_factor, *sum(self.levels, ())))
+        self._check_slots()
         if isinstance(self.model, bool) or not isinstance(self.model, int) or self.model < 0:
             raise ValueError(f"model must be the index of a network, got {self.model!r}")
         if isinstance(self.store.clamp, bool) or not self.store.clamp > 0:
             raise ValueError(f"clamp must be positive, got {self.store.clamp}")
+
+    def _check_slots(self) -> None:
+        most = MAX_SLOTS if self.components == 1 else PHASE_SLOTS
+        for name, slot in (("slot", self.slot), *((("second", self.second),) if self.second is not None else ())):
+            if isinstance(slot, bool) or not isinstance(slot, int) or not 0 <= slot < most:
+                raise ValueError(f"{name} must be in [0, {most}), got {slot}")
+        if self.second is not None and (self.second == self.slot or self.components > 1):
+            raise ValueError(f"second must be a slot of its own, of rows of numbers, got {self.second}")
+        if self.reads and max(self.reads) >= most:
+            raise ValueError(f"rows of 2x2 matrices must read slots in [0, {most}), got {max(self.reads)}")
 
     @property
     def components(self) -> int:
@@ -118,7 +132,12 @@ class Row:
     @property
     def guided(self) -> bool:
         """Whether the network is also called without the condition."""
-        return self.guidance != 1.0
+        return self.guidance != 1.0 or self.second is not None
+
+    @property
+    def writes(self) -> frozenset[int]:
+        """The slots that outputs go to."""
+        return frozenset({self.slot} if self.second is None else {self.slot, self.second})
 
     @property
     def reads(self) -> frozenset[int]:
@@ -142,13 +161,14 @@ class Row:
         return replace(self, store=OutputMap(inner, matrix2.product(matrix2.product(b, q2), q), *outer, limit))
 
     def to_json(self) -> dict[str, Any]:
-        """A plain tree of numbers and strings; zero coefficients, no clamp and the first network are left out."""
+        """A plain tree of numbers and strings; what is zero, or as it is by itself, is left out."""
         tree = asdict(self)
         for name in ("x", "y"):
             tree[name] = {n: c for n, c in zip(NAMES, tree[name], strict=True) if c}
         tree["store"] = {k: v for k, v in self.store._asdict().items() if v != math.inf}
-        if self.model == 0:
-            del tree["model"]
+        for name, own in (("model", 0), ("second", None), ("guidance_factor", 1.0)):
+            if tree[name] == own:
+                del tree[name]
         return tree
 
     @classmethod

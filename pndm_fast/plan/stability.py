@@ -37,7 +37,8 @@ def gaussian_spread(plan: Plan, deviation: float = DEVIATION) -> float:
     operands[:2, :, : 2 * k] = np.concatenate([start, stacked([plan.prologue.c0], k)[0]], axis=1)
     drawn = 2 * k
     for i, row in enumerate(plan):
-        operands[2 + row.slot] = estimates[i] @ operands[1]
+        for slot in row.writes:  # without guidance both outputs are one
+            operands[2 + slot] = estimates[i] @ operands[1]
         operands[-1] = 0
         if row.noisy:
             operands[-1, :, drawn : drawn + k] = np.eye(k)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from pndm_fast.plan.matrix2 import Coefficient
-from pndm_fast.plan.row import OutputMap
+from pndm_fast.plan.row import OutputMap, Row
 
 
 def form_text(form: Sequence[Coefficient], names: Sequence[str]) -> str:
@@ -22,6 +22,14 @@ def _coefficient(c: Coefficient) -> str:
     if isinstance(c, tuple):
         return "+[" + "; ".join(f"{a:.6g} {b:.6g}" for a, b in c) + "]"
     return f"{c:+.6g}"
+
+
+def guidance_text(row: Row) -> str:
+    """What a guided row does with its outputs; of others nothing."""
+    text = "" if row.guidance == row.guidance_factor == 1.0 else f";  guidance {row.guidance:.6g}"
+    if row.guidance_factor != 1.0:
+        text += f" = {row.guidance_factor:.6g} scale"
+    return text if row.second is None else f"{text};  s{row.second} <- the same of uncond"
 
 
 def store_text(store: OutputMap) -> str:

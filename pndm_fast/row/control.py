@@ -24,7 +24,7 @@ class Control:
     Attributes:
         registers: the small ones, by name.
         lines: int32 [batch], the table's line that describes each sample's start.
-        table: in the state's dtype [rows, WIDTHS[components]].
+        table: in the state's dtype [rows, width].
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from torch import Tensor
 from pndm_fast.row.backends import choose_backend
 from pndm_fast.row.registers import FLOATS, Registers, check, check_tensor
 from pndm_fast.row.schema import REGISTERS
-from pndm_fast.row.table import WIDTHS
+from pndm_fast.row.table import LAYOUTS, NARROW
 
 _CHANGED = [name for name, register in REGISTERS.items() if register.changed]
 
@@ -55,8 +55,8 @@ def apply_row(
 
 def _check_operands(r: Registers, table: Tensor, out: Tensor, uncond: Tensor | None, z: Tensor | None) -> None:
     state, device, outputs = r.y.dtype, r.y.device, (r.batch, r.n)
-    width = table.shape[-1] if table.shape[-1] in WIDTHS.values() else WIDTHS[1]
-    if width != WIDTHS[1] and (r.n % 2 or r.channels > 1):
+    width = table.shape[-1] if table.shape[-1] in LAYOUTS else NARROW.width
+    if LAYOUTS[width].components > 1 and (r.n % 2 or r.channels > 1):
         raise ValueError(
             f"apply_row: a table of 2x2 matrices must have an even n and channels 1, got {r.n} and {r.channels}"
         )

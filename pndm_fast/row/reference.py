@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pndm_fast.plan.row import MAX_SLOTS
 from pndm_fast.row import table as columns
 from pndm_fast.row.noise import INITIAL, PROLOGUE, normals
 from pndm_fast.row.registers import Registers
@@ -27,10 +26,10 @@ def apply_row(
 
     Args:
         registers: the trajectory's memory, changed in place.
-        table: [rows, WIDTHS[components]] in the state's dtype; at 2 components a sample's n elements are
-            position, then momentum.
+        table: [rows, width] in the state's dtype, in one of `table.LAYOUTS`; at 2 components a sample's n elements
+            are position, then momentum.
         out: the network's (conditional) output [B, n], in the physical order of the registers.
-        uncond: its unconditional output, for guidance.
+        uncond: its unconditional output, for guidance; rows that keep it in a second slot need it.
         z: standard normals [B, n] in place of Philox.
     """
     rows = registers.row.clone()  # a sample that advances must not be taken up again
@@ -39,7 +38,7 @@ def apply_row(
         if line[columns.HALT]:
             continue
         members = (rows == index).nonzero()[:, 0]
-        _apply(registers, _Line(line, columns.components_of(table)), members, out, uncond, z)
+        _apply(registers, _Line(line, columns.layout_of(table)), members, out, uncond, z)
         _advance(registers, table, index, members)
 
 
@@ -73,7 +72,7 @@ def begin(registers: Registers, table: Tensor, lines: Tensor, sources: Sources) 
     pairs = list(zip(lines.tolist(), r.row.tolist(), strict=True))
     for at, row in sorted(set(pairs)):
         b = torch.tensor([k for k, pair in enumerate(pairs) if pair == (at, row)], device=r.y.device)
-        line, following = (_Line(table[k].tolist(), columns.components_of(table)) for k in (at, row))
+        line, following = (_Line(table[k].tolist(), columns.layout_of(table)) for k in (at, row))
         r.x[b, : r.n] = r.y[b, : r.n] = _start(r, line, b, sources)
         _feed(r, following, b)
 
@@ -98,36 +97,41 @@ def _start(r: Registers, line: _Line, b: Tensor, sources: Sources) -> Tensor:
 class _Line:
     """A row's coefficients: at(first)[i][j] is what component i of the result takes of component j of an operand."""
 
-    def __init__(self, numbers: list[float], components: int) -> None:
-        self.numbers, self.components = numbers, components
+    def __init__(self, numbers: list[float], layout: columns.Layout) -> None:
+        self.numbers, self.layout, self.components = numbers, layout, layout.components
 
     def __getitem__(self, column: int) -> float:
         return self.numbers[column]
 
     def at(self, first: int) -> list[list[float]]:
-        begin, k = columns.column(first, self.components), self.components
+        begin, k = self.layout.column(first), self.components
         return [self.numbers[begin + i * k : begin + (i + 1) * k] for i in range(k)]
 
 
 def _apply(r: Registers, line: _Line, b: Tensor, out: Tensor, uncond: Tensor | None, z: Tensor | None) -> None:
     dtype, n = r.x.dtype, r.n
-    e = out[b].to(dtype)
-    if uncond is not None and line[columns.GUIDANCE] != 1:  # at scale 1 a sample owes nothing to `uncond`
+    e, x, y = out[b].to(dtype), r.x[b, :n], r.y[b, :n]
+    second = int(line[line.layout.second]) if line.layout.second else 0
+    finite = e.isfinite().all(dim=1)
+    if uncond is not None and (line[columns.GUIDANCE] != 1 or second):  # else a sample owes nothing to `uncond`
         u = uncond[b].to(dtype)
-        e = (e - u) * line[columns.GUIDANCE] + u
-    bad = b[~e.isfinite().all(dim=1)]
+        e = e if line[columns.GUIDANCE] == 1 else (e - u) * line[columns.GUIDANCE] + u
+        finite = e.isfinite().all(dim=1)
+        if second:
+            finite = finite & u.isfinite().all(dim=1)
+            r.slots[second - 1, b, :n] = _store(line, y, u).to(r.slots.dtype)
+    bad = b[~finite]
     r.first_bad[bad] = r.first_bad[bad].minimum(r.row[bad])
 
-    x, y = r.x[b, :n], r.y[b, :n]
     r.slots[int(line[columns.SLOT]), b, :n] = _store(line, y, e).to(r.slots.dtype)
-    operands = [x, y, *(r.slots[k, b, :n] if k < len(r.slots) else x for k in range(MAX_SLOTS))]
+    operands = [x, y, *(r.slots[k, b, :n] if k < len(r.slots) else x for k in range(line.layout.slots))]
     if line[columns.NOISE]:
         noise = normals(r.seeds[b], int(line[columns.NOISE]), n, r.channels) if z is None else z[b]
         operands.append(noise.to(dtype))
     if line[columns.WRITE_X]:
         r.x[b, :n] = _combine(line, columns.X, operands)
     if line[columns.WRITE_Y]:
-        r.y[b, :n] = _combine(line, columns.Y, operands)
+        r.y[b, :n] = _combine(line, line.layout.y, operands)
 
 
 def _store(line: _Line, y: Tensor, e: Tensor) -> Tensor:
@@ -174,7 +178,7 @@ def _combine(line: _Line, first: int, operands: list[Tensor]) -> Tensor:
 
 
 def _advance(r: Registers, table: Tensor, index: int, b: Tensor) -> None:
-    following = _Line(table[index + 1].tolist(), columns.components_of(table))
+    following = _Line(table[index + 1].tolist(), columns.layout_of(table))
     r.row[b] = index + 1
     r.active.sub_(len(b) * int(following[columns.HALT]))
     r.t[_copies(r, b)] = torch.tensor(following[columns.T], dtype=torch.float64, device=b.device).to(r.t.dtype)

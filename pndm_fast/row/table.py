@@ -1,7 +1,7 @@
 """How a plan's rows stand in device memory: one line of numbers a row, then a halt row, then how it starts.
 
 A line is `COEFFICIENTS` numbers and then the row's coefficients, each a matrix of components x components
-numbers, row by row: components is 1, or 2 in phase space. `kernels/apply_row.py` takes its columns from here; those of
+numbers, row by row: components is 1, or 2 in phase space. Plans of few slots have short lines (`LAYOUTS`). `kernels/apply_row.py` takes its columns from here; those of
 `csrc/row/row.h` are compared by `tests/test_csrc.py`.
 """
 
@@ -14,27 +14,68 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pndm_fast.plan.matrix2 import stacked
+from pndm_fast.plan.matrix2 import Coefficient, stacked
 from pndm_fast.plan.plan import Plan
-from pndm_fast.plan.row import SAME_X, SAME_Y, WIDTH_FORM
+from pndm_fast.plan.row import MAX_SLOTS, PHASE_SLOTS, SAME_X, SAME_Y
 from pndm_fast.row.noise import FIRST_ROW
 
 HALT, T, SLOT, CLAMP, GUIDANCE, NOISE, WRITE_X, WRITE_Y = range(8)
 COEFFICIENTS = 8
 IN_SCALE, P, Q, P2, Q2, X = range(COEFFICIENTS, COEFFICIENTS + 6)
-Y = X + WIDTH_FORM
 P0, ENTRY_SIGMA, ENTRY_ALPHA, A0, C0 = range(COEFFICIENTS, COEFFICIENTS + 5)  # of the line of a plan's start
-WIDTHS = {1: 32, 2: 128}  # one 128-byte line in float32, or four; what is not used is zero
 
 
-def column(first: int, components: int) -> int:
-    """Where a coefficient begins, given its column in a line of one component."""
-    return COEFFICIENTS + (first - COEFFICIENTS) * components * components
+@dataclass(frozen=True)
+class Layout:
+    """What stands where in the lines of a table. Columns are those of a line of one component, see `column`.
+
+    Attributes:
+        width: numbers of a line; whole 128-byte lines in float32, and what is not used is zero.
+        components: of a sample.
+        slots: that there are coefficients for.
+        second: the column that holds 1 + the slot of the unconditional output, 0 for none; None where none is kept.
+    """
+
+    width: int
+    components: int
+    slots: int
+    second: int | None = None
+
+    @property
+    def operands(self) -> int:
+        """Of X and of Y: x, y, the slots and z."""
+        return 3 + self.slots
+
+    @property
+    def y(self) -> int:
+        """Where Y begins."""
+        return X + self.operands
+
+    @property
+    def end(self) -> int:
+        """Behind Y."""
+        return self.y + self.operands
+
+    def column(self, first: int) -> int:
+        """Where a coefficient, a matrix of components x components numbers, begins."""
+        return COEFFICIENTS + (first - COEFFICIENTS) * self.components**2
 
 
-def components_of(table: Tensor) -> int:
-    """1, or 2 where a table's coefficients are 2x2 matrices."""
-    return next(components for components, width in WIDTHS.items() if width == table.shape[1])
+NARROW, WIDE, PHASE = Layout(32, 1, PHASE_SLOTS), Layout(64, 1, MAX_SLOTS, second=63), Layout(128, 2, PHASE_SLOTS)
+LAYOUTS = {layout.width: layout for layout in (NARROW, WIDE, PHASE)}
+
+
+def layout_of(table: Tensor) -> Layout:
+    """Of a table [rows, width]."""
+    return LAYOUTS[table.shape[1]]
+
+
+def layout_for(plans: Sequence[Plan]) -> Layout:
+    """The narrowest that holds all of these plans' rows."""
+    if max(plan.components for plan in plans) > 1:
+        return PHASE
+    narrow = all(plan.n_slots <= NARROW.slots and not plan.keeps_uncond for plan in plans)
+    return NARROW if narrow else WIDE
 
 
 @dataclass(frozen=True)
@@ -42,7 +83,7 @@ class Table:
     """The lines of one or more plans, one after another, on the host.
 
     Attributes:
-        data: float32 (float64 for exact runs) [rows, WIDTHS[components]].
+        data: float32 (float64 for exact runs) [rows, width] in one of `LAYOUTS`.
         rows: lines in all.
         first: for each plan, the index of its first row; start: of the line that says how it starts.
         slots: registers for past outputs that the rows need.
@@ -66,33 +107,37 @@ class Table:
         return flat
 
 
-def lines(plan: Plan, components: int = 1) -> np.ndarray:
-    """The plan as float64 [nfe + 2, WIDTHS[components]].
+def lines(plan: Plan, layout: Layout = NARROW) -> np.ndarray:
+    """The plan as float64 [nfe + 2, layout.width].
 
     The halt row keeps the last time, for a network still called beside it.
     """
-    out = np.zeros((plan.nfe + 2, WIDTHS[components]))
-    matrices = out[:, COEFFICIENTS : COEFFICIENTS + (Y + WIDTH_FORM - COEFFICIENTS) * components * components].reshape(
-        plan.nfe + 2, -1, components**2
-    )
+    out, k = np.zeros((plan.nfe + 2, layout.width)), layout.components
+    matrices = out[:, COEFFICIENTS : layout.column(layout.end)].reshape(plan.nfe + 2, -1, k * k)
+
+    def form(coefficients: Sequence[Coefficient]) -> Sequence[Coefficient]:
+        return [*coefficients[: 2 + layout.slots], coefficients[-1]]
+
     for i, row in enumerate(plan.rows):
         line = out[i]
         line[[T, SLOT, CLAMP, GUIDANCE]] = row.t, row.slot, row.store.clamp, row.guidance
         line[NOISE] = i + FIRST_ROW if row.noisy else 0
         line[WRITE_X], line[WRITE_Y] = row.x != SAME_X, row.y != SAME_Y
-        matrices[i] = stacked((row.in_scale, *row.store[:4], *row.x, *row.y), components).reshape(-1, components**2)
+        matrices[i] = stacked((row.in_scale, *row.store[:4], *form(row.x), *form(row.y)), k).reshape(-1, k * k)
+        if row.second is not None and layout.second is not None:
+            line[layout.second] = 1 + row.second
     out[-2, [HALT, T]] = 1.0, plan.rows[-1].t
     matrices[-2, 0] = matrices[-3, 0]
     out[-1, HALT] = 1.0
     (p0, a0, c0), entry = plan.prologue, plan.entry
-    matrices[-1, :5] = stacked((p0, entry.sigma, entry.alpha, a0, c0), components).reshape(-1, components**2)
+    matrices[-1, :5] = stacked((p0, entry.sigma, entry.alpha, a0, c0), k).reshape(-1, k * k)
     return out
 
 
 def build(plans: Sequence[Plan], dtype: torch.dtype) -> Table:
     """The plans' lines in the order given."""
-    components = max(plan.components for plan in plans)
-    parts = [lines(plan, components) for plan in plans]
+    layout = layout_for(plans)
+    parts = [lines(plan, layout) for plan in plans]
     ends = np.cumsum([len(part) for part in parts]).tolist()
     first = tuple([end - len(part) for end, part in zip(ends, parts, strict=True)])
     data = torch.as_tensor(np.concatenate(parts), dtype=dtype, device="cpu")

@@ -25,7 +25,7 @@ from pndm_fast.loop.network import Identity
 from pndm_fast.loop.results import Cancel
 from pndm_fast.loop.segment import Segment, room
 from pndm_fast.loop.workspace import BufferSpec, OutputSpec, Workspace
-from pndm_fast.plan.row import MAX_SLOTS
+from pndm_fast.row.table import LAYOUTS
 from pndm_fast.runtime.capture import CannotCapture, capturing, no_autocast_cache, retire
 from pndm_fast.runtime.cuda import Captured, Cuda, Event
 from pndm_fast.runtime.guards import Guards, inspect_networks
@@ -83,8 +83,9 @@ def graph_key(segment: Segment, output: OutputSpec) -> Hashable:
 
 def graph_spec(segment: Segment, output: OutputSpec) -> BufferSpec:
     """The request's buffers, with room for any solver's slots and rows."""
-    table = room(segment.table.rows, LEAST_ROWS), segment.table.width
-    return segment.buffers(output)._replace(slots=MAX_SLOTS, table=table)
+    width = segment.table.width
+    slots = LAYOUTS[width].slots
+    return segment.buffers(output)._replace(slots=slots, table=(room(segment.table.rows, LEAST_ROWS), width))
 
 
 def _modes() -> Hashable:
