@@ -290,10 +290,10 @@ def test_multistep_rows_are_five_reads_two_writes(solver):
 def test_table_lines():
     plan = pf.make_plan("ddim", steps=4, eta=1.0)
     lines = table.lines(plan)
-    assert lines.shape == (6, table.WIDTHS[1])
+    assert lines.shape == (6, table.NARROW.width)
     assert lines[:4, table.T].tolist() == [750, 500, 250, 0] and lines[4, table.T] == 0
     assert lines[:, table.HALT].tolist() == [0, 0, 0, 0, 1, 1]
     assert lines[:4, table.NOISE].tolist() == [2, 3, 4, 0]  # the step to sigma = 0 draws none
-    assert lines[0, table.Y + 1] == plan.rows[0].y[1]
+    assert lines[0, table.NARROW.y + 1] == plan.rows[0].y[1]
     start = lines[5, [table.P0, table.ENTRY_SIGMA, table.ENTRY_ALPHA, table.A0, table.C0]]
     assert start.tolist() == [plan.prologue.p0, plan.entry.sigma, plan.entry.alpha, *plan.prologue[1:]]

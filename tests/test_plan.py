@@ -33,8 +33,8 @@ def test_a_broken_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="plan.json is not JSON"):
         pf.Plan.load(tmp_path / "plan.json")
     tree = pf.make_plan("ddim", steps=3).to_json()
-    tree["rows"][1]["y"]["s9"] = 1.0
-    with pytest.raises(ValueError, match="row 1: y has no operand 's9'"):
+    tree["rows"][1]["y"]["s12"] = 1.0
+    with pytest.raises(ValueError, match="row 1: y has no operand 's12'"):
         pf.Plan.from_json(tree)
 
 

@@ -1,8 +1,8 @@
 """How a plan's rows stand in device memory: one line of numbers a row, then a halt row, then how it starts.
 
 A line is `COEFFICIENTS` numbers and then the row's coefficients, each a matrix of components x components
-numbers, row by row: components is 1, or 2 in phase space. Plans of few slots have short lines (`LAYOUTS`). `kernels/apply_row.py` takes its columns from here; those of
-`csrc/row/row.h` are compared by `tests/test_csrc.py`.
+numbers, row by row: components is 1, or 2 in phase space. Plans of few slots have short lines (`LAYOUTS`). The Triton
+kernels take columns from here; those of `csrc/row/row.h` are compared by `tests/test_csrc.py`.
 """
 
 from __future__ import annotations
