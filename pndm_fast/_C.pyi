@@ -82,8 +82,12 @@ class Iteration:
         assemble: Callable[[str], bytes] | None = None,
     ) -> None: ...
     nodes: dict[str, int]
-    def launch(self, rows: int, stream: int, cancelable: bool = False) -> None:
-        """Enqueue that many rows on a stream; only a cancelable loop reads its cancel word."""
+    def launch(self, rows: int, stream: int, cancelable: bool = False) -> int:
+        """Enqueue that many rows on a stream; only a cancelable loop reads its cancel word.
+
+        Returns:
+            How many launches that took.
+        """
 
     def close(self) -> None:
         """Destroy what the driver holds; nothing may be running."""

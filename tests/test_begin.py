@@ -242,7 +242,7 @@ def test_what_the_host_does_before_the_first_launch(case, most, stand_in, monkey
 
     def launched(*arguments):
         sys.setprofile(None)
-        launch(*arguments)
+        return launch(*arguments)
 
     monkeypatch.setattr(graphs.Graph, "launch", launched)
 

@@ -3,6 +3,7 @@
 import gc
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -56,6 +57,7 @@ def test_launches_of_a_trajectory(stand_in, graph):
     assert counts.get("cuMemsetD32Async", 0) == (1 if graph == "while" else 0)
     assert not [name for name in counts if "Synchronize" in name] and not stand_in.counts["synchronize"]
     assert sampler.report.calls == sampler.report.nfe == 10
+    assert sampler.report.launches == counts["cuGraphLaunch"]
 
 
 def test_what_needs_no_new_capture():
@@ -299,3 +301,20 @@ def test_graphs_on_the_cpu_are_refused(monkeypatch):
         draw(Pointwise(), 2, solver="ddim", shape=SHAPE, graph="while")
     with pytest.raises(ValueError, match="graph must be one of auto, while, replay, eager, got 'always'"):
         draw(Pointwise(), 2, solver="ddim", shape=SHAPE, graph="always")
+
+
+def test_an_end_that_fails_leaves_the_graphs_place_to_others(stand_in, monkeypatch):
+    """On a device any earlier error may come back when the end is marked: the next call has a graph of its own."""
+    ours = Reporting(Pointwise(), pf.make_plan("ddim", steps=3), shape=SHAPE, graph="replay")
+    wanted, end = ours(seeds=2), graphs.Graph.end
+
+    def fails(graph):
+        monkeypatch.setattr(graphs.Graph, "end", end)
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(graphs.Graph, "end", fails)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        ours(seeds=2)
+    with ThreadPoolExecutor(1) as pool:
+        assert torch.equal(pool.submit(ours, seeds=2).result(timeout=60), wanted)
+    assert torch.equal(ours(seeds=2), wanted) and ours.report.captures == 2

@@ -145,3 +145,18 @@ def test_comparisons_with_eager_calls_come_before_the_capture(stand_in):
     at = calls.index("capture")
     assert set(calls[:at]) == {"eager"} and set(calls[at + 1 :]) == {"graph"}
     assert torch.is_tensor(network.first.weight)
+
+
+def test_nothing_is_destroyed_in_somebody_elses_capture(stand_in, monkeypatch):
+    """Dropping may happen anywhere: in a capture of the caller's own, what is dropped waits for a later call."""
+    ours, other = sampler(), sampler()
+    ours(), other()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    before = stand_in.counts["query"]
+    del ours
+    gc.collect()
+    assert stand_in.fake.live == {"exec": 2} and stand_in.counts["query"] == before
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    other()
+    assert stand_in.fake.live == {"exec": 1}

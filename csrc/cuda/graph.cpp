@@ -155,7 +155,7 @@ void Iteration::build_loop(Graph body, const Control& control, const Assemble& a
   budget_ = budget;
 }
 
-void Iteration::launch(int64_t rows, Stream stream, bool cancelable) const {
+int64_t Iteration::launch(int64_t rows, Stream stream, bool cancelable) const {
   if (!exec_.get()) throw std::runtime_error("launch: the graph is closed");
   if (rows < 1 || rows >= kCancelable) {
     throw std::invalid_argument("launch: rows must be in [1, 2^30), got " + std::to_string(rows));
@@ -168,9 +168,11 @@ void Iteration::launch(int64_t rows, Stream stream, bool cancelable) const {
     const auto budget = static_cast<unsigned>(rows) | (cancelable ? kCancelable : 0u);
     driver.check(driver.MemsetD32Async(budget_, budget, 1, stream), "cuMemsetD32Async");
   }
-  for (int64_t row = 0; row < (budget_ ? 1 : rows); ++row) {
+  const int64_t launches = budget_ ? 1 : rows;
+  for (int64_t row = 0; row < launches; ++row) {
     driver.check(driver.GraphLaunch(exec_.get(), stream), "cuGraphLaunch");
   }
+  return launches;
 }
 
 void Iteration::close() {

@@ -71,7 +71,7 @@ class Iteration {
 
   // Enqueues that many rows, fewer than kCancelable; does not wait. `cancelable`, of a loop alone:
   // it reads the cancel word.
-  void launch(int64_t rows, Stream stream, bool cancelable) const;
+  int64_t launch(int64_t rows, Stream stream, bool cancelable) const;
 
   // Destroys the executable graph, then the graph that was built, then the condition's module.
   // Nothing may be running. A second call does nothing.

@@ -43,9 +43,9 @@ std::unique_ptr<Iteration> make_iteration(std::shared_ptr<const Driver> driver, 
                                      assembled);
 }
 
-void launch(const Iteration& iteration, int64_t rows, uintptr_t stream, bool cancelable) {
+int64_t launch(const Iteration& iteration, int64_t rows, uintptr_t stream, bool cancelable) {
   py::gil_scoped_release released;
-  iteration.launch(rows, reinterpret_cast<cuda::Stream>(stream), cancelable);
+  return iteration.launch(rows, reinterpret_cast<cuda::Stream>(stream), cancelable);
 }
 
 }  // namespace
@@ -73,7 +73,8 @@ void bind_graph(py::module_& m) {
       .def(py::init(&make_iteration), "driver"_a.none(false), "graph"_a, py::kw_only(),
            "active"_a = 0, "budget"_a = 0, "cancel"_a = 0, "assemble"_a = py::none())
       .def("launch", &launch, "rows"_a, "stream"_a, "cancelable"_a = false,
-           "Enqueue that many rows on a stream; only a cancelable loop reads its cancel word.")
+           "Enqueue that many rows on a stream; only a cancelable loop reads its cancel word. "
+           "Returns how many launches that took.")
       .def("close", &Iteration::close, py::call_guard<py::gil_scoped_release>(),
            "Destroy what the driver holds; nothing may be running.")
       .def_property_readonly("nodes", [](const Iteration& i) { return i.made_of.nodes; });

@@ -16,6 +16,10 @@ Tree = Mapping[str, Any]
 CONSTANTS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, enum.Enum)
 
 
+# dtypes that torch copies many tensors of in one kernel
+_TOGETHER = {torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.bool}
+
+
 class CannotBatch(Exception):
     """Two values that no single call can carry; guidance then takes two calls."""
 
@@ -164,9 +168,13 @@ def refill(tree: Any, values: Any) -> None:
             pairs.setdefault(own.dtype, []).extend([(first, value.uncond), (second, value.cond)])
         elif isinstance(value, Tensor):
             pairs.setdefault(own.dtype, []).append((own, value))
-    for both in pairs.values():
-        targets, sources = zip(*both, strict=True)
-        torch._foreach_copy_(targets, sources, non_blocking=True)
+    for dtype, both in pairs.items():
+        if dtype in _TOGETHER:
+            targets, sources = zip(*both, strict=True)
+            torch._foreach_copy_(targets, sources, non_blocking=True)
+            continue
+        for target, source in both:
+            target.copy_(source, non_blocking=True)
 
 
 def _equal(a: Any, b: Any) -> bool:

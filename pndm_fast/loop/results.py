@@ -112,6 +112,7 @@ class Report(NamedTuple):
             asked for and given.
         captures: graphs captured so far with this sampler's memory; recaptures: those among them that replaced a graph
             whose network had got other tensors.
+        launches: of graphs, in this call: one for each of its segments in `while`, one for each row in `replay`.
         graph_bytes: device memory that capturing the graph took, its activations foremost.
         nodes: of the captured iteration, by type.
     """
@@ -131,6 +132,7 @@ class Report(NamedTuple):
     graph_reason: str = ""
     captures: int = 0
     recaptures: int = 0
+    launches: int = 0
     graph_bytes: int = 0
     nodes: Mapping[str, int] = MappingProxyType({})
 

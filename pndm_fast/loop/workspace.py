@@ -140,11 +140,12 @@ class Workspace:
         Args:
             lines: of the table, how each sample starts; at: each sample's next, which is `rows`, or its halt row.
         """
-        times = [row.t for row in rows] * self.registers.cfg_copies
+        times = [row.t for row in rows] * self.spec.cfg_copies
         # the line before a plan's start is its halt row
         under_way = sum([row != start - 1 for row, start in zip(at, lines, strict=True)])
-        values = {"seeds": seeds.numpy(), "row": at, "t": times, "first_bad": NEVER, "active": under_way, "done": 0}
-        self._control.write({**values, "lines": lines}, table)
+        numbers = {"row": at, "lines": lines, "first_bad": NEVER, "active": under_way, "done": 0}
+        numbers |= {"seeds": seeds.numpy(), "t": times}
+        self._control.write(numbers, table)
 
     def start(self, call: Call, backend: Backend, rows: Sequence[Row]) -> None:
         """The state before the first row, and the network's input from it."""

@@ -30,9 +30,9 @@ def upload(values: Any, device: torch.device, dtype: torch.dtype | None = None) 
 @contextlib.contextmanager
 def staged(memory: Tensor) -> Iterator[np.ndarray[Any, Any]]:
     """Bytes [n] of the host, which on leaving are copied to the device's, without waiting."""
-    pinned = torch.empty(memory.shape, dtype=memory.dtype, device="cpu", pin_memory=True)
-    yield pinned.numpy()
-    memory.copy_(pinned, non_blocking=True)
+    host = torch.empty(memory.shape, dtype=memory.dtype, device="cpu", pin_memory=memory.is_cuda)
+    yield host.numpy()
+    memory.copy_(host, non_blocking=memory.is_cuda)  # torch keeps pinned memory until the copy is done
 
 
 def fetch(*tensors: Tensor) -> Callable[[], list[Any]]:

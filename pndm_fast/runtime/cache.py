@@ -36,9 +36,11 @@ class LRU(Generic[Value]):
             return value
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        known = self.peek(key)
-        if known is not None:
-            return known
+        with self._lock:
+            known = self._values.get(key)
+            if known is not None:
+                self._values.move_to_end(key)
+                return known
         made = make()
         with self._lock:
             value = self._values.setdefault(key, made)

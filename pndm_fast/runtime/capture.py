@@ -68,14 +68,20 @@ def retire(end: Event, held: list[Any]) -> None:
 def release(wait: bool = False) -> None:
     """Destroy retired graphs whose work is over, or wait for it.
 
-    During a capture, which an event's query or freed memory could break, they are left for its end.
+    During a capture, which an event's query or freed memory could break, they are left for its end, or for a later call
+    where it is somebody else's.
     """
-    if not _CAPTURES.retired or not _CAPTURES.lock.acquire(blocking=False):
+    if not _CAPTURES.retired or _others_capture() or not _CAPTURES.lock.acquire(blocking=False):
         return
     try:
         _release(wait)
     finally:
         _CAPTURES.lock.release()
+
+
+def _others_capture() -> bool:
+    ready: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return ready and torch.cuda.is_current_stream_capturing()
 
 
 def _release(wait: bool) -> None:

@@ -37,6 +37,7 @@ class Executor(NamedTuple):
         graph: while, replay or eager; `reason`: why not a better one.
         graph_bytes, nodes: of the captured iteration.
         cancelable: for a loop on the device, what lets a `Cancel` end it.
+        launches: of the graph so far, one number for each time that rows were run.
     """
 
     segment: Segment
@@ -48,6 +49,7 @@ class Executor(NamedTuple):
     graph_bytes: int = 0
     nodes: Mapping[str, int] = MappingProxyType({})
     cancelable: Callable[[Cancel], AbstractContextManager[None]] | None = None
+    launches: Sequence[int] = ()
 
     @property
     def calls(self) -> int:
@@ -137,18 +139,24 @@ def _take_graph(cuda: Cuda, cache: Cache, segment: Segment, asked: str, concurre
 def _graphed(taken: _Taken) -> Iterator[Executor]:
     graph, segment = taken.graph, taken.segment
 
+    launches: list[int] = []
+
     def rows(count: int) -> None:
         with nvtx.marked("rows"):
-            graph.launch(count)
+            launches.append(graph.launch(count))
 
     try:
         with nvtx.marked("begin"):
             graph.begin(segment)
         found = graph.mode, taken.reason, graph.bytes, graph.nodes, graph.cancelable
-        yield Executor(segment, graph.workspace, rows, taken.first_calls, *found)
+        yield Executor(segment, graph.workspace, rows, taken.first_calls, *found, launches)
     finally:
-        graph.end()
-        taken.pool.give(graph)
+        ended = False
+        try:
+            graph.end()
+            ended = True
+        finally:  # else nobody would ever have this graph's place again
+            taken.pool.give(graph if ended else None)
 
 
 def _output_spec(cache: Cache, segment: Segment) -> tuple[OutputSpec, int]:
@@ -239,6 +247,7 @@ def report_of(cache: Cache, ran: Sequence[Executor], seconds: float) -> Report:
         nodes=dict(last.nodes),
         captures=cache.captures,
         recaptures=cache.recaptures,
+        launches=sum([sum(e.launches) for e in ran]),
     )
 
 

@@ -168,7 +168,7 @@ class Graph:
             raise CannotCapture("the network draws from torch's generator, which a graph would repeat")
         return self._first_rows(segment, eager), self._first_rows(segment, eager)
 
-    def _first_rows(self, segment: Segment, run: Callable[[int], None]) -> Tensor:
+    def _first_rows(self, segment: Segment, run: Callable[[int], object]) -> Tensor:
         self._fill(segment)
         run(min(CHECKED, segment.length))
         return self.workspace.state()
@@ -239,9 +239,10 @@ class Graph:
         self._end.wait()
         self._fill(segment)
 
-    def launch(self, count: int) -> None:
-        """Launch so many rows on the current stream."""
-        self._held[0].launch(count, self.cuda.stream(), self._cancelable)
+    def launch(self, count: int) -> int:
+        """Launch so many rows on the current stream; how many launches that took."""
+        launches: int = self._held[0].launch(count, self.cuda.stream(), self._cancelable)
+        return launches
 
     @property
     def cancelable(self) -> Callable[[Cancel], AbstractContextManager[None]] | None:
@@ -326,20 +327,25 @@ class Pool:
         self._permits.acquire()
         self._holders[me] += 1
         try:
-            found = self._idle.pop() if self._idle else None  # a permit is held: nobody takes it meanwhile
-            stale = found is not None and found.stale()
+            graph = None
+            with contextlib.suppress(IndexError):  # no graph yet, or `drop_stale` looks at it
+                graph = self._idle.pop()
+            stale = graph is not None and graph.stale()
             if stale and self._stale_in_a_row == MOST_STALE:
                 raise CannotCapture("the network's tensors or attributes change from call to call")
-            graph = make(stale) if found is None or stale else found
+            if graph is None or stale:
+                graph = None  # a stale one's memory is free for its successor
+                graph = make(stale)
             self._stale_in_a_row = self._stale_in_a_row + 1 if stale else 0  # what make refuses is no capture
         except BaseException:
             self._leave()
             raise
         return graph
 
-    def give(self, graph: Graph) -> None:
-        """Give back what this thread took."""
-        self._idle.append(graph)
+    def give(self, graph: Graph | None) -> None:
+        """Give back what this thread took; None where that is of no more use."""
+        if graph is not None:
+            self._idle.append(graph)
         self._leave()
 
     def _leave(self) -> None:
@@ -348,10 +354,8 @@ class Pool:
 
     def drop_stale(self) -> None:
         """Free idle graphs that read tensors which the network has no more."""
-        kept = [graph for graph in self._take_all() if not graph.stale()]
-        self._idle.extend(kept)
-
-    def _take_all(self) -> Iterator[Graph]:
-        with contextlib.suppress(IndexError):
-            while True:
-                yield self._idle.popleft()
+        for _ in range(len(self._idle)):
+            with contextlib.suppress(IndexError):  # others take them meanwhile
+                graph = self._idle.popleft()
+                if not graph.stale():
+                    self._idle.append(graph)
