@@ -46,11 +46,11 @@ Dtype dtype_of(const char* name, const std::string& text) {
   refuse(name, "float32, float16 or bfloat16", text);
 }
 
-int components_of(int64_t table_width) {
-  for (int components = 1; components <= kMaxComponents; ++components) {
-    if (table_width == width(components)) return components;
+const Layout& layout_of(int64_t table_width) {
+  for (const Layout& layout : kLayouts) {
+    if (table_width == layout.width) return layout;
   }
-  refuse("table_width", "32 or 128", std::to_string(table_width));
+  refuse("table_width", "32, 64 or 128", std::to_string(table_width));
 }
 
 bool integer_time(const std::string& text) {
@@ -74,16 +74,18 @@ class RowOp {
     if (r_.stride < r_.n) refuse("stride", "at least n", std::to_string(r_.stride));
     if (r_.n % r_.channels) refuse("channels", "a divisor of n", std::to_string(r_.channels));
     if (r_.n > kMostElements) refuse("n", "at most 2^34", std::to_string(r_.n));
-    if (r_.components > 1 && r_.n % r_.components)
+    if (r_.layout.components > 1 && r_.n % r_.layout.components)
       refuse("n", "even in phase space", std::to_string(r_.n));
-    if (r_.components > 1 && r_.channels > 1) {
+    if (r_.layout.components > 1 && r_.channels > 1) {
       refuse("channels", "1 in phase space", std::to_string(r_.channels));
     }
-    if (r_.n_slots > kMaxSlots) refuse("n_slots", "at most 6", std::to_string(r_.n_slots));
+    if (r_.n_slots > r_.layout.slots) {
+      refuse("n_slots", "at most " + std::to_string(r_.layout.slots), std::to_string(r_.n_slots));
+    }
     r_.each([this](const char*, const void* start, int64_t bytes, bool) {
       ours_.push_back(range(start, bytes));
     });
-    ours_.push_back(range(r_.table, r_.table_rows * width(r_.components) * 4));
+    ours_.push_back(range(r_.table, r_.table_rows * r_.layout.width * 4));
   }
 
   // False, with nothing done, where an output overlaps our memory.
@@ -94,7 +96,7 @@ class RowOp {
     if (z && overlaps(range(in.z, elements * 4))) refuse("z", "memory of its own", "the run's");
     if (overlaps(range(in.out, elements * size_of(r_.out)))) return false;
     if (uncond && overlaps(range(in.uncond, elements * size_of(r_.out)))) return false;
-    check_rows(r_);
+    check_rows(r_, in);
     if (elements >= kReleaseGil) {
       py::gil_scoped_release released;
       apply_row(r_, in);
@@ -159,7 +161,7 @@ RowOp make_row_op(Addresses registers, uintptr_t table, int64_t batch, int64_t n
   r.stride = number("stride", stride, 1, "positive");
   r.n_slots = number("n_slots", n_slots, 1, "positive");
   r.table_rows = number("table_rows", table_rows, 1, "positive");
-  r.components = components_of(table_width);
+  r.layout = layout_of(table_width);
   r.channels = number("channels", channels, 1, "positive");
   r.cfg_copies = number("cfg_copies", cfg_copies, 1, "positive");
   r.out = dtype_of("out_dtype", out_dtype);
@@ -200,13 +202,26 @@ py::dict columns() {
                                                {"P2", kP2},
                                                {"Q2", kQ2},
                                                {"X", kX},
-                                               {"Y", kY},
                                                {"P0", kP0},
                                                {"ENTRY_SIGMA", kEntrySigma},
                                                {"ENTRY_ALPHA", kEntryAlpha},
                                                {"A0", kA0},
                                                {"C0", kC0}};
   for (const auto& [name, column] : named) all[name] = column;
+  return all;
+}
+
+py::dict layouts() {
+  py::dict all;
+  for (const Layout& layout : kLayouts) {
+    py::dict one;
+    one["components"] = layout.components;
+    one["slots"] = layout.slots;
+    one["second"] = layout.second ? py::cast(layout.second) : py::none();
+    one["y"] = layout.y();
+    one["end"] = layout.end();
+    all[py::int_(layout.width)] = one;
+  }
   return all;
 }
 
@@ -238,9 +253,9 @@ PYBIND11_MODULE(_C, m) {
   using py::literals::operator""_a;
   m.doc() = "The row operation and its noise on the CPU, and CUDA graphs, on raw pointers.";
   m.attr("columns") = columns();
+  m.attr("layouts") = layouts();
   m.def("column", &column, "first"_a, "components"_a,
         "Where a coefficient begins, given its column in a line of one component.");
-  m.def("width", &width, "components"_a, "How many numbers a line of the table has.");
   m.def("normals", &fill_normals, "out"_a, "seeds"_a, "batch"_a, "index"_a, "n"_a, "stride"_a,
         "channels"_a,
         "Fill float32 [batch, n], rows `stride` apart, with a noise index's normals.");

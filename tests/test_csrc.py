@@ -8,12 +8,17 @@ import torch
 from rowcase import assert_equal_bits, assert_same, clone, random_case, shapes
 
 from pndm_fast import _C
-from pndm_fast.plan.row import WIDTH_FORM
 from pndm_fast.row import cpp, noise, reference, table
 from pndm_fast.row.registers import NEVER
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 SETS = _C.instruction_sets()
+LAYOUTS = tuple(table.LAYOUTS.values())
+# rows of wide lines: options of `random_case`
+WIDE = [
+    *({"slots": slots} for slots in (7, 10, 12)),
+    *({"slots": k, "second": True, "guidance": True} for k in (2, 6, 12)),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -42,11 +47,14 @@ def each_set():
 
 def test_columns_are_those_of_the_table():
     ours = {key: value for key, value in vars(table).items() if key.isupper() and isinstance(value, int)}
-    assert _C.columns == {key: value for key, value in ours.items() if key not in ("FIRST_ROW", "WIDTH_FORM")}
-    for components, width in table.WIDTHS.items():
-        assert _C.width(components) == width
-        for first in range(table.COEFFICIENTS, table.Y + WIDTH_FORM):
-            assert _C.column(first, components) == table.column(first, components)
+    others = ("FIRST_ROW", "MAX_SLOTS", "PHASE_SLOTS")
+    assert _C.columns == {key: value for key, value in ours.items() if key not in others}
+    names = ("components", "slots", "second", "y", "end")
+    layouts = {layout.width: {name: getattr(layout, name) for name in names} for layout in LAYOUTS}
+    assert _C.layouts == layouts
+    for layout in LAYOUTS:
+        for first in range(table.COEFFICIENTS, layout.end):
+            assert _C.column(first, layout.components) == layout.column(first)
 
 
 # every pair of an output's, a slot's and a network input's dtype: the row has loops for two of them at most
@@ -82,12 +90,57 @@ def test_two_components_of_every_size(batch, n):
         assert_matches(random_case(seed, batch, n, components=2, net_dtype=F32, **options))
 
 
-@pytest.mark.parametrize("components", [1, 2])
-def test_x_and_y_of_one_value(components):
+@pytest.mark.parametrize("out_dtype, slot_dtype, net_dtype", PAIRS, ids=str)
+def test_wide_lines_of_every_dtype(out_dtype, slot_dtype, net_dtype):
+    dtypes = {"out_dtype": out_dtype, "slot_dtype": slot_dtype, "net_dtype": net_dtype}
+    for seed, options in enumerate(WIDE):
+        time_dtype = torch.int64 if seed & 1 else F32
+        assert_matches(random_case(seed, 3, 784, z=seed % 4 == 3, time_dtype=time_dtype, **dtypes, **options))
+
+
+@pytest.mark.parametrize("options", WIDE, ids=str)
+@pytest.mark.parametrize("batch, n", [*shapes(), (2, 1025)], ids=str)
+def test_wide_lines_of_every_size(batch, n, options):
+    for seed in range(2):
+        assert_matches(random_case(seed, batch, n, net_dtype=BF16, calls=3, halt_some=seed == 1, **options))
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("reads", range(5, 13))
+def test_rows_that_read_many_slots(reads, second, dtype):
+    """One loop adds six of them, and a second one the rest; no sum is -0."""
+    for seed in range(6):
+        options = {"slot_dtype": dtype, "out_dtype": dtype, "second": second, "guidance": second, "z": seed == 3}
+        case = random_case(seed, 2, 1300, slots=12, calls=2, **options)
+        r, outputs = case.registers, [tensor for call in case.calls for tensor in call[:2] if tensor is not None]
+        for tensor in (r.x, r.y, r.slots):
+            tensor[..., : r.n] = torch.from_numpy(np.random.default_rng(seed).standard_normal(r.n))
+        for tensor in (r.x, r.y, r.slots, *outputs):
+            tensor[..., :99] = -0.0
+        read_slots(case.table, np.random.default_rng(seed), reads, steady=seed < 3)
+        assert_matches(case)
+
+
+def read_slots(lines, rng, reads, steady):
+    """All lines take `reads` of twelve slots; those of steady ones are what the network said, and only Y is written."""
+    for line in lines:
+        if steady:
+            line[[table.WRITE_X, table.WRITE_Y, table.GUIDANCE, table.CLAMP]] = torch.tensor([0, 1, 1, torch.inf])
+            line[[table.P, table.Q, table.P2, table.Q2]] = torch.tensor([0.0, 1, 0, 1])
+            line[[table.WIDE.y, table.WIDE.y + 1]] = torch.tensor([1.0, 0])
+        for first in (table.X, table.WIDE.y):
+            line[first + 2 : first + 14] = 0.0
+            line[first + 2 + rng.permutation(12)[:reads]] = torch.from_numpy(rng.uniform(0.1, 1, reads)).float()
+
+
+@pytest.mark.parametrize("components, slots", [(1, 6), (1, 12), (2, 6)])
+def test_x_and_y_of_one_value(components, slots):
     """What a row gives to both registers is computed once."""
     for seed in range(6):
-        case = random_case(seed, 2, 1300, components=components, calls=2, z=bool(seed & 1))
-        first, last = (table.column(c, components) for c in (table.X, table.Y))
+        case = random_case(seed, 2, 1300, components=components, slots=slots, calls=2, z=bool(seed & 1))
+        layout = table.layout_of(case.table)
+        first, last = layout.column(table.X), layout.column(layout.y)
         case.table[:, first:last] = case.table[:, last : 2 * last - first]
         case.table[:, [table.WRITE_X, table.WRITE_Y]] = 1.0
         assert_matches(case)
@@ -107,15 +160,14 @@ def test_two_components_of_raw_outputs(slots, dtype, net_dtype):
     case.table[:, [table.WRITE_X, table.WRITE_Y, table.GUIDANCE, table.CLAMP]] = torch.tensor([0, 1, 1, torch.inf])
     for first, value in ((table.Q, np.eye(2)), (table.Q2, np.eye(2)), (table.IN_SCALE, rng.uniform(-1, 1, (2, 2)))):
         put(case.table, first, value)
-    for k in range(1, WIDTH_FORM):
-        if k < 2 + slots or k == WIDTH_FORM - 1:
-            put(case.table, table.Y + k, rng.uniform(-1, 1, (2, 2)))
+    for k in (*range(1, 2 + slots), table.PHASE.operands - 1):
+        put(case.table, table.PHASE.y + k, rng.uniform(-1, 1, (2, 2)))
     assert_matches(case)
 
 
 def put(lines, first, matrix):
     """One matrix in all lines."""
-    at = table.column(first, 2)
+    at = table.PHASE.column(first)
     lines[:, at : at + 4] = torch.from_numpy(matrix).float().flatten()
 
 
@@ -123,15 +175,18 @@ def put(lines, first, matrix):
 def test_channels_last_numbers_elements_logically(channels, n):
     for seed in range(4):
         assert_matches(random_case(seed, 2, n, channels=channels))
+    for options in WIDE[1::2]:
+        assert_matches(random_case(4, 2, n, channels=channels, **options))
 
 
-@pytest.mark.parametrize("components", [1, 2])
-def test_not_finite_outputs_are_found_and_survive_the_clamp(components):
+@pytest.mark.parametrize("options", [{"components": 1}, {"components": 2}, *WIDE[2:4]], ids=str)
+def test_not_finite_outputs_are_found_and_survive_the_clamp(options):
     found = 0
     for seed in range(24):
         dtype = (F32, F16, BF16)[seed % 3]
-        options = {"guidance": bool(seed & 1), "bad": True, "components": components}
-        case = random_case(seed, 3, 784, out_dtype=dtype, slot_dtype=dtype, **options)
+        case = random_case(
+            seed, 3, 784, out_dtype=dtype, slot_dtype=dtype, bad=True, **{"guidance": bool(seed & 1)} | options
+        )
         assert_matches(case)
         found += int((case.run(apply_row).first_bad != NEVER).sum())
     assert found > 20
@@ -152,8 +207,8 @@ def test_normals_are_the_reference_s(n, channels):
 def convert(values, dtype):
     """One row whose network input is `values`, rounded to dtype; y takes `values` from the output."""
     case = random_case(0, 1, values.numel(), net_dtype=dtype, slots=1)
-    line = torch.zeros(2, table.WIDTHS[1])
-    line[0, [table.Q, table.Q2, table.CLAMP, table.WRITE_Y, table.Y + 2]] = torch.tensor([1, 1, torch.inf, 1, 1])
+    line = torch.zeros(2, table.NARROW.width)
+    line[0, [table.Q, table.Q2, table.CLAMP, table.WRITE_Y, table.NARROW.y + 2]] = torch.tensor([1, 1, torch.inf, 1, 1])
     line[1, [table.HALT, table.IN_SCALE]] = 1.0
     r = clone(case.registers)
     r.row.zero_()
@@ -188,10 +243,12 @@ def bits_around(values, step):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("components, n", [(1, 1_500_001), (2, 1_500_002)])
+@pytest.mark.parametrize(
+    "options, n", [({}, 1_500_001), ({"components": 2}, 1_500_002), (WIDE[-1], 1_500_001)], ids=str
+)
 @pytest.mark.skipif(not cpp.share_threads(), reason="torch has no OpenMP runtime here")
-def test_threads_do_not_change_the_bits(components, n):
-    case = random_case(5, 3, n, guidance=True, net_dtype=F16, calls=2, bad=True, components=components)
+def test_threads_do_not_change_the_bits(options, n):
+    case = random_case(5, 3, n, **{"guidance": True} | options, net_dtype=F16, calls=2, bad=True)
     one = case.run(apply_row)
     for threads in (2, 3, 64):
         assert_same(case.run(lambda *given, count=threads: apply_row(*given, threads=count)), one)
@@ -226,13 +283,13 @@ def test_an_output_in_our_own_memory_is_refused_and_nothing_changes():
     assert_same(r, before)
 
 
-@pytest.mark.parametrize("components", [1, 2])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: str(layout.width))
 @pytest.mark.parametrize("row, message", [(-1, "in"), (10**6, "in"), (0, "slots"), (1, "slots"), (2, "the last")])
-def test_a_row_outside_its_range_raises_before_anything_changes(row, message, components):
-    case = random_case(0, 2, 8, slots=2, components=components)
-    lines = torch.zeros(3, table.WIDTHS[components])
+def test_a_row_outside_its_range_raises_before_anything_changes(row, message, layout):
+    case = random_case(0, 2, 8, slots=2, components=layout.components)
+    lines = torch.zeros(3, layout.width)
     lines[0, table.SLOT] = 2
-    lines[1, table.column(table.Y + 2 + 5 + 1, components) - 1] = 1.0  # the last number of the sixth slot's
+    lines[1, layout.column(layout.end - 1) - 1] = 1.0  # the last number of the last slot's
     r = case.registers
     r.row[0], r.row[1] = 0, row
     if row > 1:
@@ -244,6 +301,28 @@ def test_a_row_outside_its_range_raises_before_anything_changes(row, message, co
 
 
 @pytest.mark.parametrize(
+    "second, given, message",
+    [
+        (1.0, False, "of one slot where there is no unconditional output"),
+        (3.0, True, "of two slots where it keeps both outputs"),
+        (5.0, True, r"of slots in \[0, 4\)"),
+        (-1.0, True, r"of slots in \[0, 4\)"),
+        (0.5, True, r"of slots in \[0, 4\)"),
+        (torch.nan, True, r"of slots in \[0, 4\)"),
+    ],
+)
+def test_a_second_slot_that_cannot_be_kept_raises_before_anything_changes(second, given, message):
+    r = random_case(0, 2, 8, slots=4).registers
+    lines = torch.zeros(3, table.WIDE.width)
+    lines[1, [table.SLOT, table.WIDE.second]] = torch.tensor([2, second])
+    r.row[0], r.row[1] = 0, 1
+    before = clone(r)
+    with pytest.raises(IndexError, match=rf"RowOp: row\[1\] must be a row {message}, got 1"):
+        apply_row(r, lines, torch.zeros(2, 8), torch.zeros(2, 8) if given else None)
+    assert_same(r, before)
+
+
+@pytest.mark.parametrize(
     "change, message",
     [
         ({"n": 0}, "RowOp: n must be positive, got 0"),
@@ -251,10 +330,11 @@ def test_a_row_outside_its_range_raises_before_anything_changes(row, message, co
         ({"cfg_copies": 0}, "RowOp: cfg_copies must be positive, got 0"),
         ({"threads": 0}, "RowOp: threads must be positive, got 0"),
         ({"table_rows": 0}, "RowOp: table_rows must be positive, got 0"),
-        ({"table_width": 64}, "RowOp: table_width must be 32 or 128, got 64"),
+        ({"table_width": 96}, "RowOp: table_width must be 32, 64 or 128, got 96"),
         ({"table_width": 128, "n": 783}, "RowOp: n must be even in phase space, got 783"),
         ({"table_width": 128, "channels": 2}, "RowOp: channels must be 1 in phase space, got 2"),
         ({"n_slots": 7}, "RowOp: n_slots must be at most 6, got 7"),
+        ({"n_slots": 13, "table_width": 64}, "RowOp: n_slots must be at most 12, got 13"),
         ({"stride": 783}, "RowOp: stride must be at least n, got 783"),
         ({"channels": 5}, "RowOp: channels must be a divisor of n, got 5"),
         ({"n": 2**35, "stride": 2**35}, "RowOp: n must be at most 2\\^34, got 34359738368"),

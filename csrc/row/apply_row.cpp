@@ -191,6 +191,20 @@ void begin_all(const Registers& r, const int32_t* lines, const Sources& sources)
                           rule + ", got " + std::to_string(got));
 }
 
+// Whether the registers have each slot that the row names or takes of.
+bool fits(const Registers& r, const float* line) {
+  const auto slots = static_cast<float>(r.n_slots);
+  const float second = second_of(r, line);
+  bool all = line[kSlot] >= 0.0f && line[kSlot] < slots;
+  all &= second == 0.0f || (second >= 1.0f && second < slots + 1.0f);
+  for (const int form : {kX + kFront, r.layout.y() + kFront}) {
+    const float* end = line + column(form + r.layout.slots, r.layout.components);
+    const float* missing = line + column(form + static_cast<int>(r.n_slots), r.layout.components);
+    for (; missing < end; ++missing) all &= *missing == 0.0f;
+  }
+  return all;
+}
+
 }  // namespace
 
 void begin(const Registers& r, const int32_t* lines, const Sources& sources) {
@@ -199,28 +213,29 @@ void begin(const Registers& r, const int32_t* lines, const Sources& sources) {
     if (r.row[b] < 0 || r.row[b] >= r.table_rows) refuse("row", b, rule, r.row[b]);
     if (lines[b] < 0 || lines[b] >= r.table_rows) refuse("lines", b, rule, lines[b]);
   }
-  r.components == 1 ? begin_all<1>(r, lines, sources) : begin_all<2>(r, lines, sources);
+  r.layout.components == 1 ? begin_all<1>(r, lines, sources) : begin_all<2>(r, lines, sources);
 }
 
-void check_rows(const Registers& r) {
+void check_rows(const Registers& r, const Inputs& in) {
   for (int64_t b = 0; b < r.batch; ++b) {
     const int64_t row = r.row[b], rows = r.table_rows;
     if (row < 0 || row >= rows) refuse("row", b, "in [0, " + std::to_string(rows) + ")", row);
     const float* line = line_of(r, row);
     if (line[kHalt] != 0.0f) continue;
     if (row + 1 == rows) refuse("row", b, "a halt row where it is the last", row);
-    bool fits = line[kSlot] >= 0.0f && line[kSlot] < static_cast<float>(r.n_slots);
-    for (const int form : {kX + kFront, kY + kFront}) {
-      const float* end = line + column(form + kMaxSlots, r.components);
-      const float* missing = line + column(form + static_cast<int>(r.n_slots), r.components);
-      for (; missing < end; ++missing) fits &= *missing == 0.0f;
-    }
-    if (!fits) refuse("row", b, "a row of slots in [0, " + std::to_string(r.n_slots) + ")", row);
+    if (!fits(r, line))
+      refuse("row", b, "a row of slots in [0, " + std::to_string(r.n_slots) + ")", row);
+    const int second = static_cast<int>(second_of(r, line));
+    if (second == 0) continue;
+    if (second - 1 == static_cast<int>(line[kSlot]))
+      refuse("row", b, "a row of two slots where it keeps both outputs", row);
+    if (!in.uncond)
+      refuse("row", b, "a row of one slot where there is no unconditional output", row);
   }
 }
 
 void apply_row(const Registers& r, const Inputs& in) {
-  Job job{r.components == 1 ? run_tiles<1> : run_tiles<2>, r, in, r.batch * tiles_of(r)};
+  Job job{r.layout.components == 1 ? run_tiles<1> : run_tiles<2>, r, in, r.batch * tiles_of(r)};
   const int64_t threads = std::min(r.threads, r.batch * r.n / kElementsPerThread);
   if (threads > 1 && pool.parallel) {
     pool.parallel(run_share, &job, static_cast<unsigned>(threads), 0);

@@ -36,8 +36,9 @@ struct Sources {
 // in the table.
 void begin(const Registers& r, const int32_t* lines, const Sources& sources);
 
-// Throws std::out_of_range, with nothing changed, where a row or slot is outside its range.
-void check_rows(const Registers& r);
+// Throws std::out_of_range, with nothing changed, where a row or slot is outside its range, or a
+// row keeps an unconditional output that is not given.
+void check_rows(const Registers& r, const Inputs& in);
 
 // Needs check_rows first.
 void apply_row(const Registers& r, const Inputs& in);

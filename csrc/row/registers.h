@@ -44,9 +44,9 @@ struct Registers {
   Pointer<Element::element, changed> name;
 #include "registers.inc"
 #undef REGISTER
-  const float* table;  // [table_rows, width(components)]
+  const float* table;  // [table_rows, layout.width]
   int64_t batch, n, stride, n_slots, table_rows, channels, cfg_copies;
-  int components;  // of a sample, n / components elements each, one after another
+  Layout layout;  // of the table; a sample's components have n / layout.components elements each
   Dtype out, slot, net;
   bool integer_time;
   int64_t threads;  // at most
@@ -79,7 +79,12 @@ struct Registers {
 };
 
 inline const float* line_of(const Registers& r, int64_t row) {
-  return r.table + row * width(r.components);
+  return r.table + row * r.layout.width;
+}
+
+// 1 + the slot of the line's unconditional output, 0 where it keeps none.
+inline float second_of(const Registers& r, const float* line) {
+  return r.layout.second ? line[r.layout.second] : 0.0f;
 }
 
 }  // namespace pndm

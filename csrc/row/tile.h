@@ -16,11 +16,14 @@ namespace pndm {
 
 constexpr int64_t kTile = 1024;  // elements, of all components
 constexpr int kFront = 2;        // operands before the slots: x and y
+constexpr int kSlotsAtOnce = 6;  // that one loop adds; rows of more, which are rare, take two
+static_assert(kMaxSlots <= 2 * kSlotsAtOnce);
 
 // The operands of X or Y with nonzero coefficients, in the order of the table, where the
 // coefficients stand: one number each, or a matrix of two by two.
 struct Form {
-  int fronts = 0, slots = 0;
+  int fronts = 0, slots = 0;  // that one loop adds
+  int rest = 0;               // slots after those
   const float* front[kFront];
   const void* slot[kMaxSlots];
   const float *front_scale[kFront], *slot_scale[kMaxSlots];
@@ -43,13 +46,13 @@ struct Loops {
   void (*map[2][2])(const StoreMap& store, const float* y, int64_t count, float* e);
   // to[at + i] <- scale from[i]
   void (*scale[3])(const float* from, float scale, int64_t at, int64_t count, void* to);
-  // to[i] <- form at [at + i], without z; [slot dtype][fronts][slots]
-  void (*combine[3][kFront + 1][kMaxSlots + 1])(const Form& form, int64_t at, int64_t count,
-                                                float* to);
+  // to[i] <- form at [at + i], without the rest and z; [slot dtype][fronts][slots]
+  void (*combine[3][kFront + 1][kSlotsAtOnce + 1])(const Form& form, int64_t at, int64_t count,
+                                                   float* to);
   // The same with one front and float32 slots, while slot[at + i] <- out[at + i]; out stands in the
   // form for its slot. One loop over all streams: about 5 % less time beyond the caches.
-  bool (*combine_kept[kMaxSlots + 1])(const Form& form, const float* out, float* slot, int64_t at,
-                                      int64_t count, float* to);
+  bool (*combine_kept[kSlotsAtOnce + 1])(const Form& form, const float* out, float* slot,
+                                         int64_t at, int64_t count, float* to);
   // to[i] += scale z[i]
   void (*add)(const float* z, float scale, int64_t count, float* to);
   // the normals of elements [at, at + count) of a sample of n in physical order
@@ -59,9 +62,9 @@ struct Loops {
   // component_stride; null where there is none
   void (*map_two)(const StoreMap& store, const float* y, int64_t component_stride, int64_t count,
                   float* e);
-  void (*combine_two[3][kFront + 1][kMaxSlots + 1])(const Form& form, int64_t component_stride,
-                                                    int64_t at, int64_t count, float* first,
-                                                    float* second);
+  void (*combine_two[3][kFront + 1][kSlotsAtOnce + 1])(const Form& form, int64_t component_stride,
+                                                       int64_t at, int64_t count, float* first,
+                                                       float* second);
 };
 
 struct InstructionSet {

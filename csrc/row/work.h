@@ -62,12 +62,13 @@ struct Work {
   const int64_t component_stride;  // from a component to the next
   const float* const line;
   const int out_type, slot_type;
-  const char *const out, *const uncond;  // uncond is null where the row is not guided
+  const char *const out, *const uncond;  // uncond may be null
+  const bool guided;
   float *const x, *const y;
-  char* const slot;
+  char *const slot, *const second;  // second is null where the unconditional output is not kept
   const bool writes_x, writes_y, same;
   const StoreMap store;
-  const bool copied;
+  const bool raw;  // an output is stored as it is
   Form to_x, to_y;
   bool noisy[kComponents] = {};  // components of z that are taken
   const Feed<kComponents> feed;  // of the next row
@@ -81,20 +82,23 @@ struct Work {
         line(line_of(r, r.row[b])),
         out_type(static_cast<int>(r.out)),
         slot_type(static_cast<int>(r.slot)),
-        out(static_cast<const char*>(in.out) + b * r.n * size_of(r.out)),
-        uncond(guided() ? static_cast<const char*>(in.uncond) + b * r.n * size_of(r.out) : nullptr),
+        out(of_sample(in.out)),
+        uncond(in.uncond ? of_sample(in.uncond) : nullptr),
+        guided(uncond && line[kGuidance] != 1.0f),  // at scale 1 a sample owes it nothing
         x(r.x + b * r.stride),
         y(r.y + b * r.stride),
         slot(slot_at(static_cast<int>(line[kSlot]))),
+        second(second_slot()),
         writes_x(line[kWriteX] != 0.0f),
         writes_y(line[kWriteY] != 0.0f),
-        same(writes_x && writes_y && std::equal(matrix(kX), matrix(kY), matrix(kY))),
+        same(writes_x && writes_y &&
+             std::equal(matrix(kX), matrix(r.layout.y()), matrix(r.layout.y()))),
         store{matrix(kP), matrix(kQ), matrix(kP2), matrix(kQ2), line[kClamp]},
-        copied(!uncond && raw()),
-        feed(r, b, line[kHalt] != 0.0f ? line : line + width(kComponents)) {
+        raw(is_raw()),
+        feed(r, b, line[kHalt] != 0.0f ? line : line + r.layout.width) {
     if (line[kHalt] != 0.0f) return;
     if (writes_x) read_form(kX, to_x);
-    if (writes_y) read_form(kY, to_y);
+    if (writes_y) read_form(r.layout.y(), to_y);
     keep_output();
   }
 
@@ -105,11 +109,17 @@ struct Work {
  private:
   static constexpr int kMatrix = kComponents * kComponents;
 
-  // At scale 1 a sample owes nothing to the unconditional output.
-  bool guided() const { return in.uncond && line[kGuidance] != 1.0f; }
+  const char* of_sample(const void* outputs) const {
+    return static_cast<const char*>(outputs) + b * r.n * size_of(r.out);
+  }
 
   char* slot_at(int k) const {
     return static_cast<char*>(r.slots) + slot_offset(k, b, r.batch, r.stride) * size_of(r.slot);
+  }
+
+  char* second_slot() const {
+    const float second = second_of(r, line);
+    return second == 0.0f ? nullptr : slot_at(static_cast<int>(second) - 1);
   }
 
   // A loop, because GCC makes std::any_of a call.
@@ -128,10 +138,11 @@ struct Work {
       form.front[form.fronts] = fronts[k];
       form.front_scale[form.fronts++] = scales;
     }
-    for (int k = 0; k < kMaxSlots; ++k, scales += kMatrix) {
+    for (int k = 0; k < r.layout.slots; ++k, scales += kMatrix) {
       if (!any(scales)) continue;
-      form.slot[form.slots] = slot_at(k);
-      form.slot_scale[form.slots++] = scales;
+      form.slot[form.slots + form.rest] = slot_at(k);
+      form.slot_scale[form.slots + form.rest] = scales;
+      ++(form.slots < kSlotsAtOnce ? form.slots : form.rest);
     }
     if constexpr (kComponents == 2) fill(form);
     if (line[kNoise] == 0.0f) return;
@@ -153,8 +164,7 @@ struct Work {
     }
   }
 
-  // Whether the slot is the output.
-  bool raw() const {
+  bool is_raw() const {
     bool all = !(store.clamp < INFINITY);
     for (int k = 0; k < kMatrix; ++k) {
       const float unit = k % (kComponents + 1) == 0;  // of the identity
@@ -166,10 +176,10 @@ struct Work {
   // Where the slot is the output, bit by bit, Y takes it from there, and the copy is made beside
   // that or after it. So no loop waits for another's memory.
   void keep_output() {
-    kept = copied && r.out == r.slot && writes_y && !writes_x &&
+    kept = raw && !guided && !second && r.out == r.slot && writes_y && !writes_x &&
            (kComponents > 1 || (r.out == Dtype::kFloat32 && to_y.fronts == 1));
     if (!kept) return;
-    std::replace(to_y.slot, to_y.slot + to_y.slots, static_cast<const void*>(slot),
+    std::replace(to_y.slot, to_y.slot + to_y.slots + to_y.rest, static_cast<const void*>(slot),
                  static_cast<const void*>(out));
   }
 };

@@ -36,21 +36,27 @@ struct WorkTile {
   int64_t place(int component) const { return component * w.component_stride + at; }
 
   bool store() const {
+    const bool bad = w.second && store_one(w.uncond, nullptr, w.second);
+    return store_one(w.out, w.guided ? w.uncond : nullptr, w.slot) || bad;
+  }
+
+  bool store_one(const char* out, const char* uncond, char* slot) const {
     alignas(64) Buffer e;
+    const bool copied = w.raw && !uncond;
     bool bad = false;
     for (int k = 0; k < kComponents; ++k) {
-      bad |= w.copied ? w.loops.copy[w.out_type][w.slot_type](w.out, w.slot, place(k), count)
-                      : w.loops.load[w.out_type][w.uncond != nullptr](
-                            w.out, w.uncond, w.line[kGuidance], place(k), count, e[k]);
+      bad |= copied ? w.loops.copy[w.out_type][w.slot_type](out, slot, place(k), count)
+                    : w.loops.load[w.out_type][uncond != nullptr](out, uncond, w.line[kGuidance],
+                                                                  place(k), count, e[k]);
     }
-    if (w.copied) return bad;
+    if (copied) return bad;
     if constexpr (kComponents == 1) {
       w.loops.map[*w.store.p != 0.0f][*w.store.p2 != 0.0f](w.store, w.y + at, count, e[0]);
     } else {
       w.loops.map_two(w.store, w.y + at, w.component_stride, count, e[0]);
     }
     for (int k = 0; k < kComponents; ++k) {
-      w.loops.scale[w.slot_type](e[k], 1.0f, place(k), count, w.slot);
+      w.loops.scale[w.slot_type](e[k], 1.0f, place(k), count, slot);
     }
     return bad;
   }
@@ -82,6 +88,7 @@ struct WorkTile {
   void combine(const Form& form, const float* const* z, float* to, int64_t component_stride) const {
     if constexpr (kComponents == 1) {
       w.loops.combine[w.slot_type][form.fronts][form.slots](form, at, count, to);
+      if (form.rest) add_rest(form, to);
     } else {
       const auto loop = w.loops.combine_two[w.slot_type][form.fronts][form.slots];
       loop(form, w.component_stride, at, count, to, to + component_stride);
@@ -93,11 +100,29 @@ struct WorkTile {
     }
   }
 
+  // to <- 1 to + the rest: the bits of one sum over all slots. One times a value is that value; and
+  // to, a sum that started at +0, is not -0, which the loop's +0 would change: a sum is -0 only
+  // where both of its terms are.
+  void add_rest(const Form& form, float* to) const {
+    static constexpr float kOne = 1.0f;
+    Form rest;
+    rest.fronts = 1;
+    rest.front[0] = to;
+    rest.front_scale[0] = &kOne;
+    for (; rest.slots < form.rest; ++rest.slots) {
+      const int k = form.slots + rest.slots;
+      rest.slot[rest.slots] = static_cast<const char*>(form.slot[k]) + at * size_of(w.r.slot);
+      rest.slot_scale[rest.slots] = form.slot_scale[k];
+    }
+    w.loops.combine[w.slot_type][rest.fronts][rest.slots](rest, 0, count, to);
+  }
+
   // The steady row of a multistep solver: store and update in one loop.
   bool store_and_update() const {
     const float* out = reinterpret_cast<const float*>(w.out);
     float *slot = reinterpret_cast<float*>(w.slot), *y = w.y + at;
     const bool bad = w.loops.combine_kept[w.to_y.slots](w.to_y, out, slot, at, count, y);
+    if (w.to_y.rest) add_rest(w.to_y, y);
     if (!w.noisy[0]) return bad;
     alignas(64) float drawn[kTile];
     w.loops.add(noise(0, drawn), *w.to_y.z_scale, count, y);
