@@ -174,12 +174,12 @@ struct Work {
   }
 
   // Where the slot is the output, bit by bit, Y takes it from there, and the copy is made beside
-  // that or after it. So no loop waits for another's memory.
+  // that or after it, before the rest is added. So no loop waits for another's memory.
   void keep_output() {
     kept = raw && !guided && !second && r.out == r.slot && writes_y && !writes_x &&
            (kComponents > 1 || (r.out == Dtype::kFloat32 && to_y.fronts == 1));
     if (!kept) return;
-    std::replace(to_y.slot, to_y.slot + to_y.slots + to_y.rest, static_cast<const void*>(slot),
+    std::replace(to_y.slot, to_y.slot + to_y.slots, static_cast<const void*>(slot),
                  static_cast<const void*>(out));
   }
 };
