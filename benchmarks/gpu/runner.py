@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gpu import journal
 
@@ -120,7 +121,7 @@ def _attempt(task: Task, folder: Path, until: float, watch: Callable[[], None]) 
     try:
         why = _wait(process, None if task.restarts is None else path, until, watch)
     finally:
-        _end(process)
+        end(process)
     return process.returncode, why
 
 
@@ -145,7 +146,7 @@ def _wait(process: subprocess.Popen[bytes], path: Path | None, until: float, wat
     return ""
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[Any]) -> None:
     """Abort, at which Python's fault handler writes where each thread is, then kill it and all that it started."""
     for number, patience in ((signal.SIGABRT, ABORTING), (signal.SIGKILL, KILLING)):
         if process.poll() is None:
