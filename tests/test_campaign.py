@@ -168,14 +168,14 @@ def test_without_pip_it_is_built_in_place(tmp_path):
 
 
 LOCKS = """
-import fcntl, subprocess, sys, time
+import fcntl, os, subprocess, sys, time
 if sys.argv[1:] == ["compiler"]:
     file = open({lock!r}, "a")
     fcntl.flock(file, fcntl.LOCK_EX)
     file.write("locked")
     file.flush()
 else:
-    subprocess.Popen([sys.executable, __file__, "compiler"])
+    subprocess.Popen([sys.executable, __file__, "compiler"], preexec_fn=os.setpgrp)  # as ninja does
 time.sleep(99)
 """
 

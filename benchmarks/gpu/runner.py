@@ -116,7 +116,7 @@ def _attempt(task: Task, folder: Path, until: float, watch: Callable[[], None]) 
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # a group, of which nothing is left afterwards
+            start_new_session=True,  # of which nothing is left afterwards
         )
     try:
         why = _wait(process, None if task.restarts is None else path, until, watch)
@@ -156,11 +156,27 @@ def end(process: subprocess.Popen[Any]) -> None:
             except subprocess.TimeoutExpired:
                 continue
     _signal(process.pid, signal.SIGKILL)
+    killed: set[int] = set()
+    while left := _session(process.pid) - killed:  # ninja's compilers are in groups of their own
+        for pid in left:
+            _signal(pid, signal.SIGKILL, os.kill)
+        killed |= left
 
 
-def _signal(group: int, number: signal.Signals) -> None:
+def _session(leader: int) -> set[int]:
+    """Processes that it began, and those that they began."""
+    found = set()
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        try:
+            found |= {pid} if os.getsid(pid) == leader else set()
+        except (ProcessLookupError, PermissionError):
+            continue
+    return found
+
+
+def _signal(target: int, number: signal.Signals, send: Callable[[int, int], None] = os.killpg) -> None:
     try:
-        os.killpg(group, number)
+        send(target, number)
     except (ProcessLookupError, PermissionError):
         pass
 
