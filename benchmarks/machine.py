@@ -62,11 +62,23 @@ def _nvml() -> tuple[Any, Any] | None:
         import pynvml
 
         pynvml.nvmlInit()
-        return pynvml, pynvml.nvmlDeviceGetHandleByIndex(
-            torch.cuda.current_device() if torch.cuda.is_available() else 0
-        )
+        return pynvml, _handle(pynvml)
     except Exception:  # no package, no library or no driver: all the same to a reader of the result
         return None
+
+
+def _handle(nvml: Any) -> Any:
+    """Of torch's current device: NVML knows nothing of CUDA_VISIBLE_DEVICES, and counts in another order."""
+    if not torch.cuda.is_available():
+        return nvml.nvmlDeviceGetHandleByIndex(0)
+    index = torch.cuda.current_device()
+    uuid = getattr(torch.cuda.get_device_properties(index), "uuid", None)
+    if uuid is not None:
+        try:
+            return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        except nvml.NVMLError:  # a part of a GPU has a UUID of another form
+            pass
+    return nvml.nvmlDeviceGetHandleByIndex(index)
 
 
 def _ask(function: Any, *arguments: Any) -> Any:

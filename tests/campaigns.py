@@ -36,6 +36,7 @@ def suite(tmp_path, name, code, limit=30.0, each=5.0, restarts=3, file=GRAPH):
 def held(tmp_path, chosen, total=100.0):
     """A whole campaign. Its status and what it wrote: steps, the table's lines."""
     made = campaign.Campaign(chosen, tmp_path / "logs", tmp_path / "results", tmp_path / "out", total, "c" * 40)
+    made.root = tmp_path
     return made.run(), *written(tmp_path / "results" / "gpu")
 
 

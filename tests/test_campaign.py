@@ -1,5 +1,6 @@
 """`make gpu` where things go wrong: devices that hang or crash, no build, packages lacking, a machine taken away."""
 
+import fcntl
 import json
 import os
 import re
@@ -166,6 +167,57 @@ def test_without_pip_it_is_built_in_place(tmp_path):
     assert (tmp_path / "site" / "pndm_fast" / "kernels").resolve() == (tmp_path / "tree" / "kernels").resolve()
 
 
+LOCKS = """
+import fcntl, os, subprocess, sys, time
+if sys.argv[1:] == ["compiler"]:
+    file = open({lock!r}, "a")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    file.write("locked")
+    file.flush()
+else:
+    subprocess.Popen([sys.executable, __file__, "compiler"], preexec_fn=os.setpgrp)  # as ninja does
+time.sleep(99)
+"""
+
+
+def held_by_none(lock):
+    """Whether the process that had locked the file is gone; a zombie holds nothing."""
+    until = time.monotonic() + 10
+    with lock.open("a") as file:
+        while time.monotonic() < until:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.05)
+                continue
+            return True
+    return False
+
+
+@pytest.mark.slow
+def test_what_a_way_of_building_has_begun_ends_with_it(tmp_path):
+    lock, builder = tmp_path / "lock", tmp_path / "builder.py"
+    builder.write_text(LOCKS.format(lock=str(lock)))
+    assert building.run([str(builder)], tmp_path, 2) == (False, "not done in 2 s")
+    assert lock.read_text() == "locked" and held_by_none(lock)
+
+
+@pytest.mark.slow
+def test_what_a_build_has_begun_ends_with_the_campaign(tmp_path):
+    lock, where = tmp_path / "lock", tree(tmp_path, "")
+    hangs = "[build-system]\nrequires = []\nbuild-backend = 'hangs'\nbackend-path = ['.']\n"
+    (tmp_path / "tree" / "pyproject.toml").write_text(hangs)
+    (tmp_path / "tree" / "hangs.py").write_text(LOCKS.format(lock=str(lock)))
+
+    def watch():
+        if lock.is_file() and lock.read_text():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(Task("build", 60, [*steps.COMMAND, "build", *where]), tmp_path, 60, watch)
+    assert held_by_none(lock)
+
+
 @pytest.mark.slow
 def test_without_a_build_what_needs_it_is_not_run(tmp_path):
     build = Task("build", 60, [*steps.COMMAND, "build", *tree(tmp_path, "raise SystemExit('no compiler')")])
@@ -206,7 +258,7 @@ chosen = [
     Step("smoke", 90, [Task("rows", 90, [sys.executable, "-u", "-c", hangs])]),
     Step("tests", 90, [Task("replay", 90, [sys.executable, "-c", "pass"])]),
 ]
-campaign.Campaign.every = 0.1
+campaign.Campaign.every, campaign.Campaign.root = 0.1, folder
 campaign.Campaign(chosen, folder / "logs", folder / "results", folder / "out", 100).run()
 """
 
@@ -217,7 +269,7 @@ def test_a_machine_that_is_taken_away_leaves_an_archive(tmp_path, number):
     """Whole at any moment, with all that was found until then, and true about the rest."""
     code = TAKEN.format(benchmarks=str(FOLDER), folder=str(tmp_path))
     process = subprocess.Popen([sys.executable, "-P", "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    log, path = tmp_path / "logs" / "rows.log", tmp_path / "out" / "gpu.tar.gz"
+    log, path = tmp_path / "logs" / "rows.log", tmp_path / "out" / "logs.tar.gz"
     until = time.monotonic() + 30
     while not (log.is_file() and '"rows"' in log.read_text() and b"rows" in unpacked(path).get("steps.json", b"")):
         assert time.monotonic() < until and process.poll() is None

@@ -3,11 +3,15 @@
 import ast
 import json
 import re
+import shutil
+import sys
+import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from campaigns import FOLDER, ROOT, held, printing, script, suite
-from gpu import archive, campaign, points, steps, table
+from gpu import archive, building, campaign, points, steps, table
 from gpu.steps import Step
 
 
@@ -88,6 +92,69 @@ def test_steps_that_are_not_asked_for_keep_what_an_earlier_run_said(tmp_path):
     assert "smoke, tests at cccccccccccc" in (tmp_path / "results" / "gpu" / "table.txt").read_text()
 
 
+def anew(tmp_path, *kept):
+    """Another machine: of the first, what stands in `kept` is there."""
+    for folder in {"logs", "results", "out"} - {*kept}:
+        shutil.rmtree(tmp_path / folder, ignore_errors=True)
+
+
+def members(tmp_path):
+    with tarfile.open(tmp_path / "out" / "logs.tar.gz") as opened:
+        return {one.name: opened.extractfile(one).read().decode() for one in opened.getmembers()}
+
+
+def test_an_archive_that_is_there_is_gone_on_with(tmp_path):
+    """On a machine that has nothing, or what an older commit had measured."""
+    older = [Step("smoke", 9, [script("small", 'print(\'{"line": "small-while", "ok": true, "us": 99}\')')])]
+    held(tmp_path, older)
+    anew(tmp_path, "results")
+    steps_json = (tmp_path / "results" / "gpu" / "steps.json").read_text()
+    first = script("small", 'print(\'{"line": "small-while", "ok": true, "us": 7}\')')
+    other = {"line": "versions", "machine": {"gpu": {"name": "Other"}, "commit": "b" * 40}}
+    held(tmp_path, [Step("smoke", 9, [first])])
+    made = campaign.Campaign(
+        [Step("versions", 9, [script("versions", printing([other]))])],
+        tmp_path / "logs",
+        tmp_path / "results",
+        tmp_path / "out",
+        9,
+    )
+    made.root = tmp_path
+    made.run()
+    anew(tmp_path, "out")
+    archive.replace(tmp_path / "results" / "gpu" / "steps.json", steps_json)
+    _, told, lines = held(tmp_path, [Step("tests", 9, [script("rows", "print('new')")])])
+    assert lines["smoke: small-while"] == (table.TOLD, "ok True, us 7") and set(told) == {"smoke", "tests"}
+    kept = members(tmp_path)
+    assert {"results/gpu/table.txt", "results/other/steps.json", "logs/small.log", "logs/versions.log"} <= {*kept}
+    assert kept["logs/rows.log"] == "new\n" and set(json.loads(kept["results/gpu/steps.json"])["steps"]) == {*told}
+
+
+def test_what_a_step_found_before_does_not_come_back_from_the_archive(tmp_path):
+    archive.replace(tmp_path / "results" / "gpu" / "gpu_speed.json", "{}")
+    held(tmp_path, [Step("versions", 9, [script("versions", "")])])
+    assert "results/gpu/gpu_speed.json" in members(tmp_path)
+    anew(tmp_path, "out")
+    held(tmp_path, [Step("gpu_speed", 9, [script("gpu_speed", "")])])
+    assert "results/gpu/gpu_speed.json" not in members(tmp_path)
+
+
+def test_an_archive_that_cannot_be_read_is_kept_aside(tmp_path, capsys):
+    archive.replace(tmp_path / "out" / "logs.tar.gz", "half")
+    held(tmp_path, [Step("tests", 9, [script("rows", "")])])
+    assert (tmp_path / "out" / "logs.tar.gz.unreadable").read_text() == "half"
+    assert "logs/rows.log" in members(tmp_path) and "cannot be read" in capsys.readouterr().out
+
+
+def test_an_archive_writes_nowhere_else(tmp_path):
+    (tmp_path / "a").write_text("a")
+    archive.write(tmp_path / "root" / "one.tar.gz", [], tmp_path)
+    with tarfile.open(tmp_path / "root" / "one.tar.gz", "w:gz") as made:
+        made.add(tmp_path / "a", "../b")
+    assert archive.unpack(tmp_path / "root" / "one.tar.gz", tmp_path / "root", over=True) == set()
+    assert not (tmp_path / "b").exists()
+
+
 def test_memcheck_and_launches_are_judged(tmp_path):
     found = {"launches": 1, "synchronizations": 0, "nfe": 29, "calls_of_python": [9, 9], "none_from_python": True}
     lines = [{"line": f"launches-{mode}", **found} for mode in ("while", "replay")]
@@ -98,6 +165,70 @@ def test_memcheck_and_launches_are_judged(tmp_path):
     status, got = lines["replay: nfe launches, none from Python, 0 synchronizations"]
     assert status == table.MISSED and "1 of 29 launches" in got
     assert lines["memcheck"] == (table.MISSED, "errors found in memcheck-rows")
+
+
+@pytest.mark.parametrize("seen, status", [(1, table.NOT_RUN), (0, table.MISSED)])
+def test_launches_are_told_where_the_profiler_crashes(tmp_path, seen, status):
+    line = {"line": "launches-while", "nfe": 29, "calls_of_python": [9, 9], "none_from_python": True, "launches": seen}
+    crashes = f"{printing([line])}\nimport os, sys; sys.stdout.flush(); os.abort()"
+    _, _, lines = held(tmp_path, [Step("profiler", 9, [script("launches-while", crashes)])])
+    found, got = lines["while: 1 launch, 0 synchronizations"]
+    assert found == status and got.startswith(f"{seen} of 1 launches") and got.endswith("not counted: SIGABRT")
+
+
+class Nvml:
+    """Two devices, of which CUDA sees one."""
+
+    class NVMLError(Exception):
+        pass
+
+    uuids = ("GPU-a", "GPU-b")
+
+    def nvmlInit(self):
+        pass
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return index
+
+    def nvmlDeviceGetHandleByUUID(self, uuid):
+        if uuid not in self.uuids:
+            raise self.NVMLError
+        return self.uuids.index(uuid)
+
+
+@pytest.mark.parametrize("uuid, handle", [("b", 1), ("of a part", 0), (None, 0)])
+def test_the_device_that_is_described_is_the_one_that_is_measured(monkeypatch, uuid, handle):
+    import machine
+
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml())
+    monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine.torch.cuda, "current_device", lambda: 0)
+    properties = SimpleNamespace() if uuid is None else SimpleNamespace(uuid=uuid)
+    monkeypatch.setattr(machine.torch.cuda, "get_device_properties", lambda index: properties)
+    assert machine._nvml()[1] == handle
+
+
+def test_what_is_needed_most_has_its_time_whatever_the_rest_takes():
+    known = {step.name: step for step in steps.steps()}
+    assert [*known][:4] == ["versions", "build", "smoke", "tests"]
+    assert sum(known[name].limit for name in [*known][:4]) <= steps.WHOLE
+    lines = [*steps.SMOKE]
+    assert sum(steps.SMOKE[line] for line in lines[: 1 + lines.index("cifar")]) <= known["smoke"].limit
+    (build,) = (task for task in known["build"].tasks if task.name == "build")
+    assert building.BOTH + building.LOOKING <= build.limit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["replay", "while"])
+def test_launches_are_told_before_the_profiler_runs(stand_in, monkeypatch, mode):
+    from gpu import smoke
+
+    monkeypatch.setattr("torch.profiler.profile", None)
+    found = smoke.launches(mode, "cpu")
+    told = next(found)
+    assert told["launches"] == (1 if mode == "while" else told["nfe"]) and "calls_of_python" in told
+    with pytest.raises(TypeError):
+        next(found)
 
 
 def functions(path):

@@ -9,28 +9,40 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from gpu.runner import ROOT, SITE
+from gpu.runner import ROOT, SITE, end
 
-PATIENCE = 90  # seconds for one way
 PIP = ["-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--editable", "."]
-WAYS = {"pip install --editable": PIP, "setup.py build_ext --inplace": ["setup.py", "build_ext", "--inplace"]}
+IN_PLACE = ["setup.py", "build_ext", "--inplace"]
+WAYS = {"pip install --editable": (PIP, 60), "setup.py build_ext --inplace": (IN_PLACE, 130)}  # seconds at most
+BOTH, LOOKING = 130, 20  # seconds for all ways, and for an import at the end
 IMPORT = "import pndm_fast.kernels, pndm_fast._C; print(pndm_fast.__file__)"
 
 
-def run(arguments: list[str], root: Path) -> tuple[bool, str]:
-    """Whether a Python succeeds, and what it says."""
-    try:
-        done = subprocess.run(
-            [sys.executable, *arguments], cwd=root, capture_output=True, text=True, errors="replace", timeout=PATIENCE
-        )
-    except subprocess.TimeoutExpired:
-        return False, f"not done in {PATIENCE} s"
-    return done.returncode == 0, f"{done.stdout}\n{done.stderr}".strip()
+def run(arguments: list[str], root: Path, patience: float) -> tuple[bool, str]:
+    """Whether a Python succeeds, and what it says. Its compilers end with it, and compete with no later way."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    with process:
+        try:
+            out, err = process.communicate(timeout=patience)
+        except subprocess.TimeoutExpired:
+            return False, f"not done in {patience:.0f} s"
+        finally:
+            end(process)
+    return process.returncode == 0, f"{out}\n{err}".strip()
 
 
 def link(root: Path, site: Path) -> None:
@@ -44,7 +56,7 @@ def link(root: Path, site: Path) -> None:
 
 def imported(root: Path) -> tuple[bool, str]:
     """Whether what was built can be imported, and is this tree's: another version may be installed."""
-    good, said = run(["-P", "-c", IMPORT], root)
+    good, said = run(["-P", "-c", IMPORT], root, LOOKING)
     if not good:
         return False, said
     own = Path(said.splitlines()[-1]).parent
@@ -54,9 +66,10 @@ def imported(root: Path) -> tuple[bool, str]:
 def build(root: Path, site: Path) -> dict[str, object]:
     """The way that went, and what each before it said."""
     began, failed = time.monotonic(), {}
-    for way, arguments in WAYS.items():
+    for way, (arguments, patience) in WAYS.items():
         shutil.rmtree(site / "pndm_fast", ignore_errors=True)
-        good, said = run(arguments, root)
+        left = BOTH - (time.monotonic() - began)
+        good, said = run(arguments, root, min(patience, left))
         print(f"== {way}\n{said}", file=sys.stderr, flush=True)
         if good and arguments is not PIP:
             link(root, site)
@@ -72,6 +85,8 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="the tree")
     parser.add_argument("--site", type=Path, default=SITE, help="the folder for the links")
     arguments = parser.parse_args()
+    # whoever ends this process does not reach the session of the one that it has begun
+    signal.signal(signal.SIGABRT, lambda *_: sys.exit(128 + signal.SIGABRT))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(arguments.site), os.environ.get("PYTHONPATH")]))
     done = build(arguments.root, arguments.site)
     print(json.dumps({"line": "build", "ok": done["how"] is not None, **done}), flush=True)

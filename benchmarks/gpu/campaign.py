@@ -1,8 +1,8 @@
 """`make gpu`: everything that needs a GPU, in under nine minutes, on a machine without network or package index.
 
 A process that fails, hangs or crashes stops no later one, and what it had found stays. Logs go to build/gpu/,
-results to benchmarks/results/<gpu>/; with --out one archive of both is written anew whenever something was found. A
-table of what the project says of itself is printed last.
+results to benchmarks/results/<gpu>/; with --out one archive of both is written anew whenever something was found, and
+an archive that is there already is gone on with. A table of what the project says of itself is printed last.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from gpu.steps import WHOLE, Step, steps
 from speed.run import RESULTS, folder_of
 
 LOGS = ROOT / "build" / "gpu"
-ARCHIVE = "gpu.tar.gz"
 FEWEST = 5  # seconds for which nothing is begun
 NOT_REACHED = "not reached when this was written"
 RUNNING = "was running when this was written"
@@ -53,9 +52,11 @@ class Campaign:
 
     Attributes:
         every: seconds between two archives within a step.
+        root: the folder from which an archive's names are.
     """
 
     every = 10.0
+    root = ROOT
 
     def __init__(
         self,
@@ -66,7 +67,9 @@ class Campaign:
         total: float,
         commit: str | None = None,
     ) -> None:
-        self.chosen, self.logs, self.out, self.commit = chosen, logs, out, commit
+        self.chosen, self.logs, self.commit = chosen, logs, commit
+        self.archive = None if out is None else out / f"{logs.name}.tar.gz"
+        self.brought: set[Path] = set()  # folders of an archive that was there before
         self.results, self.machine = results, {}
         self.records = {step.name: Record(commit, NOT_REACHED) for step in chosen}
         self.until, self.kept, self.current = time.monotonic() + total, 0.0, ""
@@ -77,6 +80,8 @@ class Campaign:
 
     def run(self) -> int:
         """1 if something failed or was not run."""
+        if self.archive is not None:  # on a machine without logs it is newer than what the tree brought along
+            self.brought = archive.unpack(self.archive, self.root, over=not self.logs.exists())
         self.logs.mkdir(parents=True, exist_ok=True)
         try:
             for step in self.chosen:
@@ -148,8 +153,8 @@ class Campaign:
         """Write the state of things, of which earlier steps' stay that are not run again, and the archive."""
         if self.machine or self.current != FIRST[0]:  # before, nobody knows whose results these are
             self.write()
-        if self.out is not None:
-            archive.write(self.out / ARCHIVE, [self.logs, self.folder])
+        if self.archive is not None:
+            archive.write(self.archive, {self.logs, self.folder, *self.brought}, self.root)
         self.kept = time.monotonic()
 
     def write(self) -> None:
@@ -207,7 +212,7 @@ def choose(named: list[str], known: list[Step]) -> list[Step]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="*", help="default: all but memcheck-while")
-    parser.add_argument("--out", type=Path, help=f"the folder for {ARCHIVE}")
+    parser.add_argument("--out", type=Path, help=f"the folder for {LOGS.name}.tar.gz; what is in it already is kept")
     parser.add_argument("--commit", help="what is measured, where there is no repository to ask")
     parser.add_argument("--total", type=float, default=WHOLE, help="seconds for all steps")
     parser.add_argument("--dry", action="store_true", help="on the CPU and the tests' fake driver; results in build/")

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gpu import journal
 
@@ -115,12 +116,12 @@ def _attempt(task: Task, folder: Path, until: float, watch: Callable[[], None]) 
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # a group, of which nothing is left afterwards
+            start_new_session=True,  # of which nothing is left afterwards
         )
     try:
         why = _wait(process, None if task.restarts is None else path, until, watch)
     finally:
-        _end(process)
+        end(process)
     return process.returncode, why
 
 
@@ -145,7 +146,7 @@ def _wait(process: subprocess.Popen[bytes], path: Path | None, until: float, wat
     return ""
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[Any]) -> None:
     """Abort, at which Python's fault handler writes where each thread is, then kill it and all that it started."""
     for number, patience in ((signal.SIGABRT, ABORTING), (signal.SIGKILL, KILLING)):
         if process.poll() is None:
@@ -155,11 +156,27 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             except subprocess.TimeoutExpired:
                 continue
     _signal(process.pid, signal.SIGKILL)
+    killed: set[int] = set()
+    while left := _session(process.pid) - killed:  # ninja's compilers are in groups of their own
+        for pid in left:
+            _signal(pid, signal.SIGKILL, os.kill)
+        killed |= left
 
 
-def _signal(group: int, number: signal.Signals) -> None:
+def _session(leader: int) -> set[int]:
+    """Processes that it began, and those that they began."""
+    found = set()
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        try:
+            found |= {pid} if os.getsid(pid) == leader else set()
+        except (ProcessLookupError, PermissionError):
+            continue
+    return found
+
+
+def _signal(target: int, number: signal.Signals, send: Callable[[int, int], None] = os.killpg) -> None:
     try:
-        os.killpg(group, number)
+        send(target, number)
     except (ProcessLookupError, PermissionError):
         pass
 

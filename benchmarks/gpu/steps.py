@@ -31,7 +31,17 @@ WHOLE = 525  # seconds: with a machine's start and the last lines, one command o
 
 ROWS, NETWORKS = "tests/test_gpu.py", "tests/test_gpu_networks.py"
 GRAPHS = sorted({f"tests/{path.name}" for path in ROOT.glob("tests/test_gpu_*.py")} - {NETWORKS})
-SMOKE = ("kernel-replay", "kernel-while", "rows", "small-auto", "small-replay", "small-while", "cifar")
+# lines of the first minutes, and seconds for each: a process compiles its kernels, which takes about ten; what comes
+# before the small networks has its time however slow the rest is
+SMOKE = {
+    "kernel-replay": 30,
+    "kernel-while": 30,
+    "rows": 45,
+    "cifar": 45,
+    "small-replay": 30,
+    "small-while": 30,
+    "small-auto": 30,
+}
 PROFILED = "test_what_runs_between_network_calls"
 WANTED = "(cifar-B1] or small-B1]) and not first_request"  # of whole samples, what has a target
 SANITIZED = {  # files, and which of their tests
@@ -98,7 +108,7 @@ def wheels() -> Task:
     """What travelled."""
     found = sorted(map(str, Path(ROOT / ".whl").glob("*.whl")))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile", "--upgrade"]
-    return Task("wheels", 30, [*pip, "--target", str(SITE), *found])
+    return Task("wheels", 15, [*pip, "--target", str(SITE), *found])
 
 
 def steps(dry: bool = False, commit: str | None = None) -> list[Step]:
@@ -108,17 +118,17 @@ def steps(dry: bool = False, commit: str | None = None) -> list[Step]:
     sweep = [*COMMAND, "sweep", "--budget=40", *[f"--commit={commit}"] * bool(commit)]
     sample, rest = "benchmarks/gpu/test_gpu_sample.py", f"not ({WANTED})"
     travelled = [wheels()] if glob.glob(str(ROOT / ".whl" / "*.whl")) else []
-    launches = [replace(smoke(f"launches-{mode}", 20, device), refused=refused) for mode in ("replay", "while")]
+    launches = [replace(smoke(f"launches-{mode}", 30, device), refused=refused) for mode in ("replay", "while")]
     profiled = tests("profiled", 50, *GRAPHS, *gpu, "-k", PROFILED)
     return [
         Step("versions", 30, [smoke("versions", 30, device, commit)], built=False),
-        Step("build", 180, [*travelled, Task("build", 150, [*COMMAND, "build"])], built=False),
-        Step("smoke", 90, [smoke(line, 30, device) for line in SMOKE]),
+        Step("build", 165, [*travelled, Task("build", 150, [*COMMAND, "build"])], built=False),
+        Step("smoke", 150, [smoke(line, limit, device) for line, limit in SMOKE.items()]),
         Step(
             "tests",
             180,
             [
-                tests("engine", 45, ROWS, *gpu, each=30),
+                tests("engine", 75, ROWS, *gpu, each=30),
                 tests("replay", 60, *GRAPHS, *gpu, "-k", f"not while and not {PROFILED}", each=30),
                 tests("while", 60, *GRAPHS, *gpu, "-k", f"while and not {PROFILED}", each=30),
                 tests("networks", 90, NETWORKS, *gpu),
@@ -137,5 +147,5 @@ def steps(dry: bool = False, commit: str | None = None) -> list[Step]:
         Step("memcheck", 150, [sanitized(name, dry) for name in ("rows", "replay")]),
         Step("memcheck-while", 150, [sanitized("while", dry)], asked=True),  # memcheck errs on conditional nodes
         Step("kernels", 90, [kernels(refused)]),
-        Step("profiler", 90, [*launches, profiled]),
+        Step("profiler", 110, [*launches, profiled]),
     ]

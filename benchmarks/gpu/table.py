@@ -148,17 +148,22 @@ def decision(what: str, name: str) -> Judge:
 def launches(what: str, mode: str) -> Judge:
     """One launch for a sample, or one for each row, and no synchronization; in either no call of Python for a row."""
 
+    name = f"launches-{mode}"
+
     def judge(results: Results) -> Line:
         seen: Found = {}
-        for line in results.lines("profiler", f"launches-{mode}"):
+        for line in results.lines("profiler", name):
             seen |= line
         if "launches" not in seen:
-            return Line(what, NOT_RUN, results.absent("profiler"))
+            return Line(what, NOT_RUN, results.absent("profiler", (name,)))
         wanted = 1 if mode == "while" else seen["nfe"]
-        good = seen["launches"] == wanted and not seen["synchronizations"] and seen["none_from_python"]
+        good = seen["launches"] == wanted and not seen.get("synchronizations") and seen["none_from_python"]
         few, many = seen["calls_of_python"]
-        got = f"{seen['launches']} of {wanted} launches, {seen['synchronizations']} synchronizations, "
-        return Line(what, _status(good), got + f"{few} calls of Python, {many} at twice the rows")
+        got = f"{seen['launches']} of {wanted} launches, {few} calls of Python, {many} at twice the rows, "
+        if "synchronizations" in seen:
+            return Line(what, _status(good), got + f"{seen['synchronizations']} synchronizations")
+        got += f"synchronizations not counted: {results.absent('profiler', (name,))}"
+        return Line(what, NOT_RUN if good else MISSED, got)
 
     return judge
 
