@@ -59,6 +59,9 @@ class Sources(NamedTuple):
     z: Tensor | None = None
 
 
+SEEDS_ALONE = Sources()
+
+
 def begin(registers: Registers, table: Tensor, lines: Tensor, sources: Sources) -> None:
     """Write x, y and the network's first input: x = y = a0 (p0 noise) + c0 z, see `pndm_fast.plan.row.Prologue`.
 
