@@ -289,3 +289,15 @@ def test_what_is_built_comes_after_the_build(named, first):
     assert chosen[0] == first and ("build" in chosen) == (named != ["versions"])
     assert "memcheck-while" not in chosen and len(chosen) == len({*chosen})
     assert not named or set(chosen) - {"versions", "build"} == {*named} - {"versions"}
+
+
+def test_a_dry_run_leaves_nothing_in_the_tree(monkeypatch, tmp_path):
+    """All that it writes is in build/, which git ignores."""
+    made = []
+    monkeypatch.setattr(campaign, "Campaign", lambda *given: made.append(given) or SimpleNamespace(run=lambda: 0))
+    monkeypatch.setattr(campaign.resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr(campaign.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--dry", "--out", str(tmp_path)])
+    assert campaign.main() == 0
+    ((_, logs, results, *_),) = made
+    assert logs.is_relative_to(ROOT / "build") and results.is_relative_to(ROOT / "build")

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pndm_fast.loop import conditioning
@@ -109,7 +111,7 @@ class Call:
     plans: tuple[Plan, ...]
     distinct: tuple[Plan, ...]
     segments: tuple[tuple[Kind, int], ...]
-    seeds: Tensor
+    seeds: NDArray[np.int64]
     origin: Origin
     noise: NoiseSource | None
     cond: dict[str, Any]
@@ -182,7 +184,7 @@ class Call:
             plans=plans,
             distinct=distinct(plans),
             segments=segments_of(distinct(plans)),
-            seeds=resize(self.seeds),
+            seeds=np.append(self.seeds, self.seeds[:1].repeat(max(batch - self.batch, 0)))[:batch],
             origin=self.origin.mapped(resize),
             noise=None if self.noise is None else self.noise.resized(real, batch),
             cond=conditioning.resized(self.cond, self.batch, batch),
@@ -201,7 +203,7 @@ def resolve(request: Request, setup: Setup) -> Call:
     tensors = {name: check_tensor(name, value, setup.shape[1:], setup.device) for name, value in given.items()}
     batch = setup.shape[0] if is_integer(request.seeds) else None
     bits = check_seeds(request.seeds, next((len(tensor) for tensor in tensors.values()), batch))
-    batch = bits.shape[0]
+    batch = len(bits)
     check_batches(tensors, batch)
     exact = setup.dtype is torch.float64 or any(tensor.dtype is torch.float64 for tensor in tensors.values())
     if exact and setup.device.type != "cpu":

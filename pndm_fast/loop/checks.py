@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pndm_fast.loop import conditioning
@@ -57,8 +58,8 @@ def check_sizes(name: str, sizes: Any) -> list[int]:
     return [int(size) for size in found]
 
 
-def check_seeds(seeds: Any, batch: int | None) -> Tensor:
-    """s -> s, s + 1, ... for `batch` samples; a sequence gives one for each, and the batch where that is None.
+def check_seeds(seeds: Any, batch: int | None) -> NDArray[np.int64]:
+    """The bits of s, s + 1, ... for `batch` samples; of a sequence its own, which is the batch where that is None.
 
     Raises:
         TypeError, ValueError: not integers in [0, 2^64), or not `batch` of them.
@@ -66,15 +67,15 @@ def check_seeds(seeds: Any, batch: int | None) -> Tensor:
     if is_integer(seeds):
         first, count = int(seeds), 1 if batch is None else batch
         if 0 <= first <= 2**63 - count:
-            return torch.from_numpy(np.arange(first, first + count, dtype=np.int64))
-        return seed_tensor(range(first, first + count))
+            return np.arange(first, first + count, dtype=np.int64)
+        return seed_tensor(range(first, first + count)).numpy()
     if isinstance(seeds, (str, bytes, bool)) or not hasattr(seeds, "__iter__"):
         raise TypeError(f"seeds must be an integer or a sequence of integers, got {seeds!r}")
-    tensor = seed_tensor(seeds.tolist() if hasattr(seeds, "tolist") else seeds)
-    if len(tensor) == 0 or (batch is not None and len(tensor) != batch):
+    bits: NDArray[np.int64] = seed_tensor(seeds.tolist() if hasattr(seeds, "tolist") else seeds).numpy()
+    if len(bits) == 0 or (batch is not None and len(bits) != batch):
         wanted = "at least one entry" if batch is None else f"one entry for each of the {batch} samples"
-        raise ValueError(f"seeds must have {wanted}, got {len(tensor)}")
-    return tensor
+        raise ValueError(f"seeds must have {wanted}, got {len(bits)}")
+    return bits
 
 
 def check_tensor(name: str, value: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:

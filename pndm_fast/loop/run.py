@@ -123,7 +123,7 @@ def watch_for_bad(segment: Segment, workspace: Workspace, samples: Tensor) -> Ca
 
     A sum of finite outputs that overflowed is laid to its last row. The buffers are free meanwhile.
     """
-    call, first = segment.call, segment.first_rows()
+    call = segment.call
     # a sum is finite where all of its terms are: one pass
     read = fetch(workspace.registers.first_bad, samples.sum())
 
@@ -132,6 +132,7 @@ def watch_for_bad(segment: Segment, workspace: Workspace, samples: Tensor) -> Ca
         marks = first_bad[: call.real]
         if math.isfinite(total) and min(marks) == NEVER:
             return ()
+        first = segment.first_rows()
         finite = samples.flatten(1).isfinite().all(1).tolist()
         marks = [row if fine else min(row, NEVER - 1) for row, fine in zip(marks, finite, strict=True)]
         return tuple([_bad(b, call.plans[b], row - first[b]) for b, row in enumerate(marks) if row != NEVER])

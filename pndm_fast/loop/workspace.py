@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pndm_fast.loop.call import SEEDS, Call
@@ -18,7 +20,7 @@ from pndm_fast.row.control import Control
 from pndm_fast.row.device import upload
 from pndm_fast.row.layout import channels_of, describe, elements, flatten, scaled, scaled_each, unflatten
 from pndm_fast.row.noise import INITIAL, PROLOGUE
-from pndm_fast.row.reference import Sources
+from pndm_fast.row.reference import SEEDS_ALONE, Sources
 from pndm_fast.row.registers import NEVER, Registers, allocate, padded
 from pndm_fast.row.schema import REGISTERS, sizes
 from pndm_fast.row.table import Table
@@ -134,7 +136,9 @@ class Workspace:
         seen = scaled(self._y, first.in_scale) if alike else scaled_each(self._y, [row.in_scale for row in rows])
         r.net_in.copy_(seen if r.cfg_copies == 1 else seen.repeat(r.cfg_copies, 1))
 
-    def write(self, seeds: Tensor, table: Table, lines: Sequence[int], at: Sequence[int], rows: Sequence[Row]) -> None:
+    def write(
+        self, seeds: NDArray[np.int64], table: Table, lines: Sequence[int], at: Sequence[int], rows: Sequence[Row]
+    ) -> None:
         """All that a call says in numbers: one upload.
 
         Args:
@@ -144,7 +148,7 @@ class Workspace:
         # the line before a plan's start is its halt row
         under_way = sum([row != start - 1 for row, start in zip(at, lines, strict=True)])
         numbers = {"row": at, "lines": lines, "first_bad": NEVER, "active": under_way, "done": 0}
-        numbers |= {"seeds": seeds.numpy(), "t": times}
+        numbers |= {"seeds": seeds, "t": times}
         self._control.write(numbers, table)
 
     def start(self, call: Call, backend: Backend, rows: Sequence[Row]) -> None:
@@ -159,7 +163,7 @@ class Workspace:
         """What the seeds do not say."""
         origin, drawn = call.origin, call.noise
         if origin is SEEDS and drawn is None:
-            return Sources()
+            return SEEDS_ALONE
         noise, z = origin.noise, None
         if drawn is not None:
             noise = drawn(INITIAL) if noise is None and origin.state is None else noise

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pndm_fast.row.reference import Sources
+from pndm_fast.row.reference import SEEDS_ALONE, Sources
 from pndm_fast.row.registers import Registers
 from pndm_fast.row.schema import REGISTERS
 
@@ -35,7 +35,9 @@ def begin(r: Registers, table: Tensor, lines: Tensor, sources: Sources) -> None:
 
 
 def _begin(operation: Any, lines: Tensor, sources: Sources) -> None:
-    if not operation.begin(lines.data_ptr(), *map(_address, sources)):  # they lie in our own memory: take copies
+    if sources is SEEDS_ALONE:
+        operation.begin(lines.data_ptr())
+    elif not operation.begin(lines.data_ptr(), *map(_address, sources)):  # they lie in our own memory: take copies
         _begin(operation, lines, Sources(*[None if source is None else source.clone() for source in sources]))
 
 

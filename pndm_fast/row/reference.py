@@ -58,6 +58,9 @@ class Sources(NamedTuple):
     z: Tensor | None = None
 
 
+SEEDS_ALONE = Sources()
+
+
 def begin(registers: Registers, table: Tensor, lines: Tensor, sources: Sources) -> None:
     """Write x, y and the network's first input: x = y = a0 (p0 noise) + c0 z, see `pndm_fast.plan.row.Prologue`.
 
@@ -113,6 +116,8 @@ def _apply(r: Registers, line: _Line, b: Tensor, out: Tensor, uncond: Tensor | N
     e, x, y = out[b].to(dtype), r.x[b, :n], r.y[b, :n]
     second = int(line[line.layout.second]) if line.layout.second else 0
     finite = e.isfinite().all(dim=1)
+    if second and uncond is None:
+        raise ValueError("apply_row: uncond must be given for a row that keeps it, got None")
     if uncond is not None and (line[columns.GUIDANCE] != 1 or second):  # else a sample owes nothing to `uncond`
         u = uncond[b].to(dtype)
         e = e if line[columns.GUIDANCE] == 1 else (e - u) * line[columns.GUIDANCE] + u

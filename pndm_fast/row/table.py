@@ -84,21 +84,17 @@ class Table:
 
     Attributes:
         data: float32 (float64 for exact runs) [rows, width] in one of `LAYOUTS`.
-        rows: lines in all.
+        rows: lines in all; width: numbers of a line.
         first: for each plan, the index of its first row; start: of the line that says how it starts.
         slots: registers for past outputs that the rows need.
     """
 
     data: Tensor
     rows: int
+    width: int
     first: tuple[int, ...]
     start: tuple[int, ...]
     slots: int
-
-    @property
-    def width(self) -> int:
-        """Numbers of a line."""
-        return self.data.shape[1]
 
     @property
     def flat(self) -> np.ndarray:
@@ -141,4 +137,6 @@ def build(plans: Sequence[Plan], dtype: torch.dtype) -> Table:
     ends = np.cumsum([len(part) for part in parts]).tolist()
     first = tuple([end - len(part) for end, part in zip(ends, parts, strict=True)])
     data = torch.as_tensor(np.concatenate(parts), dtype=dtype, device="cpu")
-    return Table(data, ends[-1], first, tuple([end - 1 for end in ends]), max(plan.n_slots for plan in plans))
+    return Table(
+        data, ends[-1], WIDTHS[components], first, tuple([end - 1 for end in ends]), max(plan.n_slots for plan in plans)
+    )
