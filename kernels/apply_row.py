@@ -25,10 +25,10 @@ OPTIONS = {
     "enable_fp_fusion": False,  # a fused multiply-add would not be the reference's bits
 }
 # Of wide lines, whose operands are twice as many: the smallest whose fp32 operands are read 128 bits at a time. 1024
-# would take up to 250 registers, two programs an SM.
+# would take 158 to 205 registers, two or three programs an SM in place of four or five.
 WIDE_BLOCK = 512
-# Uncapped the compiler takes 93 to 96, five programs an SM, or where uncond comes with z up to 111 on 10.0, four, which
-# a cap that binds would have spill.
+# Uncapped the compiler takes 93 to 96, five programs an SM, and of guided rows on 10.0 up to 111, four, for which a cap
+# that binds is paid in spills.
 WIDE_OPTIONS = {**OPTIONS, "maxnreg": None}
 
 HALT, T, SLOT, CLAMP, GUIDANCE, NOISE, WRITE_X, WRITE_Y, IN_SCALE, P, Q, P2, Q2, X = (

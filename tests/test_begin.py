@@ -117,7 +117,7 @@ def begun(sampler, **request):
 def test_samples_in_our_own_memory_are_copied_first(backend):
     sampler = pf.Sampler(lambda x, t: x, pf.make_plan("ddim", steps=4), shape=(2, 7), backend=backend)
     segment, workspace = begun(sampler)
-    ours = workspace.registers.x.view(-1)[1:15].view(2, 7)  # not where it is going to be
+    ours = workspace.registers.x.view(-1)[1:15].view(2, 7).normal_()  # not where it is going to be
     wanted = ours.clone()
     workspace.bind(segment.backend).begin(torch.full((2,), segment.table.start[0], dtype=torch.int32), Sources(ours))
     assert torch.equal(workspace.registers.y[:, :7], wanted)

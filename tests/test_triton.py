@@ -131,13 +131,14 @@ def test_channels_last(layout, n, channels, guidance, triton_device):
     compare(case, triton_device)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(26))
 def test_random_rows(seed, triton_device):
-    """Halt rows beside live ones, bad outputs, z from a pointer, few slots, integer times."""
+    """Halt rows beside live ones, bad outputs, z from a pointer, few slots or many, integer times."""
+    wide = seed >= 20
     case = random_case(
         seed, 1 + seed % 3, (33, 1000, 1024, 1040)[seed % 4], z=seed % 3 == 0, guidance=seed % 2 == 0,
-        time_dtype=(F32, torch.int64)[seed // 2 % 2], slots=1 + seed % 6, halt_some=seed % 4 > 1, bad=seed % 5 == 0,
-        calls=3, **DTYPES[list(DTYPES)[seed % len(DTYPES)]],
+        time_dtype=(F32, torch.int64)[seed // 2 % 2], slots=1 + seed % 6 + 6 * wide, halt_some=seed % 4 > 1,
+        bad=seed % 5 == 0, calls=3, second=wide and seed % 2 == 0, **DTYPES[list(DTYPES)[seed % len(DTYPES)]],
     )  # fmt: skip
     compare(case, triton_device)
 
