@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
-from pndm_fast.kernels.matrix2 import add, added, both, coefficient, entries, scaled, takes, width
+from pndm_fast.kernels.matrix2 import add, added, both, coefficient, entries, number, scaled, takes
 from pndm_fast.kernels.philox import normals_block
 from torch import Tensor
 
-from pndm_fast.plan.row import MAX_SLOTS, WIDTH_FORM
 from pndm_fast.row import table as columns
 from pndm_fast.row.registers import Registers
 
@@ -25,13 +24,18 @@ OPTIONS = {
     "maxnreg": 128,  # four programs an SM; uncapped the compiler takes up to 162, capped at 104 it spills
     "enable_fp_fusion": False,  # a fused multiply-add would not be the reference's bits
 }
+# Of wide lines, whose operands are twice as many: the smallest whose fp32 operands are read 128 bits at a time. 1024
+# would take 158 to 205 registers, two or three programs an SM in place of four or five.
+WIDE_BLOCK = 512
+# Uncapped the compiler takes 93 to 96, five programs an SM, and of guided rows on 10.0 up to 111, four, for which a cap
+# that binds is paid in spills.
+WIDE_OPTIONS = {**OPTIONS, "maxnreg": None}
 
-HALT, T, SLOT, CLAMP, GUIDANCE, NOISE, WRITE_X, WRITE_Y, IN_SCALE, P, Q, P2, Q2, X, Y = (
+HALT, T, SLOT, CLAMP, GUIDANCE, NOISE, WRITE_X, WRITE_Y, IN_SCALE, P, Q, P2, Q2, X = (
     tl.constexpr(getattr(columns, name))
-    for name in "HALT T SLOT CLAMP GUIDANCE NOISE WRITE_X WRITE_Y IN_SCALE P Q P2 Q2 X Y".split()
+    for name in "HALT T SLOT CLAMP GUIDANCE NOISE WRITE_X WRITE_Y IN_SCALE P Q P2 Q2 X".split()
 )
-SLOTS, OPERANDS = tl.constexpr(MAX_SLOTS), tl.constexpr(WIDTH_FORM)
-FIRST_SLOT, LAST = tl.constexpr(2), tl.constexpr(WIDTH_FORM - 1)  # operands are x, y, the slots and z
+FIRST_SLOT = tl.constexpr(2)  # operands are x, y, the slots and z
 EXPONENT = tl.constexpr(0x7F800000)
 INTERPRETED = tl.constexpr(not isinstance(normals_block, triton.JITFunction))  # TRITON_INTERPRET=1
 
@@ -65,7 +69,7 @@ def _operand(ptr, component_stride, lane, left, held, when, COMPONENTS: tl.const
     """The components of which its coefficients take anything."""
     components = ()
     for j in tl.static_range(COMPONENTS):
-        components += (_read(ptr + j * component_stride, lane, left, when & takes(held, j, COMPONENTS)),)
+        components += (_read(ptr + j * component_stride, lane, left, when & takes(held, j)),)
     return components
 
 
@@ -90,11 +94,11 @@ def _guided(e, u, guidance, COMPONENTS: tl.constexpr):
 
 
 @triton.jit
-def _any_bad(e, COMPONENTS: tl.constexpr):
+def _any_bad(values):
     """Not zero where an element is not finite."""
-    bad = (e[0].to(tl.int32, bitcast=True) & EXPONENT) == EXPONENT
-    for j in tl.static_range(1, COMPONENTS):
-        bad = bad | ((e[j].to(tl.int32, bitcast=True) & EXPONENT) == EXPONENT)
+    bad = (values[0].to(tl.int32, bitcast=True) & EXPONENT) == EXPONENT
+    for j in tl.static_range(1, len(values)):
+        bad = bad | ((values[j].to(tl.int32, bitcast=True) & EXPONENT) == EXPONENT)
     return tl.max(bad.to(tl.int32), 0)
 
 
@@ -124,18 +128,29 @@ def _write(ptr, component_stride, lane, left, values, COMPONENTS: tl.constexpr):
 
 
 @triton.jit
+def _replaced(slots, at, values, COMPONENTS: tl.constexpr):
+    """The slots once values are written to one of them, or to none."""
+    read = ()
+    for k in tl.static_range(len(slots)):
+        components = ()
+        for j in tl.static_range(COMPONENTS):
+            components += (tl.where(at == k, values[j], slots[k][j]),)
+        read += (components,)
+    return read
+
+
+@triton.jit
 def _combine(ptr, component_stride, lane, left, operands, forms, RESULT: tl.constexpr, COMPONENTS: tl.constexpr):
     """Write the operands' sum in the table's order, from zero, each step rounded."""
     components = ()
     for i in tl.static_range(COMPONENTS):
         total = tl.zeros_like(operands[0][0])
-        for k in tl.static_range(OPERANDS):
+        for k in tl.static_range(len(operands)):
             row = entries(forms[k][RESULT], i, COMPONENTS)
             for j in tl.static_range(COMPONENTS):
                 total = add(total, operands[k][j], row[j])
-        tl.store(
-            ptr + i * component_stride + lane, total, mask=lane < left
-        )  # at once: its registers are free for the other's
+        # at once: its registers are free for the other's
+        tl.store(ptr + i * component_stride + lane, total, mask=lane < left)
         components += (total,)
     return components
 
@@ -161,7 +176,7 @@ def _apply_row_kernel(
     first_bad_ptr,  # int32 [batch]
     active_ptr,  # int32 [1]
     done_ptr,  # tickets, int32 [batch], or None where somebody else advances row, t and active
-    table_ptr,  # fp32 [rows, WIDTHS[COMPONENTS]]
+    table_ptr,  # fp32 [rows, WIDTH]
     out_ptr,  # the network's output [batch, COMPONENTS * n]
     uncond_ptr,  # its unconditional output, or None
     z_ptr,  # standard normals [batch, COMPONENTS * n] in place of Philox, or None
@@ -169,16 +184,20 @@ def _apply_row_kernel(
     stride,
     batch,
     channels,
-    COMPONENTS: tl.constexpr,
+    WIDTH: tl.constexpr,  # of the table: the form of its rows follows
     CFG_COPIES: tl.constexpr,
     SCATTERED: tl.constexpr,  # of `normals_block`
     BLOCK: tl.constexpr,  # elements of a component
 ):
+    COMPONENTS: tl.constexpr = number("components", WIDTH)
+    SLOTS: tl.constexpr = number("slots", WIDTH)
+    OPERANDS: tl.constexpr = number("operands", WIDTH)
+    Y: tl.constexpr = number("y", WIDTH)
+    SECOND: tl.constexpr = number("second", WIDTH) if uncond_ptr is not None else None
     if COMPONENTS > 1 and not SCATTERED:
         n = n // 4 * 4  # the same, but known to be a multiple: the second component is as aligned as the first
-    length = (
-        stride if COMPONENTS == 1 else n
-    )  # a single component's padding is written too: its accesses are whole vectors
+    # a single component's padding is written too: its accesses are whole vectors
+    length = stride if COMPONENTS == 1 else n
     b, start, blocks = _place(tl.program_id(0), length, BLOCK)
     batch = batch.to(tl.int64)
     row = tl.load(row_ptr + b)
@@ -192,37 +211,36 @@ def _apply_row_kernel(
     if uncond_ptr is not None:
         u = _read_all(uncond_ptr + outer, component_stride, lane, inside, COMPONENTS)
 
-    line = table_ptr + row.to(tl.int64) * width(COMPONENTS)
+    line = table_ptr + row.to(tl.int64) * WIDTH
     if tl.load(line + HALT) != 0:
         return
     slot = tl.load(line + SLOT).to(tl.int32)
-    p = coefficient(line, P, COMPONENTS)
-    q = coefficient(line, Q, COMPONENTS)
-    p2 = coefficient(line, P2, COMPONENTS)
-    q2 = coefficient(line, Q2, COMPONENTS)
+    second = -1  # the slot of the unconditional output, where one is kept
+    if SECOND is not None:
+        second = tl.load(line + SECOND).to(tl.int32) - 1
+    p = coefficient(line, P, WIDTH)
+    q = coefficient(line, Q, WIDTH)
+    p2 = coefficient(line, P2, WIDTH)
+    q2 = coefficient(line, Q2, WIDTH)
     store_y = both(p, p2, True, True, COMPONENTS)
     clamp = tl.load(line + CLAMP)
     guidance = tl.load(line + GUIDANCE)
-    next_line = line + width(COMPONENTS)
+    next_line = line + WIDTH
     next_halt = tl.load(next_line + HALT)
     next_t = tl.load(next_line + T)
-    next_scale = coefficient(next_line, IN_SCALE, COMPONENTS)
+    next_scale = coefficient(next_line, IN_SCALE, WIDTH)
     write_x = tl.load(line + WRITE_X) != 0
     write_y = tl.load(line + WRITE_Y) != 0
     noise = tl.load(line + NOISE).to(tl.int32)
     forms = ()
     for k in tl.static_range(OPERANDS):
-        forms += (
-            both(
-                coefficient(line, X + k, COMPONENTS), coefficient(line, Y + k, COMPONENTS), write_x, write_y, COMPONENTS
-            ),
-        )
+        forms += (both(coefficient(line, X + k, WIDTH), coefficient(line, Y + k, WIDTH), write_x, write_y, COMPONENTS),)
 
     # Before the loads, whose results would have to be kept in registers beside Philox's.
     z = ()
     for j in tl.static_range(COMPONENTS):
         normals = tl.zeros([BLOCK], tl.float32)
-        noisy = (noise != 0) & takes(forms[LAST], j, COMPONENTS)
+        noisy = (noise != 0) & takes(forms[OPERANDS - 1], j)
         if z_ptr is not None:
             normals = _read(z_ptr + outer + j * component_stride, lane, inside, noisy)
         elif noisy:
@@ -234,7 +252,7 @@ def _apply_row_kernel(
     # Every load is issued before the first result is needed; one that the row does not need is masked off.
     needs_y = ()
     for j in tl.static_range(COMPONENTS):
-        needed = takes(forms[1], j, COMPONENTS, takes(store_y, j, COMPONENTS))
+        needed = takes(forms[1], j, takes(store_y, j))
         if net_in_ptr is not None:
             needed = needed | (write_y == 0)
         needs_y += (needed,)
@@ -245,10 +263,9 @@ def _apply_row_kernel(
     slots_ptr += own
     plane = batch * stride
     slots = ()
-    for k in tl.static_range(SLOTS):  # the row's own is taken from the value being stored
-        slots += (
-            _operand(slots_ptr + plane * k, component_stride, lane, left, forms[FIRST_SLOT + k], k != slot, COMPONENTS),
-        )
+    for k in tl.static_range(SLOTS):
+        place, old = slots_ptr + plane * k, (k != slot) & (k != second)  # the row's own are taken from what it stores
+        slots += (_operand(place, component_stride, lane, left, forms[FIRST_SLOT + k], old, COMPONENTS),)
 
     # The last ticket of a sample says that all its programs have read `row`. Taken here, its latency passes while
     # the loads are under way; the barrier keeps it behind this program's own reads. Relaxed is enough: a thread comes
@@ -260,18 +277,20 @@ def _apply_row_kernel(
 
     if uncond_ptr is not None:
         e = _guided(e, u, guidance, COMPONENTS)
-    if _any_bad(e, COMPONENTS) != 0:
+    checked = e
+    if SECOND is not None:
+        checked += (tl.where(second >= 0, u[0], e[0]),)
+    if _any_bad(checked) != 0:
         tl.atomic_min(first_bad_ptr + b, row, sem="relaxed")
 
+    if SECOND is not None:
+        kept = _converted(u, y, p, q, p2, q2, clamp, COMPONENTS)
+        held = tl.where(second >= 0, left, 0)
+        kept = _write(slots_ptr + second * plane, component_stride, lane, held, kept, COMPONENTS)
+        slots = _replaced(slots, second, kept, COMPONENTS)
     new = _converted(e, y, p, q, p2, q2, clamp, COMPONENTS)
     new = _write(slots_ptr + slot * plane, component_stride, lane, left, new, COMPONENTS)
-    operands = (x, y)
-    for k in tl.static_range(SLOTS):
-        components = ()
-        for j in tl.static_range(COMPONENTS):
-            components += (tl.where(slot == k, new[j], slots[k][j]),)
-        operands += (components,)
-    operands += (z,)
+    operands = (x, y) + _replaced(slots, slot, new, COMPONENTS) + (z,)
 
     following = y
     if write_x:
@@ -281,9 +300,8 @@ def _apply_row_kernel(
     if net_in_ptr is not None:
         values = scaled_all(following, next_scale, COMPONENTS)
         for copy in tl.static_range(CFG_COPIES):
-            _write(
-                net_in_ptr + copy * batch * COMPONENTS * n + outer, component_stride, lane, inside, values, COMPONENTS
-            )
+            place = net_in_ptr + copy * batch * COMPONENTS * n + outer
+            _write(place, component_stride, lane, inside, values, COMPONENTS)
 
     if done_ptr is not None:
         if ticket == blocks - 1:
@@ -319,6 +337,11 @@ def check_operand(name: str, tensor: Tensor | None, r: Registers) -> None:
         )
 
 
+def form_of(layout: columns.Layout) -> tuple[int, dict[str, Any]]:
+    """Elements of a component in a program, and the compiler's options."""
+    return (WIDE_BLOCK, WIDE_OPTIONS) if layout is columns.WIDE else (BLOCK // layout.components, OPTIONS)
+
+
 class Launch(NamedTuple):
     """How a kernel over all elements of registers is launched.
 
@@ -341,16 +364,17 @@ class Launch(NamedTuple):
         _check_device("x", r.x)
         if r.x.dtype != torch.float32:
             raise ValueError(f"x must be float32 for the Triton backend, got {r.x.dtype}")
-        components = columns.components_of(table)
+        layout = columns.layout_of(table)
+        components, (block, compiler) = layout.components, form_of(layout)
         _check_components(components, r)
-        batch, stride, n, block = r.row.shape[0], r.x.shape[1], r.n // components, BLOCK // components
+        batch, stride, n = r.row.shape[0], r.x.shape[1], r.n // components
         length = stride if components == 1 else n
         options = {
-            "COMPONENTS": components,
+            "WIDTH": layout.width,
             "CFG_COPIES": r.t.shape[0] // batch,
             "SCATTERED": r.channels > 1 or (components > 1 and n % 4 != 0),
             "BLOCK": block,
-            **OPTIONS,
+            **compiler,
         }
         return cls((triton.cdiv(length, block) * batch,), (n, stride, batch, r.channels), options)
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 from pndm_fast.kernels.apply_row import IN_SCALE, Launch, _place, _read, _read_all, _write, check_operand, scaled_all
-from pndm_fast.kernels.matrix2 import added, coefficient, entries, width
+from pndm_fast.kernels.matrix2 import added, coefficient, entries, number
 from pndm_fast.kernels.philox import normals_block
 from torch import Tensor
 
@@ -43,7 +43,7 @@ def _begin_kernel(
     row_ptr,  # int32 [batch]
     net_in_ptr,  # the network's input [CFG_COPIES * batch, COMPONENTS * n], or None
     seeds_ptr,  # int64 [batch]
-    table_ptr,  # fp32 [rows, WIDTHS[COMPONENTS]]
+    table_ptr,  # fp32 [rows, WIDTH]
     lines_ptr,  # int32 [batch]
     noise_ptr,  # the sources, fp32 [batch, COMPONENTS * n], or None
     state_ptr,
@@ -53,11 +53,12 @@ def _begin_kernel(
     stride,
     batch,
     channels,
-    COMPONENTS: tl.constexpr,
+    WIDTH: tl.constexpr,  # of the table: its layout says how many components a sample has
     CFG_COPIES: tl.constexpr,
     SCATTERED: tl.constexpr,  # of `normals_block`
     BLOCK: tl.constexpr,  # elements of a component
 ):
+    COMPONENTS: tl.constexpr = number("components", WIDTH)
     if COMPONENTS > 1 and not SCATTERED:
         n = n // 4 * 4  # the same, but known to be a multiple, as in the row
     length = stride if COMPONENTS == 1 else n
@@ -66,8 +67,8 @@ def _begin_kernel(
     component_stride = tl.cast(n, tl.int64)
     own, outer = b * stride + start, b * COMPONENTS * n + start  # in our buffers, and in others'
     left, inside = length - start, n - start
-    line = table_ptr + tl.load(lines_ptr + b).to(tl.int64) * width(COMPONENTS)
-    following = table_ptr + tl.load(row_ptr + b).to(tl.int64) * width(COMPONENTS)
+    line = table_ptr + tl.load(lines_ptr + b).to(tl.int64) * WIDTH
+    following = table_ptr + tl.load(row_ptr + b).to(tl.int64) * WIDTH
     seed = tl.load(seeds_ptr + b)
 
     if state_ptr is not None:
@@ -80,13 +81,13 @@ def _begin_kernel(
             index = tl.full([], INITIAL, tl.int32)
             y += (normals_block(seed, index, start + j * component_stride, n, channels, SCATTERED, BLOCK),)
     if state_ptr is None:
-        y = scaled_all(y, coefficient(line, P0 if image_ptr is None else ENTRY_SIGMA, COMPONENTS), COMPONENTS)
+        y = scaled_all(y, coefficient(line, P0 if image_ptr is None else ENTRY_SIGMA, WIDTH), COMPONENTS)
     if image_ptr is not None:
         image = _read_all(image_ptr + outer, component_stride, lane, inside, COMPONENTS)
-        y = _added_all(y, image, coefficient(line, ENTRY_ALPHA, COMPONENTS), COMPONENTS)
-    y = scaled_all(y, coefficient(line, A0, COMPONENTS), COMPONENTS)
+        y = _added_all(y, image, coefficient(line, ENTRY_ALPHA, WIDTH), COMPONENTS)
+    y = scaled_all(y, coefficient(line, A0, WIDTH), COMPONENTS)
 
-    c0 = coefficient(line, C0, COMPONENTS)
+    c0 = coefficient(line, C0, WIDTH)
     noisy = _any(c0, COMPONENTS)
     z = ()
     for j in tl.static_range(COMPONENTS):
@@ -102,7 +103,7 @@ def _begin_kernel(
     _write(x_ptr + own, component_stride, lane, left, y, COMPONENTS)
     _write(y_ptr + own, component_stride, lane, left, y, COMPONENTS)
     if net_in_ptr is not None:
-        seen = scaled_all(y, coefficient(following, IN_SCALE, COMPONENTS), COMPONENTS)
+        seen = scaled_all(y, coefficient(following, IN_SCALE, WIDTH), COMPONENTS)
         for copy in tl.static_range(CFG_COPIES):
             place = net_in_ptr + copy * batch.to(tl.int64) * COMPONENTS * n + outer
             _write(place, component_stride, lane, inside, seen, COMPONENTS)

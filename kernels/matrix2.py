@@ -1,7 +1,8 @@
 """Coefficients of a row in its kernel: numbers, or 2x2 matrices where samples have two components.
 
-A matrix is held as its place in the table and read where it is applied: all of a row's would not stay in registers
-beside its operands.
+Matrices, and the numbers of wide lines, are held as their places in the table and read where they are applied: all of
+a row's would not stay in registers beside its operands, or would keep a program off the SM (of wide lines, 109 to 149
+registers in place of 93 to 111).
 """
 
 import triton
@@ -9,13 +10,19 @@ import triton.language as tl
 
 from pndm_fast.row import table as columns
 
-column = triton.constexpr_function(columns.column)
+NARROW = tl.constexpr(columns.NARROW.width)
 
 
 @triton.constexpr_function
-def width(components):
-    """Numbers in a line of the table."""
-    return columns.WIDTHS[components]
+def number(name, width):
+    """What `Layout` says, by its name, of tables of that width."""
+    return getattr(columns.LAYOUTS[width], name)
+
+
+@triton.constexpr_function
+def column(first, width):
+    """Where a coefficient begins in lines of that width."""
+    return columns.LAYOUTS[width].column(first)
 
 
 @triton.jit
@@ -26,10 +33,10 @@ def _pair(place):
 
 
 @triton.jit
-def coefficient(line, first: tl.constexpr, COMPONENTS: tl.constexpr):
-    """The number at a column, or the place of the matrix there."""
-    held = line + column(first, COMPONENTS)
-    if COMPONENTS == 1:
+def coefficient(line, first: tl.constexpr, WIDTH: tl.constexpr):
+    """The number at a column of a narrow line, or the place of what stands there."""
+    held = line + column(first, WIDTH)
+    if WIDTH == NARROW:
         held = tl.load(held)
     return held
 
@@ -37,10 +44,12 @@ def coefficient(line, first: tl.constexpr, COMPONENTS: tl.constexpr):
 @triton.jit
 def entries(held, i: tl.constexpr, COMPONENTS: tl.constexpr):
     """What component i of the result takes of each component of the operand."""
-    if COMPONENTS == 1:
-        row = (held,)
-    else:
+    if COMPONENTS > 1:
         row = _pair(held + i * COMPONENTS)
+    elif held.dtype.is_ptr():
+        row = (tl.load(held),)
+    else:
+        row = (held,)
     return row
 
 
@@ -48,10 +57,12 @@ def entries(held, i: tl.constexpr, COMPONENTS: tl.constexpr):
 def both(a, b, use_a, use_b, COMPONENTS: tl.constexpr):
     """An operand's coefficients for two results, of which one that is not used takes nothing.
 
-    Of matrices it also says which components of the operand they take anything of.
+    Of places it also says which components of the operand they take anything of.
     """
-    if COMPONENTS == 1:
+    if not a.dtype.is_ptr():
         held = (tl.where(use_a, a, 0.0), tl.where(use_b, b, 0.0))
+    elif COMPONENTS == 1:
+        held = (a, b, (use_a & (tl.load(a) != 0)) | (use_b & (tl.load(b) != 0)))
     else:
         held = (a, b)
         a0, a1, b0, b1 = _pair(a), _pair(a + COMPONENTS), _pair(b), _pair(b + COMPONENTS)
@@ -61,9 +72,9 @@ def both(a, b, use_a, use_b, COMPONENTS: tl.constexpr):
 
 
 @triton.jit
-def takes(held, j: tl.constexpr, COMPONENTS: tl.constexpr, others=False):
+def takes(held, j: tl.constexpr, others=False):
     """Whether one of both coefficients takes anything of the operand's component j, or `others` do."""
-    if COMPONENTS == 1:
+    if len(held) == 2:
         answer = others | (held[0] != 0) | (held[1] != 0)
     else:
         answer = others | held[2 + j]

@@ -19,6 +19,7 @@ from pndm_fast.row.noise import INITIAL, PROLOGUE, normals
 from pndm_fast.row.reference import Sources
 from pndm_fast.row.registers import NEVER, allocate
 from pndm_fast.row.schema import REGISTERS
+from pndm_fast.row.table import NARROW, PHASE, WIDE
 from pndm_fast.runtime import graphs
 
 CPU = torch.device("cpu")
@@ -34,15 +35,16 @@ SOURCES = {
 SIZES = [(1, 1), (3, 7), (2, 784), (1, 2100)]
 
 
-def lines_of(rng, components, count=4):
+def lines_of(rng, layout, count=4):
     """Starts and rows, of which some coefficients are zero, one, or multiples of the identity."""
-    table = np.zeros((2 * count, columns.WIDTHS[components]), dtype=np.float32)
+    components = layout.components
+    table = np.zeros((2 * count, layout.width), dtype=np.float32)
     for line in table:
         for first in range(columns.COEFFICIENTS, columns.COEFFICIENTS + 5):
             matrix = np.eye(components) * rng.choice([1.0, rng.uniform(-2, 2)])
             if components > 1 and rng.random() < 0.6:
                 matrix = rng.uniform(-2, 2, (2, 2)) * (rng.random((2, 2)) < 0.7)
-            at = columns.column(first, components)
+            at = layout.column(first)
             line[at : at + components**2] = matrix.reshape(-1) * (first != columns.C0 or rng.random() < 0.5)
     return torch.from_numpy(table)
 
@@ -50,14 +52,15 @@ def lines_of(rng, components, count=4):
 @pytest.mark.slow
 @pytest.mark.parametrize("given", SOURCES)
 @pytest.mark.parametrize("batch, n", SIZES)
-@pytest.mark.parametrize("form", ["scalar", "guided-bf16", "channels-last-fp16", "blocks", "blocks-guided"])
+@pytest.mark.parametrize("form", ["scalar", "wide-guided-bf16", "channels-last-fp16", "blocks", "blocks-guided"])
 def test_all_backends_begin_with_the_same_bits(form, batch, n, given):
-    components = 2 if "blocks" in form else 1
+    layout = PHASE if "blocks" in form else WIDE if "wide" in form else NARROW
+    components = layout.components
     n = n + n % 2 if components > 1 else n
     channels = 7 if "last" in form and n % 7 == 0 else 1
-    network = {"guided-bf16": torch.bfloat16, "channels-last-fp16": torch.float16, "blocks-guided": torch.float32}
+    network = {"wide-guided-bf16": torch.bfloat16, "channels-last-fp16": torch.float16, "blocks-guided": torch.float32}
     rng = np.random.default_rng([n, len(given), components])
-    table = lines_of(rng, components)
+    table = lines_of(rng, layout)
     copies = 2 if "guided" in form else 1
     r = allocate(batch, n, 1, device=CPU, network=network.get(form), cfg_copies=copies, channels=channels)
     for tensor in r.tensors():
@@ -83,7 +86,7 @@ def test_the_start_is_the_prologues_formula():
     """alpha image + sigma noise, a0 of it, and c0 z, in float64."""
     r = allocate(2, 5, 1, device=CPU, state=torch.float64, time=torch.float64, network=torch.float64)
     r.seeds.copy_(torch.tensor([3, 4])), r.row.fill_(1)
-    table = torch.zeros(2, columns.WIDTHS[1], dtype=torch.float64)
+    table = torch.zeros(2, NARROW.width, dtype=torch.float64)
     table[0, [columns.P0, columns.ENTRY_SIGMA, columns.ENTRY_ALPHA, columns.A0, columns.C0]] = torch.tensor(
         [9.0, 2.0, 3.0, 0.5, 7.0], dtype=torch.float64
     )
@@ -114,7 +117,7 @@ def begun(sampler, **request):
 def test_samples_in_our_own_memory_are_copied_first(backend):
     sampler = pf.Sampler(lambda x, t: x, pf.make_plan("ddim", steps=4), shape=(2, 7), backend=backend)
     segment, workspace = begun(sampler)
-    ours = workspace.registers.x.view(-1)[1:15].view(2, 7)  # not where it is going to be
+    ours = workspace.registers.x.view(-1)[1:15].view(2, 7).normal_()  # not where it is going to be
     wanted = ours.clone()
     workspace.bind(segment.backend).begin(torch.full((2,), segment.table.start[0], dtype=torch.int32), Sources(ours))
     assert torch.equal(workspace.registers.y[:, :7], wanted)
@@ -156,7 +159,7 @@ def test_numbers_go_up_in_one_copy_and_an_unchanged_table_not_again(batch, monke
     sampler = pf.Sampler(lambda x, t: x * 0.5, plan, shape=(batch, 7))
     plain = pf.Sampler(lambda x, t: x * 0.5, plan, shape=(batch, 7))
     sampler()
-    width = 4 * columns.WIDTHS[1]
+    width = 4 * NARROW.width
     copies.bytes.clear()
     small = None
     for plan_of_call, lines in ((plan, 0), (plan, 0), (other, 11), (other, 0), (plan, 6)):

@@ -11,15 +11,15 @@ import torch
 import triton
 import triton.language as tl
 from pndm_fast.kernels import apply_row
-from pndm_fast.kernels.apply_row import BLOCK, _apply_row_kernel, _place
+from pndm_fast.kernels.apply_row import BLOCK, WIDE_BLOCK, _apply_row_kernel, _place
 from rowcase import Case, assert_same, clone, random_case
 from triton.runtime.interpreter import InterpreterBuilder
 
-from pndm_fast.plan.row import WIDTH_FORM
 from pndm_fast.row import reference, table
 from pndm_fast.row.noise import normals
 from pndm_fast.row.registers import NEVER
 from pndm_fast.row.schema import REGISTERS
+from pndm_fast.row.table import NARROW, PHASE, WIDE
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
@@ -47,7 +47,7 @@ def poison(r, data):
         line = data[row]
         if line[table.HALT]:
             continue
-        reads, components = read_by(line, r), table.components_of(data)
+        reads, components = read_by(line, r), table.layout_of(data).components
         for k, values in enumerate((r.x[b], r.y[b], *r.slots[:, b])):
             for j, component in enumerate(values[: r.n].chunk(components)):
                 if not reads[k, j]:
@@ -56,22 +56,30 @@ def poison(r, data):
 
 def read_by(line, r):
     """[operand, component]: whether the row reads it; operands are x, y, the slots and z."""
-    components = table.components_of(line[None])
+    layout = table.layout_of(line[None])
+    components = layout.components
 
     def takes(first, count=1):  # from component j of count operands
-        begin = table.column(first, components)
+        begin = layout.column(first)
         return (line[begin : begin + count * components**2].view(count, components, components) != 0).any(dim=1)
 
-    reads = torch.zeros(WIDTH_FORM, components, dtype=torch.bool)
-    for first, written in ((table.X, table.WRITE_X), (table.Y, table.WRITE_Y)):
+    reads = torch.zeros(layout.operands, components, dtype=torch.bool)
+    for first, written in ((table.X, table.WRITE_X), (layout.y, table.WRITE_Y)):
         if line[written]:
-            reads |= takes(first, WIDTH_FORM)
+            reads |= takes(first, layout.operands)
     reads[1] |= takes(table.P)[0] | takes(table.P2)[0]
     if r.net_in is not None and not line[table.WRITE_Y]:
         reads[1] = True
-    reads[2 + int(line[table.SLOT])] = False  # overwritten before it is read
+    for slot in written_by(line):
+        reads[2 + slot] = False  # overwritten before it is read
     reads[-1] &= line[table.NOISE] != 0
     return reads
+
+
+def written_by(line):
+    """The slots that the row writes, where the unconditional output is given."""
+    second = table.layout_of(line[None]).second
+    return {int(line[table.SLOT]), *([int(line[second]) - 1] if second and line[second] else ())}
 
 
 def compare(case: Case, device: str, poisoned: bool = False):
@@ -112,23 +120,64 @@ def test_equals_the_reference(name, n, batch, guidance, triton_device):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n, channels, guidance", [(3072, 3, False), (784, 4, True), (2104, 8, True), (21, 7, False)])
-def test_channels_last(n, channels, guidance, triton_device):
+@pytest.mark.parametrize("layout, n, channels, guidance", [
+    (NARROW, 3072, 3, False), (NARROW, 784, 4, True), (NARROW, 2104, 8, True), (NARROW, 21, 7, False),
+    (WIDE, 784, 4, True), (WIDE, 21, 7, False),
+])  # fmt: skip
+def test_channels_last(layout, n, channels, guidance, triton_device):
     """Every row draws noise, which is numbered as in [C, n / C]."""
-    case = random_case(n, 2, n, channels=channels, guidance=guidance, calls=1)
-    case.table[:, [table.NOISE, table.WRITE_Y, table.Y + WIDTH_FORM - 1]] = torch.tensor([7.0, 1.0, 0.5])
+    case = random_case(n, 2, n, slots=layout.slots, channels=channels, guidance=guidance, calls=1)
+    case.table[:, [table.NOISE, table.WRITE_Y, layout.end - 1]] = torch.tensor([7.0, 1.0, 0.5])
     compare(case, triton_device)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(26))
 def test_random_rows(seed, triton_device):
-    """Halt rows beside live ones, bad outputs, z from a pointer, few slots, integer times."""
+    """Halt rows beside live ones, bad outputs, z from a pointer, few slots or many, integer times."""
+    wide = seed >= 20
     case = random_case(
         seed, 1 + seed % 3, (33, 1000, 1024, 1040)[seed % 4], z=seed % 3 == 0, guidance=seed % 2 == 0,
-        time_dtype=(F32, torch.int64)[seed // 2 % 2], slots=1 + seed % 6, halt_some=seed % 4 > 1, bad=seed % 5 == 0,
-        calls=3, **DTYPES[list(DTYPES)[seed % len(DTYPES)]],
+        time_dtype=(F32, torch.int64)[seed // 2 % 2], slots=1 + seed % 6 + 6 * wide, halt_some=seed % 4 > 1,
+        bad=seed % 5 == 0, calls=3, second=wide and seed % 2 == 0, **DTYPES[list(DTYPES)[seed % len(DTYPES)]],
     )  # fmt: skip
     compare(case, triton_device)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n, batch", [
+    (1, 2), (784, 1), *(pytest.param(*size, marks=pytest.mark.stress) for size in [(7, 3), (2 * WIDE_BLOCK + 40, 2)]),
+])  # fmt: skip
+@pytest.mark.parametrize("name, slots, guidance, second", [
+    ("fp32", 7, True, True), ("fp32-input", 10, True, False), ("fp16", 12, True, True), ("bf16", 10, False, False),
+    ("bf16-slots", 12, True, True), ("fp16-slots", 7, False, False), ("fp32-bf16-slots", 2, True, True),
+])  # fmt: skip
+def test_wide_lines_equal_the_reference(name, slots, guidance, second, n, batch, triton_device):
+    """More slots than six, and guided rows that keep the unconditional output too."""
+    case = random_case(
+        len(name) + n, batch, n, slots=slots, guidance=guidance, second=second, calls=1 + (n < 100), **DTYPES[name]
+    )
+    assert table.layout_of(case.table) is WIDE
+    compare(case, triton_device)
+
+
+@pytest.mark.parametrize("slots", [2, 6, 12])
+@pytest.mark.parametrize("scale", [1.0, 7.5])
+@pytest.mark.parametrize("bad", [None, "uncond"])
+def test_the_unconditional_output_is_kept(slots, scale, bad, triton_device):
+    """In the last slot, also of a row that guides nothing; where it is not finite, it marks the row."""
+    case = random_case(slots, 2, 40, slots=slots, second=True, guidance=True, calls=1, slot_dtype=BF16)
+    case.registers.row.zero_()
+    line = case.table[0]
+    line[[table.GUIDANCE, table.SLOT, WIDE.second, table.WRITE_Y]] = torch.tensor([scale, 0.0, slots, 1.0])
+    line[WIDE.y : WIDE.end] = 0.0
+    line[WIDE.y + 2 + slots - 1] = 0.5
+    [(out, uncond, _)] = case.calls
+    if bad:
+        uncond[1, 3] = torch.inf
+    got = compare(case, triton_device)
+    kept = got.slots[slots - 1, :, :40].float()
+    assert torch.equal(got.y[:, :40], 0.5 * kept)
+    assert got.first_bad.tolist() == [NEVER, 0 if bad else NEVER]
 
 
 @pytest.mark.slow
@@ -161,8 +210,8 @@ def test_noise_is_numbered_over_both_components(n, block, triton_device):
     line = case.table[case.registers.row[0]]
     line[table.HALT], line[table.NOISE], line[table.WRITE_X], line[table.WRITE_Y] = 0, 7, 0, 1
     case.registers.row[1] = case.registers.row[0]
-    z = table.column(table.Y + WIDTH_FORM - 1, 2)
-    line[table.column(table.Y, 2) : z] = 0
+    z = PHASE.column(PHASE.end - 1)
+    line[PHASE.column(PHASE.y) : z] = 0
     line[z : z + 4] = torch.tensor(block).flatten()
     got = compare(case, triton_device).y[:, :n].cpu()
     position, momentum = normals(case.registers.seeds, 7, n).chunk(2, dim=1)
@@ -172,11 +221,13 @@ def test_noise_is_numbered_over_both_components(n, block, triton_device):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("components", [1, 2])
-def test_what_a_row_does_not_use_may_hold_nan(seed, components, triton_device):
+@pytest.mark.parametrize("layout", [NARROW, WIDE, PHASE], ids=["narrow", "wide", "phase"])
+def test_what_a_row_does_not_use_may_hold_nan(seed, layout, triton_device):
     case = random_case(
-        seed, 2 // components, 100, net_dtype=(None, F16)[seed % 2], z=seed % 3 == 0, calls=6, components=components
-    )
+        seed, 2 // layout.components, 100, net_dtype=(None, F16)[seed % 2], z=seed % 3 == 0,
+        calls=6 if layout is not WIDE else 2, components=layout.components, slots=layout.slots,
+        guidance=layout is WIDE, second=layout is WIDE,
+    )  # fmt: skip
     compare(case, triton_device, poisoned=True)
 
 
@@ -207,11 +258,12 @@ def times(addresses, tensor):
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts what Triton's interpreter accesses")
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("components, n", [(1, 1500), (2, 1128), (2, 30)])
-def test_a_row_is_one_pass_over_what_it_needs(seed, components, n, accesses):
+@pytest.mark.parametrize("layout, n", [(NARROW, 1500), (WIDE, 700), (PHASE, 1128), (PHASE, 30)])
+def test_a_row_is_one_pass_over_what_it_needs(seed, layout, n, accesses):
     case = random_case(
-        seed, 2, n, components=components, z=True, guidance=True, net_dtype=(None, F32)[seed % 2], calls=3
-    )
+        seed, 2, n, components=layout.components, slots=layout.slots, second=layout is WIDE, z=True, guidance=True,
+        net_dtype=(None, F32)[seed % 2], calls=3,
+    )  # fmt: skip
     r = clone(case.registers)
     loads, stores = accesses
     for out, uncond, z in case.calls:
@@ -223,10 +275,11 @@ def test_a_row_is_one_pass_over_what_it_needs(seed, components, n, accesses):
                 continue
             line = case.table[row]
             for read, operand in zip(read_by(line, r), (r.x, r.y, *r.slots, z), strict=True):
-                split = times(loads, operand)[b, :n].chunk(components)
+                split = times(loads, operand)[b, :n].chunk(layout.components)
                 assert [set(component.tolist()) for component in split] == [{int(needed)} for needed in read]
             assert (times(loads, out)[b] == 1).all() and (times(loads, uncond)[b] == 1).all()
-            written = [line[table.WRITE_X], line[table.WRITE_Y], *(k == line[table.SLOT] for k in range(len(r.slots)))]
+            slots = written_by(line)
+            written = [line[table.WRITE_X], line[table.WRITE_Y], *(k in slots for k in range(len(r.slots)))]
             for count, buffer in zip(written, (r.x, r.y, *r.slots), strict=True):
                 assert (times(stores, buffer)[b, :n] == int(count)).all()
             if r.net_in is not None:
@@ -297,7 +350,7 @@ def test_errors(triton_device, monkeypatch):
         apply_row(r, data, out, out.T.contiguous().T)
     with pytest.raises(ValueError, match="x must be float32 .*got torch.float64"):
         apply_row(replace(r, x=r.x.double()), data, out)
-    blocks = torch.zeros(3, table.WIDTHS[2], device=triton_device)
+    blocks = torch.zeros(3, PHASE.width, device=triton_device)
     with pytest.raises(ValueError, match="matrices must have an even n and channels 1, got 783 and 1"):
         apply_row(replace(r, n=783), blocks, out[:, 1:].contiguous())
     with pytest.raises(ValueError, match="matrices must have an even n and channels 1, got 784 and 4"):

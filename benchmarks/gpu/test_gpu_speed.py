@@ -9,8 +9,7 @@ from speed.steps import FIRST, DiffusersSteps, Steps, against_diffusers, compile
 
 import pndm_fast as pf
 from pndm_fast.phase_space import PSLD
-from pndm_fast.plan.row import WIDTH_FORM
-from pndm_fast.row.table import NOISE, X, Y
+from pndm_fast.row.table import NOISE, layout_of
 
 pytestmark = pytest.mark.gpu
 
@@ -65,7 +64,8 @@ def test_large_row_with_noise(benchmark, request, rounds, network):
     """A DDPM row over the same row without its noise, at 64M elements."""
     skip_unless_full(request, benchmark)
     steps, quiet = (Steps(LARGE, NETWORKS[network], solver="ddpm", device="cuda") for _ in range(2))
-    for column in (NOISE, X + WIDTH_FORM - 1, Y + WIDTH_FORM - 1):
+    layout = layout_of(quiet.table)
+    for column in (NOISE, layout.y - 1, layout.end - 1):
         quiet.table[:, column] = 0
     steps.check(rows=1)
     quiet.check(rows=1)

@@ -16,7 +16,7 @@ from pndm_fast.plan.plan import Plan
 from pndm_fast.row import reference
 from pndm_fast.row.backends import choose_backend
 from pndm_fast.row.registers import NEVER, Registers
-from pndm_fast.row.table import SLOT, WIDTHS, Y, build
+from pndm_fast.row.table import NARROW, SLOT, build, layout_of
 
 ROWS = 16_384
 FIRST = 10  # of a plan used as it is: four outputs are kept by then, whatever the solver's start
@@ -46,7 +46,7 @@ def buffers(
             out=network,
             network=network,
             time=torch.float32,
-            table=(1, WIDTHS[1]),
+            table=(1, NARROW.width),
             device=device,
         )
     )
@@ -129,9 +129,9 @@ class Steps:
 
     def weights(self) -> list[float]:
         """The first row's coefficients of y and of the outputs, newest first."""
-        line = self.table[self.first].tolist()
+        line, y = self.table[self.first].tolist(), layout_of(self.table).y
         newest = int(line[SLOT])
-        return [line[Y + 1], *(line[Y + 2 + (newest - age) % 4] for age in range(4))]
+        return [line[y + 1], *(line[y + 2 + (newest - age) % 4] for age in range(4))]
 
     def newest_slot(self) -> int:
         """The slot that the first row writes."""
