@@ -137,6 +137,5 @@ def build(plans: Sequence[Plan], dtype: torch.dtype) -> Table:
     ends = np.cumsum([len(part) for part in parts]).tolist()
     first = tuple([end - len(part) for end, part in zip(ends, parts, strict=True)])
     data = torch.as_tensor(np.concatenate(parts), dtype=dtype, device="cpu")
-    return Table(
-        data, ends[-1], WIDTHS[components], first, tuple([end - 1 for end in ends]), max(plan.n_slots for plan in plans)
-    )
+    start = tuple([end - 1 for end in ends])
+    return Table(data, ends[-1], layout.width, first, start, max(plan.n_slots for plan in plans))
