@@ -180,6 +180,13 @@ def test_the_unconditional_output_is_kept(slots, scale, bad, triton_device):
     assert got.first_bad.tolist() == [NEVER, 0 if bad else NEVER]
 
 
+def test_a_wide_row_that_neither_guides_nor_keeps_owes_nothing_to_the_unconditional_output(triton_device):
+    case = random_case(1, 2, 40, slots=12, guidance=True, calls=1)
+    case.table[:, table.GUIDANCE] = 1.0
+    case.calls[0][1].fill_(torch.nan)
+    assert compare(case, triton_device).first_bad.tolist() == [NEVER, NEVER]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name, n, batch, guidance", pairs([(2, 2), (14, 2), (784, 1), (2100, 1)]))
 def test_two_components_equal_the_reference(name, n, batch, guidance, triton_device):
