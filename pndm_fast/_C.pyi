@@ -1,14 +1,14 @@
 """Types of the C++ extension (csrc/bindings.cpp, csrc/cuda/graph_bindings.cpp, csrc/watch.cpp)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 columns: dict[str, int]
 
 def column(first: int, components: int) -> int:
     """Where a coefficient begins, given its column in a line of one component."""
 
-def width(components: int) -> int:
-    """How many numbers a line of the table has."""
+layouts: dict[int, dict[str, int | None]]
+"""By the width of a line: components, slots, second, y and end, as `pndm_fast.row.table.Layout` has them."""
 
 class RowOp:
     """One row of the table for every sample, on raw pointers that the caller keeps alive.
@@ -35,8 +35,8 @@ class RowOp:
         time_dtype: str,
         threads: int = 1,
     ) -> None: ...
-    def begin(self, rows: Sequence[int], active: int, scale: float | None, /) -> None:
-        """Set the counters, and each sample's row and time; with a scale x and y too, from the seeds' normals."""
+    def begin(self, lines: int, noise: int = 0, state: int = 0, image: int = 0, z: int = 0, /) -> bool:
+        """Write the start; False, with nothing done, where a source overlaps the run's own memory."""
 
     def __call__(self, out: int, uncond: int = 0, z: int = 0, /) -> bool:
         """False, with nothing done, where an output overlaps the run's own memory."""

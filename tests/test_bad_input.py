@@ -236,7 +236,7 @@ CASES = [
         ValueError,
         r"cond\['y'\]\['z'\] must be on cpu",
     ),
-    (sample(guidance=2.0), ValueError, "guidance other than 1 must have uncond"),
+    (sample(guidance=2.0), ValueError, "a guided plan must have uncond"),
     (sample(guidance=2.0, cond={}, uncond={"y": 1}), ValueError, "uncond must have keys of cond alone, got 'y'"),
     (sample(guidance=math.inf, uncond={}), ValueError, "guidance must be finite, got inf"),
     (sample(guidance="2", uncond={}), TypeError, "guidance must be a number"),
@@ -296,8 +296,8 @@ CASES = [
     (lambda: S.time(0.5), ValueError, "log alpha-bar must be in"),
     # rows and plans
     (row(t=math.nan), ValueError, "coefficients of a row must be finite"),
-    (row(slot=6), ValueError, r"slot must be in \[0, 6\), got 6"),
-    (row(y=(1.0, 2.0)), ValueError, "y must have 9 coefficients, got 2"),
+    (row(slot=12), ValueError, r"slot must be a slot in \[0, 12\), got 12"),
+    (row(y=(1.0, 2.0)), ValueError, "y must have 15 coefficients, got 2"),
     (row(store=pf.OutputMap(clamp=-1.0)), ValueError, "clamp must be positive, got -1.0"),
     (lambda: pf.Plan(()), ValueError, "a plan must have 1 to 65536 rows, got 0"),
     (

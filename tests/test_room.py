@@ -1,6 +1,7 @@
 """Rows with much history, with both outputs of guidance, with factors and times of their own, against plain loops."""
 
 import math
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 import torch
 
 import pndm_fast as pf
+from pndm_fast.phase_space import PSLD
 from pndm_fast.plan.levels import Level, Levels
 from pndm_fast.plan.row import ANCHOR, MAX_SLOTS, PHASE_SLOTS, SLOT, STATE, Row
+from pndm_fast.plan.stability import gaussian_spread
+from pndm_fast.row import table
 
 SHAPE = (3, 7)
 SIGMAS = [80.0, 21.0, 6.0, 2.2, 0.7, 0.2, 0.05, 0.0]
@@ -46,7 +50,7 @@ def euler_cfgpp(levels):
         factor = then.alpha / on_d
         rows.append(
             Row(t=100.0 * i, slot=0, y=tuple(on_y * STATE + on_d * SLOT[0]), levels=Levels(now, then, then),
-                x=tuple(on_y * STATE + on_d * SLOT[0]), guidance=factor, guidance_factor=factor)
+                x=tuple(on_y * STATE + on_d * SLOT[0]), guidance_factor=factor, preview=(0.0, 1.0))
         )  # fmt: skip
     return pf.Plan(tuple(rows), "euler-cfg++", len(rows), "x0")
 
@@ -96,7 +100,9 @@ def two_m_cfgpp(sigmas):
             c = (decay - 1) / (2 * ratio)
             form = form - c * SLOT[0] + c * SLOT[before]
         levels = Levels(Level(1.0, s), *[Level(1.0, then)] * 2)
-        rows.append(Row(t=times[i], slot=0, second=now, y=tuple(form), x=tuple(form), levels=levels))
+        rows.append(
+            Row(t=times[i], slot=0, second=now, y=tuple(form), x=tuple(form), levels=levels, preview=(0.0, 1.0))
+        )
     return pf.Plan(tuple(rows), "dpmpp-2m-cfg++", len(rows), "x0")
 
 
@@ -199,13 +205,96 @@ def test_times_that_are_told():
 def test_what_a_row_cannot_hold():
     row = two_m_cfgpp(SIGMAS).rows[0]
     for second, name in ((0, "a slot of its own"), (MAX_SLOTS, rf"in \[0, {MAX_SLOTS}\)"), (True, "in"), (-1, "in")):
-        with pytest.raises(ValueError, match=f"second must be {name}"):
+        with pytest.raises(ValueError, match=f"second must be (a slot )?{name}"):
             replace(row, second=second)
     matrix = ((1.0, 0.0), (0.5, 1.0))
-    with pytest.raises(ValueError, match=rf"slot must be in \[0, {PHASE_SLOTS}\), got 6"):
+    with pytest.raises(ValueError, match=rf"slot must be a slot in \[0, {PHASE_SLOTS}\), got 6"):
         replace(row, in_scale=matrix, second=None, slot=6)
     with pytest.raises(ValueError, match="second must be a slot of its own, of rows of numbers"):
         replace(row, in_scale=matrix)
     x, cond, uncond = inputs()
-    with pytest.raises(ValueError, match=r"rescale must be 0 with a plan that keeps unconditional outputs, got 0\.5"):
+    with pytest.raises(ValueError, match=r"rescale must be 0 with a plan .*, got 0\.5"):
         drawn(two_m_cfgpp(SIGMAS), x, cond, uncond, pf.Guidance(2.0, rescale=0.5))
+
+
+def test_a_clip_and_a_preview_of_both_outputs_are_the_loops():
+    x, cond, uncond = inputs()
+    x, plan, seen = x * SIGMAS[0], two_m_cfgpp(SIGMAS).with_clip(0.5), []
+    got = drawn(plan, x, cond, uncond, 1.7, on_step=lambda step: seen.append(step.x0))
+    y, before = x, None
+    for i, (s, then) in enumerate(zip(SIGMAS, SIGMAS[1:], strict=False)):
+        without, guided = (said(y, 100.0 * i, c) for c in (uncond, cond))
+        guided, without = (v.clamp(-0.5, 0.5) for v in (without + 1.7 * (guided - without), without))
+        torch.testing.assert_close(seen[i], guided, rtol=1e-12, atol=1e-12)
+        h = math.log(s / then) if then else math.inf
+        y = guided - math.exp(-h) * without + math.exp(-h) * y
+        if i and then:
+            y = y - math.expm1(-h) / (2 * math.log(SIGMAS[i - 1] / s) / h) * (guided - before)
+        before = without
+    torch.testing.assert_close(got, y, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="its guidance is a factor's"):
+        euler_cfgpp(VP).with_clip(1.0)
+    assert gaussian_spread(two_m_cfgpp(SIGMAS)) == pytest.approx(1.0, abs=0.05)
+
+
+def test_both_outputs_with_a_weaker_network_and_in_an_interval():
+    x, cond, uncond = inputs()
+    x, plan = x * SIGMAS[0], two_m_cfgpp(SIGMAS)
+
+    def weaker(x, t, shift):
+        return 0.7 * network(x, t, shift)
+
+    got = drawn(plan, x, cond, uncond, pf.Guidance(1.7, interval=(0.3, 10.0), weaker=weaker))
+    y, before = x, None
+    for i, (s, then) in enumerate(zip(SIGMAS, SIGMAS[1:], strict=False)):
+        without, guided = 0.7 * said(y, 100.0 * i, uncond), said(y, 100.0 * i, cond)
+        guided = without + (1.7 if 0.3 < s <= 10 else 1.0) * (guided - without)
+        h = math.log(s / then) if then else math.inf
+        y = guided - math.exp(-h) * without + math.exp(-h) * y
+        if i and then:
+            y = y - math.expm1(-h) / (2 * math.log(SIGMAS[i - 1] / s) / h) * (guided - before)
+        before = without
+    torch.testing.assert_close(got, y, rtol=1e-13, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_prepared_batch_and_a_pickle(name):
+    plan, guided = PLANS[name]
+    x, cond, uncond = (tensor.float() for tensor in inputs())
+    arguments = {"start": pf.State(x), "cond": {"shift": cond}}
+    arguments |= {"uncond": {"shift": uncond}, "guidance": 1.5} if guided else {}
+    wanted = pf.Sampler(network, plan, shape=SHAPE)(**arguments)
+    ours = pf.Sampler(network, pickle.loads(pickle.dumps(plan)), shape=SHAPE)
+    ours.prepare([5], pf.Request(**arguments))
+    assert torch.equal(ours(**arguments), wanted)
+
+
+@pytest.mark.filterwarnings("ignore:the grid starts")
+def test_a_plan_that_needs_room_is_refused_where_there_is_none():
+    """Beside a plan of 2x2 matrices, whose lines hold six slots, and in such a plan itself; before any network call."""
+    phase = pf.make_plan("conjugate", PSLD(), steps=8)
+    sampler = pf.Sampler(lambda x, t: pytest.fail("called"), shape=(2, 4, 4))
+    for plan in (full_history(10)[0], two_m_cfgpp(SIGMAS)):
+        arguments = {"cond": {}, "uncond": {}} if plan.guided else {}
+        with pytest.raises(ValueError, match="with a phase-space one must have at most 6 slots"):
+            sampler(plan=[phase, plan], **arguments)
+        with pytest.raises(ValueError, match="layout must hold"):
+            table.lines(plan)
+    matrix = ((1.0, 0.0), (0.5, 1.0))
+    rows = list(two_m_cfgpp(SIGMAS).rows)
+    with pytest.raises(ValueError, match="a plan of 2x2 matrices must have slots in"):
+        pf.Plan((*rows[:-1], replace(rows[-1], second=None, in_scale=matrix)))
+
+
+def test_guidance_is_the_factors_where_none_is_given():
+    row = euler_cfgpp(VP).rows[0]
+    assert row.guidance == row.guidance_factor != 1 and replace(row, guidance=2.0).guidance == 2.0
+    with pytest.raises(ValueError, match="finite"):
+        replace(row, guidance_factor=math.nan)
+    with pytest.raises(ValueError, match="rescale must be 0"):
+        x, cond, uncond = inputs()
+        drawn(euler_cfgpp(VP), x, cond, uncond, pf.Guidance(2.0, rescale=0.5))
+    plan = full_history(3)[0]
+    for wrong, kind in ((None, TypeError), ("123", TypeError), ([1, 2, "3"], ValueError), (lambda t: None, ValueError)):
+        with pytest.raises(kind, match="times must be"):
+            plan.with_times(wrong)

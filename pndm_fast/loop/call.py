@@ -217,8 +217,11 @@ def resolve(request: Request, setup: Setup) -> Call:
         raise ValueError("uncond must come with guidance, or a plan that has it: it has no effect without")
     if guidance is not UNGUIDED and guidance.scale is None and uncond is None:
         raise ValueError("guidance without a scale must come with a guided plan: it has no effect on this one")
-    if guidance.rescale and any([plan.keeps_uncond for plan in different]):
-        raise ValueError(f"rescale must be 0 with a plan that keeps unconditional outputs, got {guidance.rescale}")
+    if guidance.rescale and any([plan.keeps_uncond or plan.has_factors for plan in different]):
+        raise ValueError(
+            f"rescale must be 0 with a plan that keeps unconditional outputs or multiplies the scale, got "
+            f"{guidance.rescale}"
+        )
     source = request.noise_sampler
     return Call(
         shape=setup.shape[1:],

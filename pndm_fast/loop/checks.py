@@ -188,7 +188,7 @@ def check_models(plan: Plan, networks: Sequence[Any], weaker: Any) -> None:
     if not any(partial) and not knows_momentum_only(weaker):
         return
     for row in plan:
-        called = partial[row.model] or (row.guidance != 1 and knows_momentum_only(weaker))
+        called = partial[row.model] or (row.guided and knows_momentum_only(weaker))
         if called and np.any(matrix(row.store.q)[:, 0]):
             raise ValueError(
                 f"schedule must be PSLD(gamma=0, ...).momentum_only() for a network of the momentum alone, but "
@@ -213,7 +213,7 @@ def check_conditioning(
     guided = any([plan.guided for plan in plans])
     if uncond is None and not weaker:
         if guided:
-            raise ValueError("guidance other than 1 must have uncond, the network's arguments without condition")
+            raise ValueError("a guided plan must have uncond, the network's arguments without condition")
         return with_cond, None
     without = conditioning.complete(conditioning.check("uncond", uncond or {}, batch, device), with_cond)
     return with_cond, without if guided else None

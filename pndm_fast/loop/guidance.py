@@ -24,9 +24,10 @@ class Guidance:
     Args:
         scale: one number, or one for each row; None is the plan's own.
         interval: (low, high) in sigma/alpha: the scale holds for rows called within, see `Plan.with_guidance`; the
-            others are evaluated once.
+            others have scale 1, which mostly takes one evaluation.
         rescale: phi in [0, 1] of result = phi out std(cond) / std(out) + (1 - phi) out, std over a sample's elements.
             Lin et al. 2023, arXiv:2305.08891, eq. 14 to 16. It costs a pass of its own; scale 1 is left alone.
+            Not for plans that keep unconditional outputs or multiply the scale.
         weaker: another, weaker network for the second evaluation (autoguidance, Karras et al. 2024, arXiv:2406.02507),
             called with the request's uncond, or with cond where that is not given.
         calls: batched is one network call on [uncond; cond], separate two; auto batches what can be.

@@ -17,7 +17,7 @@ from pndm_fast.plan.checks import choose
 from pndm_fast.plan.levels import AnyLevel, Level, PhaseLevel
 from pndm_fast.plan.matrix2 import coefficient
 from pndm_fast.plan.numbers import is_number
-from pndm_fast.plan.row import NAMES, PREDICTIONS, SAME_X, SAME_Y, Prologue, Row, check_numbers
+from pndm_fast.plan.row import NAMES, PHASE_SLOTS, PREDICTIONS, SAME_X, SAME_Y, Prologue, Row, check_numbers
 from pndm_fast.plan.text import form_text, guidance_text, store_text
 
 MAX_ROWS = 65_536
@@ -60,6 +60,8 @@ class Plan:
             if kept is not None and row.levels.x != kept:
                 raise ValueError(f"row {i}: leaves x at {kept}, but declares {row.levels.x}")
             x, y = row.levels.x, row.levels.y
+        if self.components > 1 and (self.keeps_uncond or self.n_slots > PHASE_SLOTS):
+            raise ValueError(f"a plan of 2x2 matrices must have slots in [0, {PHASE_SLOTS}) and no second one")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -86,6 +88,11 @@ class Plan:
     def keeps_uncond(self) -> bool:
         """Whether some row keeps the unconditional output too."""
         return any(row.second is not None for row in self.rows)
+
+    @cached_property
+    def has_factors(self) -> bool:
+        """Whether some row multiplies the guidance scale."""
+        return any(row.guidance_factor != 1.0 for row in self.rows)
 
     @cached_property
     def components(self) -> int:
@@ -206,9 +213,14 @@ class Plan:
         Levels and coefficients stay. `math.trunc` is for networks of whole training times; fitted plans move times a
         little (LD3, Tong et al. 2024, arXiv:2405.15506).
         """
+        if not callable(times) and (isinstance(times, str) or not isinstance(times, Iterable)):
+            raise TypeError(f"times must be one for each row or a function, got {times!r}")
         told = [times(row.t) for row in self.rows] if callable(times) else list(times)
         if len(told) != self.nfe:
             raise ValueError(f"times must be one for each of the {self.nfe} rows, got {len(told)}")
+        for t in told:
+            if not is_number(t) or not math.isfinite(t):
+                raise ValueError(f"times must be finite numbers, got {t!r}")
         return replace(self, rows=tuple([replace(row, t=float(t)) for row, t in zip(self.rows, told, strict=True)]))
 
     def __repr__(self) -> str:

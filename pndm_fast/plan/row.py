@@ -63,7 +63,8 @@ class Row:
     slot <- store(y, out), and where there is a second slot, second <- store(y, uncond);
     x, y <- X . [x, y, slots, z], Y . [x, y, slots, z]. X and Y read the old x and y, the new slots and one z.
     t is what the network is told; `levels` is where y stands, which may be elsewhere. `guidance_factor` is what a scale
-    is multiplied by (`Plan.with_guidance`): guidance is that of scale 1 as long as no other is asked for.
+    is multiplied by (`Plan.with_guidance`), and guidance itself where none is given; a preview is then that of the
+    multiplied guidance, which the slot holds.
     `preview` gives the network's x_0 estimate as preview[0] y + preview[1] slot, with the y that it saw. `model` says
     which network is called, of those that a `Sampler` has. Coefficients are numbers, or in phase space 2x2 matrices on
     [position, momentum], the halves of a sample.
@@ -80,13 +81,15 @@ class Row:
     store: OutputMap = OutputMap()
     preview: tuple[Coefficient, Coefficient] = (1.0, 0.0)
     in_scale: Coefficient = 1.0
-    guidance: float = 1.0
+    guidance: float = None  # type: ignore[assignment]  # None is guidance_factor, at scale 1
     model: int = 0
     ends_step: bool = True
     second: int | None = None
     guidance_factor: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.guidance is None:
+            object.__setattr__(self, "guidance", self.guidance_factor)
         for name in ("x", "y"):
             form = tuple([coefficient(c) for c in getattr(self, name)])
             if len(form) != WIDTH_FORM:
@@ -113,7 +116,7 @@ class Row:
         most = MAX_SLOTS if self.components == 1 else PHASE_SLOTS
         for name, slot in (("slot", self.slot), *((("second", self.second),) if self.second is not None else ())):
             if isinstance(slot, bool) or not isinstance(slot, int) or not 0 <= slot < most:
-                raise ValueError(f"{name} must be in [0, {most}), got {slot}")
+                raise ValueError(f"{name} must be a slot in [0, {most}), got {slot!r}")
         if self.second is not None and (self.second == self.slot or self.components > 1):
             raise ValueError(f"second must be a slot of its own, of rows of numbers, got {self.second}")
         if self.reads and max(self.reads) >= most:
@@ -148,10 +151,14 @@ class Row:
         """The same row with its estimate of x_0 clamped to [-limit, limit]; `Plan.with_clip` says how.
 
         Raises:
-            ValueError: the row is clamped already.
+            ValueError: the row is clamped already, or its slot holds more guidance than the estimate has.
         """
         if math.isfinite(self.store.clamp):
             raise ValueError("clip must be given once: the plan is clipped already")
+        if self.guidance_factor != 1.0:
+            raise ValueError(
+                "clip must be given for estimates, got a row whose slot holds another: its guidance is a factor's"
+            )
         a, b = self.preview
         if b == 0:
             return self

@@ -13,7 +13,7 @@ from torch import Tensor
 from pndm_fast.row.backends import choose_backend
 from pndm_fast.row.registers import FLOATS, Registers, check, check_tensor
 from pndm_fast.row.schema import REGISTERS
-from pndm_fast.row.table import LAYOUTS, NARROW
+from pndm_fast.row.table import LAYOUTS
 
 _CHANGED = [name for name, register in REGISTERS.items() if register.changed]
 
@@ -47,6 +47,9 @@ def apply_row(
 
     C++ on the CPU, Triton on CUDA, the reference for float64. Traceable by torch.compile without a graph break.
 
+    Rows that keep the unconditional output need `uncond`: on the CPU they are refused without it; on a GPU, where no row
+    is read on the host, it is not kept.
+
     Raises:
         ValueError: a tensor's shape, dtype, device or layout is not what `Registers` says, naming it.
     """
@@ -55,7 +58,9 @@ def apply_row(
 
 def _check_operands(r: Registers, table: Tensor, out: Tensor, uncond: Tensor | None, z: Tensor | None) -> None:
     state, device, outputs = r.y.dtype, r.y.device, (r.batch, r.n)
-    width = table.shape[-1] if table.shape[-1] in LAYOUTS else NARROW.width
+    width = table.shape[-1]
+    if width not in LAYOUTS:
+        raise ValueError(f"apply_row: table must have lines of {', '.join(map(str, LAYOUTS))} numbers, got {width}")
     if LAYOUTS[width].components > 1 and (r.n % 2 or r.channels > 1):
         raise ValueError(
             f"apply_row: a table of 2x2 matrices must have an even n and channels 1, got {r.n} and {r.channels}"

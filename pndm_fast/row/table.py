@@ -56,6 +56,11 @@ class Layout:
         """Behind Y."""
         return self.y + self.operands
 
+    def holds(self, plan: Plan) -> bool:
+        """Whether its lines have room for all of a plan's rows."""
+        fits = plan.components <= self.components and plan.n_slots <= self.slots
+        return fits and (self.second is not None or not plan.keeps_uncond)
+
     def column(self, first: int) -> int:
         """Where a coefficient, a matrix of components x components numbers, begins."""
         return COEFFICIENTS + (first - COEFFICIENTS) * self.components**2
@@ -71,11 +76,18 @@ def layout_of(table: Tensor) -> Layout:
 
 
 def layout_for(plans: Sequence[Plan]) -> Layout:
-    """The narrowest that holds all of these plans' rows."""
-    if max(plan.components for plan in plans) > 1:
-        return PHASE
-    narrow = all(plan.n_slots <= NARROW.slots and not plan.keeps_uncond for plan in plans)
-    return NARROW if narrow else WIDE
+    """The narrowest that holds all of these plans' rows.
+
+    Raises:
+        ValueError: none does.
+    """
+    for layout in LAYOUTS.values():
+        if all(layout.holds(plan) for plan in plans):
+            return layout
+    raise ValueError(
+        f"plans of one batch with a phase-space one must have at most {PHASE.slots} slots and keep no unconditional "
+        f"output, got {', '.join(sorted({plan.solver for plan in plans}))}"
+    )
 
 
 @dataclass(frozen=True)
@@ -107,7 +119,12 @@ def lines(plan: Plan, layout: Layout = NARROW) -> np.ndarray:
     """The plan as float64 [nfe + 2, layout.width].
 
     The halt row keeps the last time, for a network still called beside it.
+
+    Raises:
+        ValueError: the layout has no room for it.
     """
+    if not layout.holds(plan):
+        raise ValueError(f"layout must hold {plan.solver}'s rows, got one of {layout.slots} slots")
     out, k = np.zeros((plan.nfe + 2, layout.width)), layout.components
     matrices = out[:, COEFFICIENTS : layout.column(layout.end)].reshape(plan.nfe + 2, -1, k * k)
 
