@@ -11,7 +11,7 @@ from golden_data import FROM_NOISE
 
 import pndm_fast as pf
 from pndm_fast.plan.levels import Level, Levels
-from pndm_fast.plan.row import ANCHOR, NOISE, SLOT, STATE, OutputMap
+from pndm_fast.plan.row import ANCHOR, MAX_SLOTS, NOISE, SLOT, STATE, OutputMap
 from pndm_fast.row import registers
 from pndm_fast.row.noise import normals, seed_tensor
 from pndm_fast.runtime import cache
@@ -51,7 +51,7 @@ def by_hand(plan, seed, n, shift=None, guidance=None):
 
     p0, a0, c0 = plan.prologue
     x = y = a0 * p0 * z(0) + (c0 * z(1) if c0 else 0)
-    slots, states, estimates = [np.zeros(n)] * 6, [], []
+    slots, states, estimates = [np.zeros(n)] * MAX_SLOTS, [], []
     for i, r in enumerate(plan.rows):
         out = 0.5 * r.in_scale * y + 0.1 * r.t
         if shift is not None:

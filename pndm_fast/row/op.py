@@ -47,8 +47,8 @@ def apply_row(
 
     C++ on the CPU, Triton on CUDA, the reference for float64. Traceable by torch.compile without a graph break.
 
-    Rows that keep the unconditional output need `uncond`: on the CPU they are refused without it; on a GPU, where no row
-    is read on the host, it is not kept.
+    Rows that keep the unconditional output need `uncond`: on the CPU they are refused without it; on a GPU, where no
+    row is read on the host, it is not kept.
 
     Raises:
         ValueError: a tensor's shape, dtype, device or layout is not what `Registers` says, naming it.
