@@ -106,23 +106,31 @@ def two_m_cfgpp(sigmas):
     return pf.Plan(tuple(rows), "dpmpp-2m-cfg++", len(rows), "x0")
 
 
+def two_m_loop(x, outputs):
+    """x' = D_g - e^-h D_u + e^-h x - expm1(-h) / (2r) (D_g - D_u,before), sigma = e^-lambda; outputs(i, sigma, x)."""
+    before = None
+    for i, (s, then) in enumerate(zip(SIGMAS, SIGMAS[1:], strict=False)):
+        without, guided = outputs(i, s, x)
+        h = math.log(s / then) if then else math.inf
+        x = guided - math.exp(-h) * without + math.exp(-h) * x
+        if i and then:
+            x = x - math.expm1(-h) / (2 * math.log(SIGMAS[i - 1] / s) / h) * (guided - before)
+        before = without
+    return x
+
+
 @pytest.mark.parametrize("scale", [1.0, 1.7])
 @pytest.mark.parametrize("calls", ["batched", "separate"])
 def test_two_m_cfgpp_is_its_loop(scale, calls):
-    """x' = D_g - e^-h D_u + e^-h x - expm1(-h) / (2r) (D_g - D_u,before), sigma = e^-lambda."""
     x, cond, uncond = inputs()
     x = x * SIGMAS[0]
     got = drawn(two_m_cfgpp(SIGMAS), x, cond, uncond, pf.Guidance(scale, calls=calls))
-    y, before = x, None
-    for i, (s, then) in enumerate(zip(SIGMAS, SIGMAS[1:], strict=False)):
+
+    def outputs(i, sigma, y):
         without, guided = (said(y, 100.0 * i, c) for c in (uncond, cond))
-        guided = without + scale * (guided - without)
-        h = math.log(s / then) if then else math.inf
-        y = guided - math.exp(-h) * without + math.exp(-h) * y
-        if i and then:
-            y = y - math.expm1(-h) / (2 * math.log(SIGMAS[i - 1] / s) / h) * (guided - before)
-        before = without
-    torch.testing.assert_close(got, y, rtol=1e-13, atol=1e-12)
+        return without, without + scale * (guided - without)
+
+    torch.testing.assert_close(got, two_m_loop(x, outputs), rtol=1e-13, atol=1e-12)
 
 
 def full_history(calls, seed=0):
@@ -221,17 +229,14 @@ def test_a_clip_and_a_preview_of_both_outputs_are_the_loops():
     x, cond, uncond = inputs()
     x, plan, seen = x * SIGMAS[0], two_m_cfgpp(SIGMAS).with_clip(0.5), []
     got = drawn(plan, x, cond, uncond, 1.7, on_step=lambda step: seen.append(step.x0))
-    y, before = x, None
-    for i, (s, then) in enumerate(zip(SIGMAS, SIGMAS[1:], strict=False)):
+
+    def outputs(i, sigma, y):
         without, guided = (said(y, 100.0 * i, c) for c in (uncond, cond))
         guided, without = (v.clamp(-0.5, 0.5) for v in (without + 1.7 * (guided - without), without))
         torch.testing.assert_close(seen[i], guided, rtol=1e-12, atol=1e-12)
-        h = math.log(s / then) if then else math.inf
-        y = guided - math.exp(-h) * without + math.exp(-h) * y
-        if i and then:
-            y = y - math.expm1(-h) / (2 * math.log(SIGMAS[i - 1] / s) / h) * (guided - before)
-        before = without
-    torch.testing.assert_close(got, y, rtol=1e-12, atol=1e-12)
+        return without, guided
+
+    torch.testing.assert_close(got, two_m_loop(x, outputs), rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="its guidance is a factor's"):
         euler_cfgpp(VP).with_clip(1.0)
     assert gaussian_spread(two_m_cfgpp(SIGMAS)) == pytest.approx(1.0, abs=0.05)
@@ -245,16 +250,12 @@ def test_both_outputs_with_a_weaker_network_and_in_an_interval():
         return 0.7 * network(x, t, shift)
 
     got = drawn(plan, x, cond, uncond, pf.Guidance(1.7, interval=(0.3, 10.0), weaker=weaker))
-    y, before = x, None
-    for i, (s, then) in enumerate(zip(SIGMAS, SIGMAS[1:], strict=False)):
+
+    def outputs(i, sigma, y):
         without, guided = 0.7 * said(y, 100.0 * i, uncond), said(y, 100.0 * i, cond)
-        guided = without + (1.7 if 0.3 < s <= 10 else 1.0) * (guided - without)
-        h = math.log(s / then) if then else math.inf
-        y = guided - math.exp(-h) * without + math.exp(-h) * y
-        if i and then:
-            y = y - math.expm1(-h) / (2 * math.log(SIGMAS[i - 1] / s) / h) * (guided - before)
-        before = without
-    torch.testing.assert_close(got, y, rtol=1e-13, atol=1e-12)
+        return without, without + (1.7 if 0.3 < sigma <= 10 else 1.0) * (guided - without)
+
+    torch.testing.assert_close(got, two_m_loop(x, outputs), rtol=1e-13, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", PLANS)
