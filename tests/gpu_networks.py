@@ -89,3 +89,14 @@ def cancel_from_another_thread(mode: str) -> None:
     assert 0 <= error.value.index < 900
     assert error.value.state.shape == (3, *SHAPE) and torch.isfinite(error.value.state).all()
     assert torch.equal(ours(plan=few, cancel=pf.Cancel()), wanted)
+
+
+def assert_no_synchronization(ours: Reporting) -> None:
+    """In a call, from its arguments to its result, where nobody asks for the check of NaN."""
+    wanted = [ours(seeds=seed) for seed in range(2)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = [ours(seeds=seed, on_nan="ignore") for seed in range(2)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))

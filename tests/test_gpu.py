@@ -4,7 +4,7 @@ import pytest
 import torch
 from drawing import draw
 from golden_data import FROM_NOISE, PHASE
-from gpu_networks import DEVICE, cancel_from_another_thread, conv, sampler
+from gpu_networks import DEVICE, assert_no_synchronization, cancel_from_another_thread, conv, sampler
 
 import pndm_fast as pf
 from pndm_fast.phase_space import PSLD
@@ -106,15 +106,7 @@ def test_guidance_and_nan():
 
 @pytest.mark.parametrize("solver", ["ddpm", "f-pndm"])
 def test_an_eager_call_does_not_synchronize(solver):
-    """From its arguments to its result, where nobody asks for the check of NaN."""
-    ours = sampler(conv(), "eager", solver)
-    wanted = [ours(seeds=seed) for seed in range(2)]
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        got = [ours(seeds=seed, on_nan="ignore") for seed in range(2)]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+    assert_no_synchronization(sampler(conv(), "eager", solver))
 
 
 def test_an_eager_call_is_cancelled_from_another_thread():
