@@ -50,6 +50,7 @@ class Setup:
         dtype: of the network's input, None for the state's; time_dtype: of its times, None for the state's.
         guided: (plan, scale, interval) -> the plan at that scale; may remember.
         once: (key, make) -> make(), remembered: of what is true of a plan whatever the request.
+        fixed_batch: samples in every call of the network, where that is fixed.
     """
 
     models: tuple[Callable[..., Any], ...]
@@ -60,6 +61,7 @@ class Setup:
     time_dtype: torch.dtype | None
     guided: Callable[[Plan, Any, Any], Plan]
     once: Callable[[Any, Callable[[], Plan]], Plan]
+    fixed_batch: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +105,7 @@ class Call:
         noise: the caller's in place of Philox, or None.
         cond: the network's keyword arguments; uncond: those of its second evaluation, None without guidance.
         guidance: how it is evaluated; the scales stand in the plans.
+        separate: why guidance must take two calls, empty where it need not.
         state_dtype: float32, or float64 for exact runs.
         real: samples that were asked for; those behind them are halted from the start.
     """
@@ -117,6 +120,7 @@ class Call:
     cond: dict[str, Any]
     uncond: dict[str, Any] | None
     guidance: Guidance
+    separate: str
     state_dtype: torch.dtype
     device: torch.device
     real: int
@@ -205,11 +209,15 @@ def resolve(request: Request, setup: Setup) -> Call:
     bits = check_seeds(request.seeds, next((len(tensor) for tensor in tensors.values()), batch))
     batch = len(bits)
     check_batches(tensors, batch)
+    if setup.fixed_batch is not None and batch > setup.fixed_batch:
+        raise ValueError(f"a request must have at most fixed_batch = {setup.fixed_batch} samples, got {batch}")
     exact = setup.dtype is torch.float64 or any(tensor.dtype is torch.float64 for tensor in tensors.values())
     if exact and setup.device.type != "cpu":
         raise ValueError(f"a float64 network, noise or state must be on the CPU, got {setup.device}")
     state_dtype = torch.float64 if exact else torch.float32
     guidance = request.guidance if isinstance(request.guidance, Guidance) else UNGUIDED
+    if setup.fixed_batch is not None and guidance.calls == "batched":
+        raise ValueError("guidance calls must be separate or auto with fixed_batch, which is one call's, got 'batched'")
     plans, different = _plans(request, setup, guidance, batch)
     weaker = guidance.weaker is not None
     cond, uncond = check_conditioning(request.cond, request.uncond, different, batch, setup.device, weaker)
@@ -235,6 +243,7 @@ def resolve(request: Request, setup: Setup) -> Call:
         cond=cond,
         uncond=uncond,
         guidance=guidance,
+        separate="as asked" if guidance.calls == "separate" else "fixed_batch" if setup.fixed_batch else "",
         state_dtype=state_dtype,
         real=batch,
     )

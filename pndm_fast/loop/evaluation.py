@@ -13,15 +13,11 @@ from pndm_fast.loop.guidance import rescaled
 from pndm_fast.loop.network import prediction
 from pndm_fast.loop.positions import Kind
 from pndm_fast.loop.workspace import Workspace
-from pndm_fast.row.layout import channels_of
 from pndm_fast.row.table import GUIDANCE
 
 Output = tuple[Tensor, Tensor | None]  # (out, uncond); uncond is None where out holds both, or without guidance
+Evaluate = Callable[..., Output]  # evaluate(first=False): `first` takes outputs of any form, which are not known yet
 Trees = tuple[dict[str, Any] | None, dict[str, Any]]  # arguments of a call of its own for uncond, and of the other
-
-
-class OutputMisfit(ValueError):
-    """An output of another form than the buffers have."""
 
 
 class InputWritten(RuntimeError):
@@ -36,7 +32,6 @@ class Evaluation(NamedTuple):
         trees: what they are called with besides x and t.
         guided: whether there is a second evaluation.
         rescale: of `Guidance`.
-        dense: whether outputs must be contiguous: in phase space a row reads whole halves.
         split_reason: why guidance takes two calls; None where one call carries both, or there is no guidance.
     """
 
@@ -45,7 +40,6 @@ class Evaluation(NamedTuple):
     trees: Trees
     guided: bool = False
     rescale: float = 0.0
-    dense: bool = False
     split_reason: str | None = None
 
     @property
@@ -68,38 +62,34 @@ class Evaluation(NamedTuple):
             raise ValueError(f"guidance calls='batched' cannot be had: {reason}")
         return self._replace(trees=(call.uncond, call.cond), split_reason=reason)
 
-    def bind(self, workspace: Workspace, trees: Trees | None = None, *, learning: bool = False) -> Callable[[], Output]:
+    def bind(self, workspace: Workspace, trees: Trees | None = None) -> Evaluate:
         """The network call at a workspace's input.
 
-        It raises `OutputMisfit` for an output that the workspace does not take, and `InputWritten` where the network
-        changed the state itself, which it reads in place of a copy.
+        Outputs of another layout or dtype than the buffers have are copied. It raises `OutputMisfit` for those of
+        another shape or device, and `InputWritten` where the network changed the state itself, which it reads in place
+        of a copy.
 
         Args:
             trees: others of the same form, as `conditioning.copied` makes them.
-            learning: take any output: what they are like is not known yet.
         """
         x, t, direct = workspace.x_in, workspace.t, workspace.spec.direct
         uncond_tree, arguments = trees or (joined(self.trees) if self.cfg_copies == 2 else self.trees)
-        model, weaker, dense, rescale = self.model, self.weaker, self.dense, self.rescale
-        takes = (lambda _: True) if learning else workspace.fits
+        model, weaker, rescale, fits = self.model, self.weaker, self.rescale, workspace.fits
 
-        def read(result: Any) -> Tensor:
+        def read(result: Any, first: bool) -> Tensor:
             out = prediction(result, x)
-            out = out.contiguous() if dense and channels_of(out) else out
-            if not takes(out):
-                raise OutputMisfit(workspace.difference(out))
-            return out
+            return out if first else workspace.taken(out)
 
-        def evaluate() -> Output:
+        def evaluate(first: bool = False) -> Output:
             uncond = None
             if uncond_tree is not None:
                 # copies both ways: a network may write its inputs, or answer twice in one static buffer
-                uncond = read(weaker(x.clone(), t.clone(), **uncond_tree)).clone()
+                uncond = read(weaker(x.clone(), t.clone(), **uncond_tree), first).clone()
             before = x._version
             out = model(x, t, **arguments)
-            if dense or learning or type(out) is not Tensor or not takes(out):
-                out = read(out)
-            if direct and x._version != before:
+            if first or type(out) is not Tensor or not fits(out):
+                out = read(out, first)
+            if direct and not first and x._version != before:
                 raise InputWritten("the network changed its input in place, which it did not at its first call")
             return self._rescaled(out, uncond, workspace) if rescale else (out, uncond)
 
@@ -126,7 +116,7 @@ def evaluation_of(call: Call, kind: Kind, models: tuple[Callable[..., Any], ...]
         ValueError: one call for both evaluations was asked for and cannot be.
     """
     model, guidance = models[kind.model], call.guidance
-    plain = Evaluation(model, model, (None, call.cond), dense=call.components > 1)
+    plain = Evaluation(model, model, (None, call.cond))
     if not kind.guided:
         return plain
     assert call.uncond is not None
@@ -134,8 +124,8 @@ def evaluation_of(call: Call, kind: Kind, models: tuple[Callable[..., Any], ...]
     guided = plain._replace(weaker=weaker, guided=True, rescale=float(guidance.rescale))
     if weaker is not model:
         return guided.split(call, "the weaker network is another")
-    if guidance.calls == "separate":
-        return guided.split(call, "as asked")
+    if call.separate:
+        return guided.split(call, call.separate)
     try:
         return guided._replace(trees=(None, batched(call.uncond, call.cond, call.batch)))
     except CannotBatch as reason:

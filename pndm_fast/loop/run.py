@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pndm_fast.loop import nvtx
-from pndm_fast.loop.evaluation import Output
+from pndm_fast.loop.evaluation import Evaluate, Output
 from pndm_fast.loop.positions import Positions
 from pndm_fast.loop.results import BadSample, Cancelled, Step
 from pndm_fast.loop.segment import Segment
@@ -28,7 +28,7 @@ def eager_rows(
     segment: Segment,
     workspace: Workspace,
     positions: Positions,
-    network: Callable[[], Output],
+    network: Evaluate,
     first: Output | None,
 ) -> RunRows:
     """Rows by calling the network and the row operation one after the other; `first` is an output that is there.

@@ -18,10 +18,12 @@ from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.runtime.cache import KEPT, Cache, cache_of
+from pndm_fast.runtime.opaque import opaque
 from pndm_fast.runtime.sampler import Sampler
 from pndm_fast.solvers.make import make_plan
 
 
+@opaque
 def sample(
     model: Callable[..., Any] | Sequence[Callable[..., Any]],
     steps: int | None = None,
