@@ -183,8 +183,9 @@ def test_a_passing_failure_is_no_refusal():
 
     sampler = Reporting(moody, SHORT, shape=(2, 32))
     arguments = {"cond": {"shift": torch.ones(2)}, "uncond": {"shift": torch.zeros(2)}, "guidance": 2.0}
-    sampler(**arguments)
-    assert sampler.report.guidance == "batched"
+    first = sampler(**arguments)
+    assert sampler.report.guidance == "two calls: the network refused a batch of 4: busy"
+    assert torch.equal(sampler(**arguments), first) and sampler.report.guidance == "batched"
 
 
 def test_steps_are_read_inside_the_callback():

@@ -233,8 +233,8 @@ def test_guidance_where_the_network_refuses_a_double_batch():
     arguments = {"cond": {"shift": torch.ones(2)}, "uncond": {"shift": torch.zeros(2)}, "guidance": 2.0}
     first = sampler(**arguments)
     assert "refused a batch of 4: batch must be 2" in sampler.report.guidance
-    assert torch.equal(sampler(**arguments), first)
-    assert sampler.report.calls == 10
+    for calls in (11, 10):  # it is asked once more: a refusal may be chance
+        assert torch.equal(sampler(**arguments), first) and sampler.report.calls == calls
 
 
 def test_guidance_of_one_makes_no_second_evaluation(sampler):
@@ -294,6 +294,36 @@ def test_channels_last_networks(backend, solver, asked):
     assert sampler.report.calls == sampler.report.nfe == len(layouts) and not sampler.report.copied
     assert torch.equal(sampler(), first)
     torch.testing.assert_close(first, pf.sample(Conv(), 5, solver=solver, shape=(2, *SHAPE)), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_inside_a_compiled_function():
+    """A break in its graph, whatever was sampled before: weak references and locks are not to be traced."""
+    net = Conv().eval()
+    plan = pf.make_plan("ddim", steps=4, spacing="trailing")
+    compiled = torch.compile(net, backend="eager")
+    wanted = pf.sample(net, solver=plan, shape=(1, *SHAPE))
+    assert torch.equal(pf.sample(compiled, solver=plan, shape=(1, *SHAPE)), wanted)
+    sampler = pf.Sampler(net, plan, shape=(1, *SHAPE))
+    forms = {
+        "sample": lambda: pf.sample(net, solver=plan, shape=(1, *SHAPE)) * 2,
+        "compiled": lambda: pf.sample(compiled, 4, solver="ddim", spacing="trailing", shape=(1, *SHAPE)) * 2,
+        "sampler": lambda: sampler() * 2,
+        "run": lambda: sampler.run(pf.Request()).samples * 2,
+    }
+    for form in forms.values():
+        assert torch.equal(torch.compile(form, backend="eager")(), 2 * wanted)
+
+
+def test_weights_that_are_laid_out_anew():
+    """Seen by the next first output, and then by all inputs."""
+    net = Conv().eval()
+    sampler = Reporting(net, pf.make_plan("ddim", steps=3), shape=(2, *SHAPE))
+    sampler()
+    net.to(memory_format=torch.channels_last)
+    for _ in range(2):
+        sampler()
+        assert sampler.report.layout == "channels_last" and sampler.report.calls == 3
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
@@ -432,6 +462,7 @@ def test_guidance_takes_two_calls_after_any_error(error):
     sampler = Reporting(network, pf.make_plan("ddim", steps=4, spacing="trailing"), shape=(2, 4))
     first = sampler(**options)
     assert "two at a time" in sampler.report.guidance and sampler.report.calls == 9  # one of which was refused
+    assert torch.equal(sampler(**options), first) and sampler.report.calls == 9  # it might have been chance
     assert torch.equal(sampler(**options), first) and sampler.report.calls == 8
     separate = pf.Guidance(2.0, calls="separate")
     assert torch.equal(sampler(**(options | {"guidance": separate})), first) and sampler.report.calls == 8

@@ -78,7 +78,7 @@ def _need(device: torch.device) -> str:
 
 
 def take_executor(
-    cache: Cache, segment: Segment, positions: Positions, graph: str, concurrency: int, stateful: bool
+    cache: Cache, segment: Segment, positions: Positions, graph: str, concurrency: int, stateful: bool = False
 ) -> AbstractContextManager[Executor]:
     """The best executor that `graph` allows; it must be entered, and given back.
 
@@ -195,7 +195,7 @@ def _eager(cache: Cache, segment: Segment, positions: Positions, reason: str) ->
 
     told = first_call(segment, known, take)
     if told.spec != known:
-        cache.outputs.put(key, told.spec)
+        cache.learned(key, told.spec, told.refused)
     rows = eager_rows(told.segment, told.workspace, positions, told.evaluate, told.output)
     try:
         yield Executor(told.segment, told.workspace, rows, told.refused, reason=reason, copied=told.workspace.copied)
