@@ -166,6 +166,29 @@ def sampler(batch=1, **options):
     return pf.Sampler(Pointwise(), pf.make_plan("ddim", steps=3), shape=(batch, *SHAPE), **options)
 
 
+@pytest.mark.usefixtures("stand_in")
+def test_a_step_cache_that_a_network_tells_of():
+    """As diffusers' networks do."""
+
+    class Telling(Pointwise):
+        is_cache_enabled = False
+
+    net = Telling()
+    arguments = {"shape": (2, *SHAPE), "device": "cpu"}
+    auto, named = (Reporting(net, pf.make_plan("ddim", steps=4), graph=g, **arguments) for g in ("auto", "replay"))
+    auto()
+    assert auto.report.graph == "replay"
+    net.is_cache_enabled = True
+    auto()
+    assert auto.report.graph == "eager" and auto.report.graph_reason == "the network is stateful"
+    with pytest.raises(ValueError, match="graph must be auto or eager for a stateful network"):
+        named()
+    with pytest.raises(ValueError, match="prepare calls the network"):
+        auto.prepare([2])
+    with pytest.raises(ValueError, match="graph must be auto or eager for a stateful network"):
+        pf.Sampler(net, shape=(2, *SHAPE), graph="while", stateful=True)
+
+
 @pytest.mark.parametrize("again", [copy.deepcopy, copy.copy, lambda s: pickle.loads(pickle.dumps(s))])
 def test_a_sampler_is_copied(again):
     options = {"fixed_batch": 3, "memory_format": torch.channels_last, "stateful": True, "time_dtype": torch.int64}

@@ -76,7 +76,7 @@ def first_call(segment: Segment, known: OutputSpec | None, take: Take) -> FirstC
         wrote or (known is not None and known.writes_input),
         segment.evaluation.split_reason,
     )
-    if segment.buffers(spec) != workspace.spec:
+    if spec != expected and segment.buffers(spec) != workspace.spec:
         workspace = _moved(segment, workspace, take(segment.buffers(spec)), wrote)
         evaluate = segment.evaluation.bind(workspace)
     output = workspace.taken(out), None if uncond is None else workspace.taken(uncond)

@@ -85,6 +85,8 @@ def take_executor(
     Raises:
         ValueError: a graph mode was named and cannot be had, with the reason.
     """
+    if stateful and graph in MODES:  # a cache that was enabled since
+        raise ValueError(f"graph must be auto or eager for a stateful network, got {graph!r}")
     if graph == "eager" or stateful:
         return _eager(cache, segment, positions, "the network is stateful" if stateful else "graph='eager'")
     cuda = cuda_of(segment.device)

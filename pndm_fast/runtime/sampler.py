@@ -67,7 +67,7 @@ class Sampler:
         fixed_batch: the number of samples in every call of the network, a request's own and halted ones behind them, so
             that what it says of a sample cannot depend on how many others there are. Guidance then takes two calls.
         stateful: whether the network remembers its calls (a step cache, say). It is then called exactly as often as
-            the plan says, and so neither captured nor prepared.
+            the plan says, and so neither captured nor prepared. A network of diffusers whose cache is enabled says so.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -233,7 +233,7 @@ class Sampler:
             raise ValueError(f"batches must have at most {graphs.KEPT} entries, got {len(sizes)}")
         if self.fixed_batch is not None and sizes != [self.fixed_batch]:
             raise ValueError(f"batches must be [{self.fixed_batch}], the sampler's fixed_batch, got {sizes}")
-        if self.stateful:
+        if self._remembers():
             raise ValueError("prepare calls the network, which a stateful one would remember: it cannot be had")
         # the noise of an example is of its own batch
         example = Request() if example is None else replace(example, noise_sampler=None)
@@ -260,7 +260,11 @@ class Sampler:
             positions.advance(segment.length)
 
     def _executor(self, segment: Segment, positions: Positions) -> contextlib.AbstractContextManager[Executor]:
-        return take_executor(self.cache, segment, positions, self.graph, self.concurrency, self.stateful)
+        stateful = self._remembers()
+        return take_executor(self.cache, segment, positions, self.graph, self.concurrency, stateful)
+
+    def _remembers(self) -> bool:
+        return self.stateful or any(getattr(model, "is_cache_enabled", False) is True for model in self.models)
 
     def _first_output(self, call: Call) -> Output:
         """Of the network at a call's first row."""
