@@ -219,12 +219,14 @@ def test_conditioning_trees():
         assert nothing is None and extra[0].shape == (3,) and len(table) == 64
         return x * 0.5 + (tree["a"]["shift"] * tree["scale"] + pair.shift).view(-1, 1)
 
+    numbers = np.arange(3)
+
     def tree(value):
         shift = torch.full((2,), value)
         return {
             "tree": {"a": {"shift": shift}, "scale": 2.0},
-            "table": torch.ones(64),
-            "extra": [np.arange(3)],
+            "table": pf.Shared(torch.ones(64)),
+            "extra": [pf.Shared(numbers)],
             "pair": Pair(shift, 1),
             "nothing": None,
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pndm_fast.loop import conditioning
+from pndm_fast.loop.by_row import ByRow, Pair
 from pndm_fast.loop.checks import (
     check_batches,
     check_components,
@@ -24,6 +25,7 @@ from pndm_fast.loop.checks import (
     check_start,
     check_tensor,
     check_time_dtype,
+    warn_of_idle_guidance,
 )
 from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.inpainting import Known, known_of
@@ -104,6 +106,7 @@ class Call:
         seeds: int64 [B], the seeds' bits, on the host.
         noise: the caller's in place of Philox, or None.
         cond: the network's keyword arguments; uncond: those of its second evaluation, None without guidance.
+        by_row: those of the row under way where they change, or None; cond and uncond are then row 0's.
         guidance: how it is evaluated; the scales stand in the plans.
         separate: why guidance must take two calls, empty where it need not.
         state_dtype: float32, or float64 for exact runs.
@@ -124,6 +127,7 @@ class Call:
     state_dtype: torch.dtype
     device: torch.device
     real: int
+    by_row: ByRow | None = None
 
     @property
     def batch(self) -> int:
@@ -191,14 +195,18 @@ class Call:
             seeds=np.append(self.seeds, self.seeds[:1].repeat(max(batch - self.batch, 0)))[:batch],
             origin=self.origin.mapped(resize),
             noise=None if self.noise is None else self.noise.resized(real, batch),
-            cond=conditioning.resized(self.cond, self.batch, batch),
-            uncond=None if self.uncond is None else conditioning.resized(self.uncond, self.batch, batch),
+            cond=conditioning.resized("cond", self.cond, self.batch, batch),
+            uncond=None if self.uncond is None else conditioning.resized("uncond", self.uncond, self.batch, batch),
             real=real,
+            by_row=None if self.by_row is None else self.by_row.resized(batch),
         )
 
 
-def resolve(request: Request, setup: Setup) -> Call:
+def resolve(request: Request, setup: Setup, *, example: bool = False) -> Call:
     """Check a request against a sampler, and complete it.
+
+    Args:
+        example: its values do not matter.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -219,8 +227,9 @@ def resolve(request: Request, setup: Setup) -> Call:
     if setup.fixed_batch is not None and guidance.calls == "batched":
         raise ValueError("guidance calls must be separate or auto with fixed_batch, which is one call's, got 'batched'")
     plans, different = _plans(request, setup, guidance, batch)
-    weaker = guidance.weaker is not None
-    cond, uncond = check_conditioning(request.cond, request.uncond, different, batch, setup.device, weaker)
+    (cond, uncond), by_row = _conditioning(request, guidance, different, batch, setup.device)
+    if uncond is not None and guidance.weaker is None and not example:
+        warn_of_idle_guidance(request.cond, request.uncond)
     if request.uncond is not None and uncond is None and request.guidance is None:
         raise ValueError("uncond must come with guidance, or a plan that has it: it has no effect without")
     if guidance is not UNGUIDED and guidance.scale is None and uncond is None:
@@ -246,7 +255,22 @@ def resolve(request: Request, setup: Setup) -> Call:
         separate="as asked" if guidance.calls == "separate" else "fixed_batch" if setup.fixed_batch else "",
         state_dtype=state_dtype,
         real=batch,
+        by_row=by_row,
     )
+
+
+def _conditioning(
+    request: Request, guidance: Guidance, plans: tuple[Plan, ...], batch: int, device: torch.device
+) -> tuple[Pair, ByRow | None]:
+    """The trees of row 0, and what gives those of later rows where they change."""
+    weaker = guidance.weaker is not None
+
+    def at(row: int) -> Pair:
+        return check_conditioning(request.cond, request.uncond, plans, batch, device, weaker, row)
+
+    first = at(0)
+    changes = any(callable(given) and not isinstance(given, Mapping) for given in (request.cond, request.uncond))
+    return first, ByRow(at, first, batch, batch) if changes else None
 
 
 def _origin(start: Start | None, tensors: dict[str, Tensor], device: torch.device) -> Origin:

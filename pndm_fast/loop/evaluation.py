@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from pndm_fast.loop.by_row import Live
 from pndm_fast.loop.call import Call
-from pndm_fast.loop.conditioning import CannotBatch, batched, joined
+from pndm_fast.loop.conditioning import CannotBatch, batched, given
 from pndm_fast.loop.guidance import rescaled
 from pndm_fast.loop.network import prediction
 from pndm_fast.loop.positions import Kind
@@ -17,7 +18,9 @@ from pndm_fast.row.table import GUIDANCE
 
 Output = tuple[Tensor, Tensor | None]  # (out, uncond); uncond is None where out holds both, or without guidance
 Evaluate = Callable[..., Output]  # evaluate(first=False): `first` takes outputs of any form, which are not known yet
-Trees = tuple[dict[str, Any] | None, dict[str, Any]]  # arguments of a call of its own for uncond, and of the other
+# arguments of a call of its own for uncond, and of the other
+Trees = tuple[Mapping[str, Any] | None, Mapping[str, Any]]
+Make = Callable[[Any, Any], Any]  # uncond, cond -> arguments
 
 
 class InputWritten(RuntimeError):
@@ -60,7 +63,7 @@ class Evaluation(NamedTuple):
         """
         if call.guidance.calls == "batched":
             raise ValueError(f"guidance calls='batched' cannot be had: {reason}")
-        return self._replace(trees=(call.uncond, call.cond), split_reason=reason)
+        return self._replace(trees=_trees(call, _uncond, _cond), split_reason=reason)
 
     def bind(self, workspace: Workspace, trees: Trees | None = None) -> Evaluate:
         """The network call at a workspace's input.
@@ -73,7 +76,7 @@ class Evaluation(NamedTuple):
             trees: others of the same form, as `conditioning.copied` makes them.
         """
         x, t, direct = workspace.x_in, workspace.t, workspace.spec.direct
-        uncond_tree, arguments = trees or (joined(self.trees) if self.cfg_copies == 2 else self.trees)
+        uncond_tree, arguments = trees or map(given, self.trees)
         model, weaker, rescale, fits = self.model, self.weaker, self.rescale, workspace.fits
 
         def read(result: Any, first: bool) -> Tensor:
@@ -116,7 +119,7 @@ def evaluation_of(call: Call, kind: Kind, models: tuple[Callable[..., Any], ...]
         ValueError: one call for both evaluations was asked for and cannot be.
     """
     model, guidance = models[kind.model], call.guidance
-    plain = Evaluation(model, model, (None, call.cond))
+    plain = Evaluation(model, model, _trees(call, None, _cond))
     if not kind.guided:
         return plain
     assert call.uncond is not None
@@ -127,6 +130,28 @@ def evaluation_of(call: Call, kind: Kind, models: tuple[Callable[..., Any], ...]
     if call.separate:
         return guided.split(call, call.separate)
     try:
-        return guided._replace(trees=(None, batched(call.uncond, call.cond, call.batch)))
+        return guided._replace(trees=_trees(call, None, batched))
     except CannotBatch as reason:
         return guided.split(call, str(reason))
+
+
+def _uncond(uncond: Any, cond: Any) -> Any:
+    return uncond
+
+
+def _cond(uncond: Any, cond: Any) -> Any:
+    return cond
+
+
+def _trees(call: Call, uncond: Make | None, arguments: Make) -> Trees:
+    """What is made of the call's two trees, for all rows or for the one under way.
+
+    Raises:
+        CannotBatch: of row 0's.
+    """
+
+    def of(make: Make) -> Mapping[str, Any]:
+        made: Mapping[str, Any] = make(call.uncond, call.cond)
+        return made if call.by_row is None else Live(call.by_row, make)
+
+    return None if uncond is None else of(uncond), of(arguments)

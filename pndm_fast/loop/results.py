@@ -188,7 +188,7 @@ class Step:
 
     @property
     def state(self) -> Tensor:
-        """A copy of the state after the row, [B, *shape]; its level is `row.levels.y`.
+        """A copy of the state after the row, [B, *shape]; its level is `row.levels.y`. Returned, it is gone on from.
 
         Raises:
             RuntimeError: first read after the callback has returned: the buffers have moved on.
@@ -210,16 +210,17 @@ class Step:
             self._read[name] = read()
         return self._read[name]
 
-    def show(self, on_step: Callable[[Step], Any]) -> None:
-        """Call the callback, after which buffers cannot be read any more.
+    def show(self, on_step: Callable[[Step], Any]) -> Any:
+        """What the callback returns, after which buffers cannot be read any more.
 
         Raises:
             Cancelled: it asked for that.
         """
         try:
-            on_step(self)
+            returned = on_step(self)
             if self.cancelled:
                 raise Cancelled(self.index, self.state, self.x0)
+            return returned
         finally:
             self._over = True
 

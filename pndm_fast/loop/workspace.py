@@ -162,7 +162,8 @@ class Workspace:
         """The state before the first row, and the network's input from it."""
         self.bind(backend).begin(self._control.lines, self._sources(call))
         if call.origin.known is not None:
-            call.origin.known.put(self._shaped(self.registers.y), call.first_noise, [plan.start for plan in call.plans])
+            starts, all_of_it = [plan.start for plan in call.plans], [1.0] * call.batch
+            call.origin.known.put(self._shaped(self.registers.y), call.first_noise, starts, all_of_it)
             self._x.copy_(self._y)
             self.feed(rows)
 
@@ -182,11 +183,19 @@ class Workspace:
         ]
         return Sources(*given)
 
-    def put_known(self, call: Call, done: Sequence[Row], following: Sequence[Row]) -> None:
+    def put_known(self, call: Call, done: Sequence[Row], left: list[float], following: Sequence[Row]) -> None:
         """After rows `done`: the known part, at the levels that they led to, and the next input from it."""
-        assert call.origin.known is not None
-        call.origin.known.put(self._shaped(self.registers.y), call.first_noise, [row.levels.y for row in done])
+        known, noise = call.origin.known, call.first_noise
+        assert known is not None
+        known.put(self._shaped(self.registers.y), noise, [row.levels.y for row in done], left)
+        if known.grey:  # an element that is drawn from now on may need the anchor
+            known.put(self._shaped(self.registers.x), noise, [row.levels.x for row in done], left)
         self.feed(following)
+
+    def replace(self, samples: Sequence[int], states: Tensor) -> None:
+        """Other states [B, *shape] for some samples. What follows needs no anchor, and its input is to be fed."""
+        which = upload(samples, self._y.device)
+        self._y.index_copy_(0, which, flatten(states, self.spec.channels).to(self._y.dtype)[which])
 
     def _shaped(self, flat: Tensor) -> Tensor:
         """A view of a register, [B, *shape]."""

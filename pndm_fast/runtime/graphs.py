@@ -69,6 +69,8 @@ def graph_key(segment: Segment, output: OutputSpec) -> Hashable:
     """
     if segment.call.noise is not None:
         raise CannotCapture("noise_sampler is called between rows")
+    if segment.call.by_row is not None:
+        raise CannotCapture("cond is called between rows")
     if not segment.backend.capturable:
         raise CannotCapture(f"the {segment.backend.name} backend reads tensors on the host")
     try:

@@ -237,7 +237,7 @@ class Sampler:
             raise ValueError("prepare calls the network, which a stateful one would remember: it cannot be had")
         # the noise of an example is of its own batch
         example = Request() if example is None else replace(example, noise_sampler=None)
-        call = resolve(example, self._setup)
+        call = resolve(example, self._setup, example=True)
         with self._preparing, self._modes():
             for size in reversed(sizes):  # the largest first: what it takes, smaller ones may find free again
                 self._prepare(call.resized(size))
@@ -334,7 +334,8 @@ class Sampler:
         """A segment's rows: in one go where nobody looks on; a loop on the device can be cancelled there."""
         call, cancel = executor.segment.call, request.cancel
         watched = request.progress or request.on_step is not None or call.origin.known is not None
-        if watched or call.noise is not None or (cancel is not None and executor.cancelable is None):
+        between = call.noise is not None or call.by_row is not None
+        if watched or between or (cancel is not None and executor.cancelable is None):
             return self._row_by_row(request, executor, positions, advance)
         rows = executor.segment, executor.workspace, executor.rows, positions
         if cancel is None or executor.cancelable is None:
