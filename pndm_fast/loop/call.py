@@ -19,6 +19,7 @@ from pndm_fast.loop.checks import (
     check_components,
     check_conditioning,
     check_models,
+    check_names,
     check_plans,
     check_seeds,
     check_start,
@@ -27,7 +28,7 @@ from pndm_fast.loop.checks import (
 )
 from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.inpainting import Known, known_of
-from pndm_fast.loop.network import knows_momentum_only
+from pndm_fast.loop.network import Denoiser
 from pndm_fast.loop.noise_source import NoiseSource
 from pndm_fast.loop.positions import Kind, Positions, segments_of
 from pndm_fast.loop.request import Request
@@ -45,19 +46,20 @@ class Setup:
     """What a sampler knows, of which a request says nothing.
 
     Attributes:
-        models: the networks that a plan's rows may name.
+        networks: those that a plan's rows may name.
         shape: (batch, *sample shape); the batch is that of a request with one seed.
-        dtype: of the network's input, None for the state's; time_dtype: of its times, None for the state's.
+        time_dtype: of their times, None for the state's.
+        weaker: what is known of guidance's other network; may remember.
         guided: (plan, scale, interval) -> the plan at that scale; may remember.
         once: (key, make) -> make(), remembered: of what is true of a plan whatever the request.
     """
 
-    models: tuple[Callable[..., Any], ...]
+    networks: tuple[Denoiser, ...]
     plan: Plan | None
     shape: tuple[int, ...]
     device: torch.device
-    dtype: torch.dtype | None
     time_dtype: torch.dtype | None
+    weaker: Callable[[Any], Denoiser]
     guided: Callable[[Plan, Any, Any], Plan]
     once: Callable[[Any, Callable[[], Plan]], Plan]
 
@@ -102,7 +104,7 @@ class Call:
         seeds: int64 [B], the seeds' bits, on the host.
         noise: the caller's in place of Philox, or None.
         cond: the network's keyword arguments; uncond: those of its second evaluation, None without guidance.
-        guidance: how it is evaluated; the scales stand in the plans.
+        guidance: how it is evaluated; the scales stand in the plans. weaker: its other network, where there is one.
         state_dtype: float32, or float64 for exact runs.
         real: samples that were asked for; those behind them are halted from the start.
     """
@@ -117,6 +119,7 @@ class Call:
     cond: dict[str, Any]
     uncond: dict[str, Any] | None
     guidance: Guidance
+    weaker: Denoiser | None
     state_dtype: torch.dtype
     device: torch.device
     real: int
@@ -205,14 +208,18 @@ def resolve(request: Request, setup: Setup) -> Call:
     bits = check_seeds(request.seeds, next((len(tensor) for tensor in tensors.values()), batch))
     batch = len(bits)
     check_batches(tensors, batch)
-    exact = setup.dtype is torch.float64 or any(tensor.dtype is torch.float64 for tensor in tensors.values())
+    inputs = [*(network.dtype for network in setup.networks), *(tensor.dtype for tensor in tensors.values())]
+    exact = torch.float64 in inputs
     if exact and setup.device.type != "cpu":
         raise ValueError(f"a float64 network, noise or state must be on the CPU, got {setup.device}")
     state_dtype = torch.float64 if exact else torch.float32
     guidance = request.guidance if isinstance(request.guidance, Guidance) else UNGUIDED
-    plans, different = _plans(request, setup, guidance, batch)
-    weaker = guidance.weaker is not None
-    cond, uncond = check_conditioning(request.cond, request.uncond, different, batch, setup.device, weaker)
+    weaker = None if guidance.weaker is None else setup.weaker(guidance.weaker)
+    plans, different = _plans(request, setup, guidance, weaker, batch)
+    separate = weaker is not None
+    cond, uncond = check_conditioning(request.cond, request.uncond, different, batch, setup.device, separate)
+    check_names("cond", cond, setup.networks)
+    check_names("cond" if uncond is None else "uncond", uncond or {}, [*setup.networks, *([weaker] if weaker else [])])
     if request.uncond is not None and uncond is None and request.guidance is None:
         raise ValueError("uncond must come with guidance, or a plan that has it: it has no effect without")
     if guidance is not UNGUIDED and guidance.scale is None and uncond is None:
@@ -235,6 +242,7 @@ def resolve(request: Request, setup: Setup) -> Call:
         cond=cond,
         uncond=uncond,
         guidance=guidance,
+        weaker=weaker,
         state_dtype=state_dtype,
         real=batch,
     )
@@ -247,7 +255,9 @@ def _origin(start: Start | None, tensors: dict[str, Tensor], device: torch.devic
     return Origin(tensors.get("noise"), tensors.get("state"), tensors.get("image"), known)
 
 
-def _plans(request: Request, setup: Setup, guidance: Guidance, batch: int) -> tuple[tuple[Plan, ...], tuple[Plan, ...]]:
+def _plans(
+    request: Request, setup: Setup, guidance: Guidance, weaker: Denoiser | None, batch: int
+) -> tuple[tuple[Plan, ...], tuple[Plan, ...]]:
     """One for each sample, and the different ones among them."""
     plans = check_plans(request.plan, setup.plan, batch)
     different = distinct(plans)
@@ -260,9 +270,10 @@ def _plans(request: Request, setup: Setup, guidance: Guidance, batch: int) -> tu
         check_start(plan, given)
         check_components(plan, setup.shape)
         check_time_dtype(plan, setup.time_dtype)
-        check_models(plan, setup.models, guidance.weaker)
+        check_models(plan, setup.networks, weaker)
         return plan
 
+    partial = weaker is not None and weaker.momentum_only
     for plan in different:
-        setup.once((id(plan), given, knows_momentum_only(guidance.weaker)), lambda plan=plan: checked(plan))  # type: ignore[misc]
+        setup.once((id(plan), given, partial), lambda plan=plan: checked(plan))  # type: ignore[misc]
     return plans, different

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from pndm_fast.loop.call import Call
 from pndm_fast.loop.conditioning import CannotBatch, batched, joined
 from pndm_fast.loop.guidance import rescaled
-from pndm_fast.loop.network import prediction
+from pndm_fast.loop.network import Denoiser, prediction
 from pndm_fast.loop.positions import Kind
 from pndm_fast.loop.workspace import Workspace
 from pndm_fast.row.layout import channels_of
@@ -40,8 +41,8 @@ class Evaluation(NamedTuple):
         split_reason: why guidance takes two calls; None where one call carries both, or there is no guidance.
     """
 
-    model: Callable[..., Any]
-    weaker: Callable[..., Any]
+    model: Denoiser
+    weaker: Denoiser
     trees: Trees
     guided: bool = False
     rescale: float = 0.0
@@ -80,11 +81,13 @@ class Evaluation(NamedTuple):
         """
         x, t, direct = workspace.x_in, workspace.t, workspace.spec.direct
         uncond_tree, arguments = trees or (joined(self.trees) if self.cfg_copies == 2 else self.trees)
-        model, weaker, dense, rescale = self.model, self.weaker, self.dense, self.rescale
+        model, weaker, dense, rescale = self.model.call, self.weaker, self.dense, self.rescale
         takes = (lambda _: True) if learning else workspace.fits
 
-        def read(result: Any) -> Tensor:
+        def read(result: Any, dtype: torch.dtype | None = None) -> Tensor:
             out = prediction(result, x)
+            if dtype is not None and self.weaker.dtype is not self.model.dtype:
+                out = out.to(dtype)
             out = out.contiguous() if dense and channels_of(out) else out
             if not takes(out):
                 raise OutputMisfit(workspace.difference(out))
@@ -94,7 +97,8 @@ class Evaluation(NamedTuple):
             uncond = None
             if uncond_tree is not None:
                 # copies both ways: a network may write its inputs, or answer twice in one static buffer
-                uncond = read(weaker(x.clone(), t.clone(), **uncond_tree)).clone()
+                result = weaker.call(x.to(weaker.dtype or x.dtype, copy=True), t.clone(), **uncond_tree)
+                uncond = read(result, workspace.spec.out).clone()
             before = x._version
             out = model(x, t, **arguments)
             if dense or learning or type(out) is not Tensor or not takes(out):
@@ -119,20 +123,20 @@ class Evaluation(NamedTuple):
         return both, None
 
 
-def evaluation_of(call: Call, kind: Kind, models: tuple[Callable[..., Any], ...]) -> Evaluation:
+def evaluation_of(call: Call, kind: Kind, networks: tuple[Denoiser, ...]) -> Evaluation:
     """How a call's rows of that kind are evaluated.
 
     Raises:
         ValueError: one call for both evaluations was asked for and cannot be.
     """
-    model, guidance = models[kind.model], call.guidance
+    model, guidance = networks[kind.model], call.guidance
     plain = Evaluation(model, model, (None, call.cond), dense=call.components > 1)
     if not kind.guided:
         return plain
     assert call.uncond is not None
-    weaker = model if guidance.weaker is None else guidance.weaker
+    weaker = call.weaker or model
     guided = plain._replace(weaker=weaker, guided=True, rescale=float(guidance.rescale))
-    if weaker is not model:
+    if weaker.network is not model.network:
         return guided.split(call, "the weaker network is another")
     if guidance.calls == "separate":
         return guided.split(call, "as asked")
