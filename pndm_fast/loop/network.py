@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pndm_fast.loop.layers import Around, innermost, layers
-from pndm_fast.loop.tensors import device_of, dtype_of
+from pndm_fast.loop.tensors import Weights, device_of, dtype_of
 from pndm_fast.loop.time_argument import TimeArgument, time_argument
 from pndm_fast.plan.warn import warn
 
@@ -76,11 +76,12 @@ def denoiser_of(
     Raises:
         TypeError, ValueError: it cannot be called as `Sampler` does, or its dtype or device is in doubt.
     """
+    weights = Weights(network)
     return Denoiser(
         network=network,
         time=time_argument(network, name),
-        dtype=dtype or dtype_of(network),
-        device=device or device_of(network),
+        dtype=dtype or dtype_of(network, weights),
+        device=device or device_of(network, weights),
         momentum_only=any(getattr(part, "momentum_only", False) is True for part in layers(network)),
     )
 

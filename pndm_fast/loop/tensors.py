@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,10 +12,40 @@ from torch import Tensor
 from pndm_fast.loop.layers import Around, layers
 
 INPUTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # others, such as float8, only store weights
+META = {torch.device("meta")}
 SAY = "pf.Sampler(model, plan, {}=...) says it"
 
 
-def dtype_of(model: Any) -> torch.dtype | None:
+class Weights:
+    """The tensors of a network, looked at when they are asked for: parameters, or buffers where there are none such."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    @cached_property
+    def _parameters(self) -> list[Tensor]:
+        return _tensors(self._model, "parameters")
+
+    @cached_property
+    def _buffers(self) -> list[Tensor]:
+        return _tensors(self._model, "buffers")
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """Of the floating-point ones."""
+        floating = {tensor.dtype for tensor in self._parameters if tensor.dtype.is_floating_point}
+        return floating or {tensor.dtype for tensor in self._buffers if tensor.dtype.is_floating_point}
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """Real ones; only the meta device where there is no other."""
+        found = {tensor.device for tensor in self._parameters}
+        if found <= META:
+            found |= {tensor.device for tensor in self._buffers}
+        return found - META or found
+
+
+def dtype_of(model: Any, weights: Weights) -> torch.dtype | None:
     """None where nothing says it.
 
     A computed `model.dtype` is believed: diffusers' is that of the computation where weights are stored in another, and
@@ -29,23 +59,21 @@ def dtype_of(model: Any) -> torch.dtype | None:
     declared = declared if declared in INPUTS else None
     if declared is not None and computed:
         return declared  # type: ignore[no-any-return]
-    found = {tensor.dtype for tensor in _floating(model)}
-    dtypes = found.intersection(INPUTS)
-    if declared is not None and not dtypes.difference({declared}):
+    found = weights.dtypes
+    inputs = found.intersection(INPUTS)
+    if declared is not None and inputs <= {declared}:
         return declared  # type: ignore[no-any-return]
-    if declared is None and len(dtypes) == 1:
-        return next(iter(dtypes))
+    if declared is None and len(inputs) == 1:
+        return inputs.pop()
     if not found:
         return None
-    weights = " and ".join(_words(dtypes or found))
-    why = f"model.dtype {_words([declared])[0]} and weights in {weights}" if declared else f"weights in {weights}"
-    raise ValueError(
-        f"dtype must be given for a network of several dtypes, or of one that only stores, got {why}: "
-        f"{SAY.format('dtype')}"
-    )
+    got = f"weights in {_words(inputs or found)}"
+    got = got if declared is None else f"model.dtype {_words([declared])} and {got}"
+    rule = "a network of several dtypes" if inputs else "a network whose weights are only stored"
+    raise ValueError(f"dtype must be given for {rule}, got {got}: {SAY.format('dtype')}")
 
 
-def device_of(model: Any) -> torch.device | None:
+def device_of(model: Any, weights: Weights) -> torch.device | None:
     """None where nothing says it. The meta device is never meant.
 
     Raises:
@@ -56,40 +84,40 @@ def device_of(model: Any) -> torch.device | None:
         if device is not None:
             return device
     declared, computed = _declared(model, "device")
-    declared = declared if isinstance(declared, torch.device) and declared.type != "meta" else None
+    declared = declared if isinstance(declared, torch.device) and declared not in META else None
     if declared is not None and computed:
         return declared
-    kinds = [{tensor.device for tensor in _of(model, kind)} for kind in ("parameters", "buffers")]
-    real = [[device for device in found if device.type != "meta"] for found in kinds]
-    devices = real[0] or real[1]
-    if declared is not None and all(_same(declared, device) for device in devices):
+    found = weights.devices
+    if declared is not None and (found <= META or all(_same(declared, device) for device in found)):
         return declared
-    if declared is None and len(devices) < 2 and (devices or not any(kinds)):
-        return devices[0] if devices else None
-    if not devices:
+    if not found:
+        return None
+    if found <= META:
         raise ValueError(
-            "device must be given for a network whose weights are all on the meta device, got none: it is where they "
-            f"are in a call; {SAY.format('device')}"
+            "device must be given for a network whose weights are all on the meta device, got none: "
+            f"{SAY.format('device')}, as the one where they are in a call"
         )
-    where = " and ".join(sorted(map(str, devices)))
-    why = f"model.device {declared} and weights on {where}" if declared else f"weights on {where}"
-    raise ValueError(f"device must be given for a network on several, got {why}: {SAY.format('device')}")
+    if declared is None and len(found) == 1:
+        return found.pop()
+    got = f"weights on {' and '.join(sorted(map(str, found)))}"
+    got = got if declared is None else f"model.device {declared} and {got}"
+    raise ValueError(f"device must be given for a network on several, got {got}: {SAY.format('device')}")
 
 
 def _declared(model: Any, name: str) -> tuple[Any, bool]:
     """What the outermost layer with such an attribute of its own says, and whether that is computed."""
     for part in layers(model):
-        own = inspect.getattr_static(part, name, None)
-        if own is None:
+        of_class = next((vars(kind)[name] for kind in type(part).__mro__ if name in vars(kind)), None)
+        if of_class is None and name not in getattr(part, "__dict__", ()):
             continue
         try:
-            return getattr(part, name), isinstance(own, property)
+            return getattr(part, name), isinstance(of_class, property)
         except Exception:  # diffusers' has no answer for a module without tensors
             continue
     return None, False
 
 
-def _of(model: Any, kind: str) -> list[Tensor]:
+def _tensors(model: Any, kind: str) -> list[Tensor]:
     """Parameters or buffers of the outermost layer that has any way to tell, tensors of this package's own aside."""
     for part in layers(model):
         tell = None if isinstance(part, Around) else getattr(part, kind, None)
@@ -98,17 +126,9 @@ def _of(model: Any, kind: str) -> list[Tensor]:
     return []
 
 
-def _floating(model: Any) -> list[Tensor]:
-    for kind in ("parameters", "buffers"):
-        found = [tensor for tensor in _of(model, kind) if tensor.dtype.is_floating_point]
-        if found:
-            return found
-    return []
-
-
 def _execution_device(hook: Any) -> torch.device | None:
     """Where accelerate's hook moves the input to; of several hooks the first that says it."""
-    for one in (hook, *getattr(hook, "hooks", ())):
+    for one in () if hook is None else (hook, *getattr(hook, "hooks", ())):
         device = getattr(one, "execution_device", None)
         if device is not None:
             return torch.device(device)
@@ -119,5 +139,5 @@ def _same(a: torch.device, b: torch.device) -> bool:
     return a.type == b.type and (a.index is None or b.index is None or a.index == b.index)
 
 
-def _words(dtypes: Iterable[Any]) -> list[str]:
-    return sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
+def _words(dtypes: Iterable[Any]) -> str:
+    return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
