@@ -56,7 +56,7 @@ def sampler(plan):
 
 def test_defaults_need_only_a_model():
     class Configured(Conv):
-        config = {"in_channels": 3, "sample_size": 8}
+        config = {"in_channels": 3, "sample_size": (8, 8)}
 
     x = pf.sample(Configured())
     assert x.shape == (1, *SHAPE) and x.dtype is torch.float32 and x.is_contiguous() and not x.requires_grad

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pndm_fast.loop import conditioning
-from pndm_fast.loop.network import knows_momentum_only
+from pndm_fast.loop.network import Denoiser
 from pndm_fast.plan.matrix2 import matrix
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
@@ -173,7 +173,7 @@ def check_components(plan: Plan, shape: tuple[int, ...]) -> None:
         raise ValueError(f"shape must be {rule} for {plan.solver} in phase space, got {shape}")
 
 
-def check_models(plan: Plan, networks: Sequence[Any], weaker: Any) -> None:
+def check_models(plan: Plan, networks: Sequence[Denoiser], weaker: Denoiser | None) -> None:
     """Refuse a plan that calls a network that there is not, or that stores more of its output than it knows.
 
     Raises:
@@ -184,16 +184,28 @@ def check_models(plan: Plan, networks: Sequence[Any], weaker: Any) -> None:
         raise ValueError(
             f"the plan calls network {plan.last_model}, but model has {count}: give a sequence of networks"
         )
-    partial = [knows_momentum_only(network) for network in networks]
-    if not any(partial) and not knows_momentum_only(weaker):
+    partial = [network.momentum_only for network in networks]
+    other = weaker is not None and weaker.momentum_only
+    if not any(partial) and not other:
         return
     for row in plan:
-        called = partial[row.model] or (row.guided and knows_momentum_only(weaker))
+        called = partial[row.model] or (row.guided and other)
         if called and np.any(matrix(row.store.q)[:, 0]):
             raise ValueError(
                 f"schedule must be PSLD(gamma=0, ...).momentum_only() for a network of the momentum alone, but "
                 f"{plan.solver}'s plan stores what it predicts of the position"
             )
+
+
+def check_names(tree: str, keys: Iterable[str], networks: Sequence[Denoiser]) -> None:
+    """Refuse conditioning in the place of what the sampler gives.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    for network in networks:
+        for key in network.time.names.intersection(keys):
+            raise ValueError(f"{tree} must not have the key {key!r}: the sampler gives that argument of the network")
 
 
 def check_conditioning(

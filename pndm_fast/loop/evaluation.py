@@ -11,7 +11,7 @@ from pndm_fast.loop.by_row import Live
 from pndm_fast.loop.call import Call
 from pndm_fast.loop.conditioning import CannotBatch, batched, given
 from pndm_fast.loop.guidance import rescaled
-from pndm_fast.loop.network import prediction
+from pndm_fast.loop.network import Denoiser, prediction
 from pndm_fast.loop.positions import Kind
 from pndm_fast.loop.workspace import Workspace
 from pndm_fast.row.table import GUIDANCE
@@ -38,8 +38,8 @@ class Evaluation(NamedTuple):
         split_reason: why guidance takes two calls; None where one call carries both, or there is no guidance.
     """
 
-    model: Callable[..., Any]
-    weaker: Callable[..., Any]
+    model: Denoiser
+    weaker: Denoiser
     trees: Trees
     guided: bool = False
     rescale: float = 0.0
@@ -77,7 +77,8 @@ class Evaluation(NamedTuple):
         """
         x, t, direct = workspace.x_in, workspace.t, workspace.spec.direct
         uncond_tree, arguments = trees or map(given, self.trees)
-        model, weaker, rescale, fits = self.model, self.weaker, self.rescale, workspace.fits
+        model, weaker, rescale, fits = self.model.call, self.weaker.call, self.rescale, workspace.fits
+        other = self.weaker.dtype or x.dtype
 
         def read(result: Any, first: bool) -> Tensor:
             out = prediction(result, x)
@@ -87,7 +88,7 @@ class Evaluation(NamedTuple):
             uncond = None
             if uncond_tree is not None:
                 # copies both ways: a network may write its inputs, or answer twice in one static buffer
-                uncond = read(weaker(x.clone(), t.clone(), **uncond_tree), first).clone()
+                uncond = read(weaker(x.to(other, copy=True), t.clone(), **uncond_tree), first).clone()
             before = x._version
             out = model(x, t, **arguments)
             if first or type(out) is not Tensor or not fits(out):
@@ -112,20 +113,20 @@ class Evaluation(NamedTuple):
         return both, None
 
 
-def evaluation_of(call: Call, kind: Kind, models: tuple[Callable[..., Any], ...]) -> Evaluation:
+def evaluation_of(call: Call, kind: Kind, networks: tuple[Denoiser, ...]) -> Evaluation:
     """How a call's rows of that kind are evaluated.
 
     Raises:
         ValueError: one call for both evaluations was asked for and cannot be.
     """
-    model, guidance = models[kind.model], call.guidance
+    model, guidance = networks[kind.model], call.guidance
     plain = Evaluation(model, model, _trees(call, None, _cond))
     if not kind.guided:
         return plain
     assert call.uncond is not None
-    weaker = model if guidance.weaker is None else guidance.weaker
+    weaker = call.weaker or model
     guided = plain._replace(weaker=weaker, guided=True, rescale=float(guidance.rescale))
-    if weaker is not model:
+    if weaker.network is not model.network:
         return guided.split(call, "the weaker network is another")
     if call.separate:
         return guided.split(call, call.separate)

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from pndm_fast.loop.tensors import tensors_in
+
 # by the number of dimensions of a batch
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 FORMATS = torch.contiguous_format, *CHANNELS_LAST.values()
@@ -40,12 +42,10 @@ def channels_for(model: Any, asked: torch.memory_format | None, shape: tuple[int
 
 
 def _weights_lie(model: Any, last: torch.memory_format) -> bool:
-    parameters = getattr(model, "parameters", None)
-    weights = () if parameters is None else parameters()
     return any(
         w.dim() == (4 if last is torch.channels_last else 5)
         and w.layout is torch.strided
         and not w.is_contiguous()
         and w.is_contiguous(memory_format=last)
-        for w in weights
+        for w in tensors_in(model, "parameters")
     )

@@ -60,7 +60,7 @@ class Segment(NamedTuple):
             ValueError: channels-last was asked for, and cannot be.
         """
         if self.call.components == 1:
-            return channels_for(self.evaluation.model, self.memory_format, self.call.shape)
+            return channels_for(self.evaluation.model.network, self.memory_format, self.call.shape)
         if self.memory_format not in (None, torch.contiguous_format):
             raise ValueError(f"memory_format must be contiguous_format in phase space, got {self.memory_format}")
         return 1
@@ -69,7 +69,8 @@ class Segment(NamedTuple):
         """The cheapest ones: no separate input where the network can read y, narrow slots where that loses nothing."""
         call, copies = self.call, self.evaluation.cfg_copies
         same = self.network is call.state_dtype and elements(call.shape) % ALIGN == 0
-        narrow = call.raw and call.state_dtype is torch.float32
+        alone = len({kind.model for kind, _ in call.segments}) == 1  # another network's outputs may be wider
+        narrow = alone and call.raw and call.state_dtype is torch.float32
         return BufferSpec(
             batch=call.batch,
             shape=call.shape,

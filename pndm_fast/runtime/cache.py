@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
+from pndm_fast.loop.network import Denoiser
 from pndm_fast.loop.workspace import OutputSpec, Workspace
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row.table import Table
@@ -76,6 +77,7 @@ class Cache:
         outputs: what is known of the network's outputs.
         tables: lines of plans, with the plans.
         guided: plans at another guidance scale, with the plan that they were made from; checked: plans that passed.
+        weaker: what is known of guidance's other networks.
         graphs: captured iterations, by what they hold fast; `refused`: why none can be had.
         captures: how many were made; `recaptures`: how many of them because the network's tensors had changed.
     """
@@ -88,6 +90,7 @@ class Cache:
         self.tables: LRU[tuple[tuple[Plan, ...], Table]] = LRU()
         self.guided: LRU[tuple[Plan, Plan]] = LRU(PLANS)
         self.checked: LRU[Plan] = LRU(PLANS)
+        self.weaker: LRU[Denoiser] = LRU()
         self.graphs: LRU[graphs.Pool] = LRU(graphs.KEPT)
         self.refused: LRU[str] = LRU()
         self._failures: LRU[int] = LRU()  # in a row

@@ -55,7 +55,7 @@ def modules_of(segment: Segment) -> tuple[nn.Module, ...]:
     Raises:
         CannotCapture: the networks show why not before they run.
     """
-    found = inspect_networks(segment.evaluation.model, segment.evaluation.weaker)
+    found = inspect_networks(segment.evaluation.model.network, segment.evaluation.weaker.network)
     if found.obstacle:
         raise CannotCapture(found.obstacle, tries=math.inf if found.passing else 1)
     return found.modules
@@ -78,7 +78,8 @@ def graph_key(segment: Segment, output: OutputSpec) -> Hashable:
     except TypeError as error:
         raise CannotCapture(str(error)) from error
     evaluation = segment.evaluation
-    weaker = None if evaluation.weaker is evaluation.model else Identity(evaluation.weaker)
+    other = evaluation.weaker.network
+    weaker = None if other is evaluation.model.network else Identity(other)
     networks = segment.kind, weaker, evaluation.rescale
     return networks, graph_spec(segment, output), arguments, _modes()
 

@@ -18,16 +18,18 @@ from torch import Tensor
 from pndm_fast.loop import nvtx
 from pndm_fast.loop.call import Call, Setup, resolve
 from pndm_fast.loop.checks import check_shape, check_sizes
+from pndm_fast.loop.config_shape import sample_shape
 from pndm_fast.loop.evaluation import Evaluation, Output, evaluation_of
 from pndm_fast.loop.learn import first_call
 from pndm_fast.loop.memory_format import check_memory_format
-from pndm_fast.loop.network import check_dtype, config_shape, networks_of, parameter
+from pndm_fast.loop.network import Denoiser, Identity, check_device, check_dtype, denoiser_of, denoisers, device_of_all
 from pndm_fast.loop.positions import Kind, Positions
 from pndm_fast.loop.request import Request
 from pndm_fast.loop.results import BadSample, Cancelled, NonFiniteError, Result
 from pndm_fast.loop.run import check_ended, run_segment, samples_of, watch_for_bad
 from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.short_form import with_fields_of
+from pndm_fast.loop.tensors import INPUTS
 from pndm_fast.loop.workspace import Workspace
 from pndm_fast.plan.checks import choose
 from pndm_fast.plan.plan import Plan
@@ -47,13 +49,16 @@ class Sampler:
     """A network, mostly with a plan: call it many times, from many threads.
 
     Args:
-        model: called as model(x, t, **cond) with x of shape [B, *shape] and t of shape [B]. Both are buffers that the
-            next row overwrites: a network that keeps them must copy them. Or a sequence of networks, of which each row
-            of a plan names one (`Plan.with_models`).
+        model: called as model(x, t, **cond) with x of shape [B, *shape] and t of shape [B], or with t by its name where
+            the signature shows one, as timestep, elsewhere than second. Both are buffers that the next row overwrites:
+            a network that keeps them must copy them. Or a sequence of networks, of which each row of a plan names one
+            (`Plan.with_models`).
         plan: of requests that bring none.
-        shape: (batch, *sample shape); default a batch of 1 of the shape in model.config.
-        device: default the model's.
-        dtype: of the network's input, default the model's; the state is float32 whatever it is.
+        shape: (batch, *sample shape); default a batch of 1 of the shape in model.config, where that is clear.
+        device: of the network's input, default the model's: where accelerate runs it, else `model.device`, else that of
+            its weights.
+        dtype: of the network's input, default the model's: `model.dtype`, else that of its weights. The state is
+            float32 whatever it is. Of several networks each has its own.
         time_dtype: of t, default float32; torch.int64 for networks with one embedding per training time.
         backend: auto, cpp (CPU), triton (CUDA) or reference.
         graph: how a CUDA device is driven: `while` (network and row captured as the body of a loop: one launch for a
@@ -89,23 +94,22 @@ class Sampler:
         fixed_batch: int | None = None,
         stateful: bool = False,
     ) -> None:
-        models = networks_of(model)
         if plan is not None and not isinstance(plan, Plan):
             raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
-        like = parameter(models[0])
         self.backend = choose("backend", backend, BACKENDS)
         self.concurrency = check_sizes("concurrency", [concurrency])[0]
-        resolved = torch.empty(0, device=device or (like.device if like is not None else "cpu")).device
+        self._asked = check_dtype("dtype", dtype, INPUTS), check_device(device)
+        networks = denoisers(model, *self._asked)
+        resolved = device_of_all(networks)
         self.graph = check_graph(graph, resolved, stateful)
         self.fixed_batch = None if fixed_batch is None else check_sizes("fixed_batch", [fixed_batch])[0]
         self.stateful = stateful
-        wanted = check_dtype("dtype", dtype, (torch.float32, torch.float16, torch.bfloat16, torch.float64))
         self._setup = Setup(
-            models=models,
+            networks=networks,
             plan=plan,
-            shape=_batch_shape(models[0], shape),
+            shape=(1, *sample_shape(networks[0].network)) if shape is None else check_shape(shape),
             device=resolved,
-            dtype=like.dtype if wanted is None and like is not None else wanted,
+            weaker=self._weaker,
             time_dtype=check_dtype("time_dtype", time_dtype, (torch.float32, torch.int64)),
             guided=self._with_guidance,
             once=self._once,
@@ -130,7 +134,7 @@ class Sampler:
     @property
     def models(self) -> tuple[Callable[..., Any], ...]:
         """The networks. Others need another sampler."""
-        return self._setup.models
+        return tuple([network.network for network in self._setup.networks])
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -154,8 +158,8 @@ class Sampler:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Of the network's input; None where it is the state's."""
-        return self._setup.dtype
+        """Of the network's input, or of the first one's; None where it is the state's."""
+        return self._setup.networks[0].dtype
 
     @property
     def time_dtype(self) -> torch.dtype | None:
@@ -166,6 +170,7 @@ class Sampler:
         """A copy has a memory of its own, and is to be prepared anew."""
         options = {name: getattr(self, name) for name in inspect.signature(Sampler).parameters}
         models, plan = options.pop("model"), options.pop("plan")
+        options["dtype"], options["device"] = self._asked
         return functools.partial(Sampler, **options), (models if len(self.models) == 1 else self.models, plan)
 
     def __repr__(self) -> str:
@@ -281,7 +286,7 @@ class Sampler:
 
     def _evaluations(self, call: Call) -> dict[Kind, Evaluation]:
         """How each kind of the call's rows is evaluated: what cannot be is refused before the first network call."""
-        return {kind: evaluation_of(call, kind, self.models) for kind, _ in call.segments}
+        return {kind: evaluation_of(call, kind, self._setup.networks) for kind, _ in call.segments}
 
     def _segment(
         self,
@@ -301,7 +306,7 @@ class Sampler:
             table=self._table(call.distinct, call.state_dtype),
             backend=choose_backend(self.backend, self.device, call.state_dtype),
             device=self.device,
-            network=self.dtype or call.state_dtype,
+            network=evaluation.model.dtype or call.state_dtype,
             time=self.time_dtype or call.state_dtype,
             memory_format=self.memory_format,
             snapshot=snapshot,
@@ -322,6 +327,18 @@ class Sampler:
     def _with_guidance(self, plan: Plan, scale: Any, interval: tuple[float, float] | None) -> Plan:
         key = id(plan), scale, interval
         return self.cache.guided.get(key, lambda: (plan, plan.with_guidance(scale, interval)))[1]
+
+    def _weaker(self, network: Any) -> Denoiser:
+        """What is known of guidance's other network, which must be where the sampler's are."""
+
+        def ask() -> Denoiser:
+            dtype, device = self._asked
+            known = denoiser_of(network, dtype, device, "weaker")
+            if check_device(known.device) not in (None, self.device):
+                raise ValueError(f"weaker must be on {self.device}, as the sampler's network, got {known.device}")
+            return known
+
+        return self.cache.weaker.get(Identity(network), ask)
 
     def _once(self, key: Any, make: Callable[[], Plan]) -> Plan:
         return self.cache.checked.get(key, make)
@@ -359,12 +376,3 @@ class Sampler:
 
         rows = segment, workspace, executor.rows, positions
         return run_segment(*rows, at_once=1, on_step=request.on_step, after=after)
-
-
-def _batch_shape(model: Any, shape: Sequence[int] | None) -> tuple[int, ...]:
-    if shape is not None:
-        return check_shape(shape)
-    inferred = config_shape(model)
-    if inferred is None:
-        raise ValueError("shape must be given, (batch, ...): model.config has no in_channels and sample_size")
-    return 1, *inferred
