@@ -233,8 +233,10 @@ def resolve(request: Request, setup: Setup, *, example: bool = False) -> Call:
     weaker = None if guidance.weaker is None else setup.weaker(guidance.weaker)
     plans, different = _plans(request, setup, guidance, weaker, batch)
     (cond, uncond), by_row = _conditioning(request, guidance, different, batch, setup.device)
+    asked = setup.networks if weaker is None else (*setup.networks, weaker)
     check_names("cond", cond, setup.networks)
-    check_names("cond" if uncond is None else "uncond", uncond or {}, [*setup.networks, *([weaker] if weaker else [])])
+    if uncond is not None:
+        check_names("uncond", uncond, asked)
     if uncond is not None and weaker is None and not example:
         warn_of_idle_guidance(request.cond, request.uncond)
     if request.uncond is not None and uncond is None and request.guidance is None:
