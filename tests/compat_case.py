@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,11 +95,15 @@ class Case(NamedTuple):
             config |= {"shift": shift, "num_train_timesteps": 1000}
             if config.get("use_dynamic_shifting"):
                 config["mu"] = math.log(shift)
-        return config if shift and self.scheduler not in ON_FLOW else config | {"prediction_type": WORDS[self.prediction]}
+            return config
+        return config | {"prediction_type": WORDS[self.prediction]}
 
-    def peer(self, stock: bool = False) -> Peer:
-        """diffusers' trajectory."""
-        return trajectory(self.scheduler, network, START, self.steps, self.config(), normal, stock=stock)
+    def peer(self, stock: bool = False, told: Sequence[float] | None = None) -> Peer:
+        """diffusers' trajectory; with `told` on a network that takes those for the times of its calls."""
+        times = iter(told or ())
+        told_network = lambda x, t: network(x, torch.full_like(t, next(times)))  # noqa: E731
+        used = network if told is None else told_network
+        return trajectory(self.scheduler, used, START, self.steps, self.config(), normal, stock=stock)
 
 
 def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
