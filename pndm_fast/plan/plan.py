@@ -224,7 +224,7 @@ class Plan:
         return replace(self, rows=tuple([replace(row, t=float(t)) for row, t in zip(self.rows, told, strict=True)]))
 
     def __repr__(self) -> str:
-        return f"<Plan {self._head}>"
+        return f"<Plan {self._head}, t = {self.times[0]:g} to {self.times[-1]:g}>"
 
     @property
     def _head(self) -> str:
