@@ -127,7 +127,8 @@ class Row:
             raise ValueError(f"rows of 2x2 matrices must read slots in [0, {most}), got {max(self.reads)}")
 
     def __repr__(self) -> str:
-        read = " ".join(name for name, *c in zip(NAMES, self.x, self.y, strict=True) if any(c))
+        forms = (self.y,) if self.x == SAME_X else (self.y, self.x)
+        read = " ".join(name for name, *c in zip(NAMES, *forms, strict=True) if any(c))
         here, there = (f"alpha {at.position.alpha:.4g} sigma {at.position.sigma:.4g}" for at in self.levels[::2])
         return f"<Row t = {self.t:g}, s{self.slot}: from {here} to {there}, reads {read}>"
 
