@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pndm_fast import solvers
 from pndm_fast.plan import Level, Levels, OutputMap, Plan, Prologue, Row, Schedule
 from pndm_fast.solvers import SOLVERS
+from pndm_fast.solvers.like import plan_like, schedule_of
 from pndm_fast.solvers.make import make_plan
 
 if TYPE_CHECKING:
@@ -85,7 +86,9 @@ __all__ = [
     "nvtx_ranges",
     "ops",
     "phase_space",
+    "plan_like",
     "sample",
+    "schedule_of",
     "solvers",
 ]
 

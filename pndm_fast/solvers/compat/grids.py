@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from pndm_fast.plan.checks import choose
 from pndm_fast.plan.curves import Array
-from pndm_fast.plan.grids import KARRAS_RHO, beta_quantiles
+from pndm_fast.plan.grids import KARRAS_RHO, beta_quantiles, numbers_of
 from pndm_fast.plan.levels import Level
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
@@ -37,6 +37,11 @@ class Grid(NamedTuple):
     def rests(self) -> bool:
         """Whether the last step goes nowhere."""
         return bool(self.sigma[-1] == self.sigma[-2])
+
+    def after(self, steps: int) -> Grid:
+        """What is left of it after its first steps."""
+        model_time, alpha, sigma, middles = (values[steps:] for values in self[:4])
+        return Grid(model_time, alpha, sigma, middles, self.flow)
 
 
 @dataclass(frozen=True)
@@ -224,6 +229,20 @@ def stretched(sigmas: Array, terminal: float | None) -> Array:
     return np.asarray(1 - (1 - sigmas) / ((1 - sigmas[-1]) / (1 - terminal)))
 
 
+def given_sigmas(sigmas: Sequence[float], steps: int) -> Array:
+    """The flow sigmas of n calls, before any shift: at most 1, decreasing, the end left out.
+
+    Raises:
+        TypeError, ValueError: anything else.
+    """
+    points = np.array(numbers_of("sigmas", sigmas))
+    if len(points) != steps:
+        raise ValueError(f"sigmas must be as many as steps, {steps}, got {len(points)}")
+    if not (1 >= points[0] and points[-1] > 0 and (np.diff(points) < 0).all()):
+        raise ValueError(f"sigmas must decrease from at most 1 to above 0, the end left out, got {points.tolist()}")
+    return points
+
+
 def flow_grid(sigmas: Array, end: float, length: int, scheduler: str, *, cut: bool) -> Grid:
     """A grid of flow sigmas, whose network is told sigma T; `cut`: as an integer."""
     times = sigmas * length
@@ -268,14 +287,17 @@ def plan_on(
     *,
     sigma_prior: bool = False,
     unscaled: bool = False,
+    begin: int = 0,
     **options: Any,
 ) -> Plan:
     """A solver's plan on a grid of levels, whose network is told the grid's times.
 
     Args:
+        begin: of how many of its steps the grid is cut first, as diffusers' set_begin_index does.
         sigma_prior: the start is sigma_max z in unscaled data, which is sigma_T z here; else the normal itself.
         unscaled: the last state is x_0 + (sigma/alpha) eps.
     """
+    grid = grid.after(begin)
     steps = len(grid.model_time)
     if grid.flow:
         curve = _FlowLevels(grid.alpha, grid.sigma)

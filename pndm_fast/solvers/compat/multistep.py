@@ -8,7 +8,7 @@ grid of sigmas or of flow may end on a step of zero length; and where the first 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from pndm_fast.solvers.compat.grids import (
     Grid,
     check_flow,
     flow_grid,
+    given_sigmas,
     make,
     plan_on,
     shifted,
@@ -58,8 +59,9 @@ def _grid(
     scheduler: str,
     zero_snr: bool = False,
     terminal: float | None = None,
+    sigmas: Sequence[float] | None = None,
 ) -> Grid:
-    """A grid of training times or of sigmas; on flow schedules of flow sigmas.
+    """A grid of training times or of sigmas; on flow schedules of flow sigmas, shifted `sigmas` where those are given.
 
     Raises:
         ValueError: no grid of the scheduler's.
@@ -67,6 +69,8 @@ def _grid(
     if schedule.scale != "flow":
         if terminal is not None:
             raise ValueError(f"shift_terminal must be None on {schedule.name}, got {terminal}")
+        if sigmas is not None:
+            raise ValueError(f"sigmas must be None on {schedule.name}, for diffusers' {scheduler}")
         return make(
             schedule, steps, spacing, steps_offset, sigma_spacing, final, extra=True, scheduler=scheduler,
             zero_snr=zero_snr,
@@ -78,13 +82,14 @@ def _grid(
         raise ValueError(f"sigma_spacing must be None on flow, whose grid is its own, got {sigma_spacing!r}")
     count, length, shift = check_flow(schedule, steps, scheduler)
     if scheduler == "UniPCMultistep":
-        sigmas = stretched(shifted(np.linspace(1, 1 / length, count + 1)[:-1], shift), terminal)
-        sigmas[0] -= BEFORE_ONE if abs(sigmas[0] - 1) < BEFORE_ONE else 0
+        points = np.linspace(1, 1 / length, count + 1)[:-1] if sigmas is None else given_sigmas(sigmas, count)
+        levels = stretched(shifted(points, shift), terminal)
+        levels[0] -= BEFORE_ONE if abs(levels[0] - 1) < BEFORE_ONE else 0
     else:
-        sigmas = np.flip(shifted(1.0 - np.linspace(1, 1 / length, count + 1), shift))[:-1]
+        levels = np.flip(shifted(1.0 - np.linspace(1, 1 / length, count + 1), shift))[:-1]
         if final == "sigma_min":
             raise ValueError("final_sigmas_type must be 'zero' on flow, where there are no betas, got 'sigma_min'")
-    return flow_grid(sigmas, 0.0 if final == "zero" else float(sigmas[-1]), length, scheduler, cut=True)
+    return flow_grid(levels, 0.0 if final == "zero" else float(levels[-1]), length, scheduler, cut=True)
 
 
 def _solver(name: str, kind: str, build: Callable[[Exponential], Plan], **options: Any) -> Callable[..., Plan]:
@@ -120,6 +125,7 @@ def dpm_multistep(
     solver_type: str = "midpoint",
     lower_order_final: bool = True,
     euler_at_final: bool = False,
+    begin: int = 0,
     prediction: str = "eps",
 ) -> Plan:
     """DPMSolverMultistepScheduler.
@@ -137,9 +143,9 @@ def dpm_multistep(
     grid = _grid(
         schedule, steps, spacing, steps_offset, sigma_spacing, final_sigmas_type, "DPMSolverMultistep", zero_snr=True
     )
-    lower = None if lower_order_final else False  # None: where there are fewer than 15 steps
     count = len(grid.model_time)
-    low = euler_at_final or (lower_order_final and count < FEW_STEPS)
+    lower = lower_order_final and count < FEW_STEPS
+    low = euler_at_final or lower
     if grid.rests and not low and min(solver_order, count) > (1 if solver_type == "heun" else 2):
         raise ValueError(
             "euler_at_final must be True where the last sigma stands twice, at which diffusers' is no number, got False"
@@ -150,8 +156,10 @@ def dpm_multistep(
         return multistep(rows, [*orders[:-1], 1] if euler_at_final else orders, 0.5)
 
     if algorithm_type == SDE:
-        return plan_on(_solver(f"{name}-sde", kind, build, solver_type=solver_type, eta=1.0), grid, prediction)
-    return plan_on(_solver(name, kind, build, solver_type=solver_type), grid, prediction)
+        solver = _solver(f"{name}-sde", kind, build, solver_type=solver_type, eta=1.0)
+    else:
+        solver = _solver(name, kind, build, solver_type=solver_type)
+    return plan_on(solver, grid, prediction, begin=begin)
 
 
 def dpm_singlestep(
@@ -206,6 +214,7 @@ def deis(
     sigma_spacing: str | None = None,
     solver_order: int = 2,
     lower_order_final: bool = True,
+    begin: int = 0,
     prediction: str = "eps",
 ) -> Plan:
     """DEISMultistepScheduler: logrho, eps a polynomial in log(sigma / alpha).
@@ -219,12 +228,12 @@ def deis(
     _check_prediction(prediction, schedule, True, "DEISMultistep")
     final = "sigma_min" if schedule.scale != "flow" and sigma_spacing is None else "last"
     grid = _grid(schedule, steps, spacing, steps_offset, sigma_spacing, final, "DEISMultistep")
-    lower = None if lower_order_final else False
+    lower = lower_order_final and len(grid.model_time) < FEW_STEPS
 
     def build(rows: Exponential) -> Plan:
         return multistep(rows, [rows.order_at(i, solver_order, lower) for i in range(rows.steps)], 1.0)
 
-    return plan_on(_solver("deis", "eps", build, solver_type="heun"), grid, prediction)
+    return plan_on(_solver("deis", "eps", build, solver_type="heun"), grid, prediction, begin=begin)
 
 
 def unipc(
@@ -240,6 +249,8 @@ def unipc(
     predict_x0: bool = True,
     lower_order_final: bool = True,
     shift_terminal: float | None = None,
+    sigmas: Sequence[float] | None = None,
+    begin: int = 0,
     prediction: str = "eps",
 ) -> Plan:
     """UniPCMultistepScheduler.
@@ -259,13 +270,13 @@ def unipc(
     if final == "sigma_min" and (sigma_spacing is not None or schedule.scale == "flow"):
         final = "last"
     grid = _grid(
-        schedule, steps, spacing, steps_offset, sigma_spacing, final, "UniPCMultistep", True, shift_terminal
+        schedule, steps, spacing, steps_offset, sigma_spacing, final, "UniPCMultistep", True, shift_terminal, sigmas
     )  # fmt: skip
     last = min(solver_order, len(grid.model_time))  # the order of the last step without lower_order_final
     _check_end(grid, last, solver_type, predict_x0, lower_order_final)
     kind = "x0" if predict_x0 else "eps"
     options: dict[str, Any] = {"variant": solver_type, "predict": kind, "lower_order_final": lower_order_final}
-    return plan_on(solvers.unipc, grid, prediction, order=solver_order, **options)
+    return plan_on(solvers.unipc, grid, prediction, begin=begin, order=solver_order, **options)
 
 
 def _check_end(grid: Grid, order: int, solver_type: str, predict_x0: bool, lower_order_final: bool) -> None:

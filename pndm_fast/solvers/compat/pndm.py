@@ -91,6 +91,7 @@ def pndm(
     spacing: str = "leading",
     steps_offset: int = 0,
     set_alpha_to_one: bool = False,
+    begin: int = 0,
     prediction: str = "eps",
 ) -> Plan:
     """PNDMScheduler.
@@ -98,7 +99,8 @@ def pndm(
     With skip_prk_steps n + 1 network calls, the second time of the grid twice; with its Runge-Kutta start n + 9. Its
     quirks: strides of T // n on every grid; where the stride is odd the network is told a time one off the state's
     level; v is combined before it is converted; with set_alpha_to_one=False and steps_offset=0 the last call changes
-    nothing. It has no "sample" prediction.
+    nothing. It has no "sample" prediction. Of a loop that leaves out the first `begin` calls it takes the second for a
+    repeated one, so that it ends a stride early.
 
     Raises:
         ValueError: steps outside [1, T], fewer than 4 with the Runge-Kutta start, unknown spacing, a time beyond the
@@ -110,12 +112,15 @@ def pndm(
     rows = _PNDM(schedule, steps, prediction, spacing, set_alpha_to_one, steps_offset)
     rows.history = []
     if skip_prk_steps:
-        rows.multistep(rows.times[0])
-        for t in rows.times[1:2]:
+        told = [*rows.times[:2], *rows.times[1:]][begin:]
+        rows.multistep(told[0])
+        for t in told[1:2]:
             rows.call(t, 1, ANCHOR, (SLOT[0] + SLOT[1]) / 2, t + rows.stride, t)
-        for t in rows.times[1:]:
+        for t in told[2:]:
             rows.multistep(t)
         return rows.plan("plms")
+    if begin:
+        raise ValueError(f"begin must be 0 for f-pndm, which starts with Runge-Kutta steps, got {begin}")
     if steps < 4:
         raise ValueError(f"steps must be at least 4 for f-pndm, got {steps}")
     half = rows.stride // 2

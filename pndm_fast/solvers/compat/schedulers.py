@@ -7,12 +7,14 @@ names the one use_..._sigmas that is set. Clipping and thresholding are off.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from pndm_fast import solvers
 from pndm_fast.plan.checks import choose
+from pndm_fast.plan.grids import numbers_of
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.solvers.compat.grids import (
@@ -20,6 +22,7 @@ from pndm_fast.solvers.compat.grids import (
     check_flow,
     check_steps,
     flow_grid,
+    given_sigmas,
     make,
     model_times,
     plan_on,
@@ -144,9 +147,10 @@ def ddpm(
     spacing: str = "leading",
     steps_offset: int = 0,
     variance_type: str = "fixed_small",
+    timesteps: Sequence[float] | None = None,
     prediction: str = "eps",
 ) -> Plan:
-    """DDPMScheduler with clip_sample=False.
+    """DDPMScheduler with clip_sample=False; `timesteps` in place of a grid by spacing.
 
     Its quirk: with fixed_large the last step adds noise too, unless it is from t = 0; the least variance, 1e-20, that
     the others add there is left out. fixed_large_log is no number, and learned variances are of another network.
@@ -156,7 +160,10 @@ def ddpm(
     """
     choose("prediction", prediction, ALL, FOR)
     choose("variance_type", variance_type, VARIANCES, " (a learned one is no plan's, and fixed_large_log is no number)")
-    times = model_times(schedule, steps, spacing, steps_offset, False).round()
+    if timesteps is None:
+        times = model_times(schedule, steps, spacing, steps_offset, False).round()
+    else:
+        times = np.array(numbers_of("timesteps", timesteps))
     variance = "large" if variance_type == "fixed_large" else "small"
     plan = solvers.ddpm(schedule, [*times, -1.0], variance=variance, prediction=prediction)
     if variance == "large" and times[-1] > 0:
@@ -199,23 +206,27 @@ def flow_euler(
     sigma_spacing: str | None = None,
     shift_terminal: float | None = None,
     use_dynamic_shifting: bool = False,
+    sigmas: Sequence[float] | None = None,
     prediction: str = "flow",
 ) -> Plan:
     """FlowMatchEulerDiscreteScheduler without stochastic_sampling and invert_sigmas; `Schedule.flow(shift, T)`.
 
     Its quirk: the least sigma is shifted twice, for the constructor has shifted it. With use_dynamic_shifting, where
-    shift is exp(mu), it is shifted once.
+    shift is exp(mu), it is shifted once. `sigmas` are those of n calls before the shift, in place of a uniform grid.
 
     Raises:
         ValueError: another prediction than "flow", steps, sigma_spacing or shift_terminal that leave no grid.
     """
     choose("prediction", prediction, ("flow",), " for diffusers' FlowMatchEulerDiscrete")
     count, length, shift = check_flow(schedule, steps, "FlowMatchEulerDiscrete")
-    sigmas = _twice_shifted(count, length, 1.0 if use_dynamic_shifting else shift, shift)
-    sigmas = stretched(sigmas, shift_terminal)
+    if sigmas is None:
+        levels = _twice_shifted(count, length, 1.0 if use_dynamic_shifting else shift, shift)
+    else:
+        levels = shifted(given_sigmas(sigmas, count), shift)
+    levels = stretched(levels, shift_terminal)
     if sigma_spacing is not None:
-        sigmas = spread(sigma_spacing, sigmas, count)
-    return plan_on(solvers.euler, flow_grid(sigmas, 0.0, length, "FlowMatchEulerDiscrete", cut=False), prediction)
+        levels = spread(sigma_spacing, levels, count)
+    return plan_on(solvers.euler, flow_grid(levels, 0.0, length, "FlowMatchEulerDiscrete", cut=False), prediction)
 
 
 def flow_heun(schedule: Schedule, steps: int, *, prediction: str = "flow") -> Plan:

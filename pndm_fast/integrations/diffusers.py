@@ -1,0 +1,375 @@
+"""`PlanScheduler`: every solver as a scheduler of diffusers, for its pipelines as they are."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from pndm_fast.integrations.stepping import Stepper
+from pndm_fast.plan.checks import choose
+from pndm_fast.plan.levels import Level
+from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.schedule import Schedule
+from pndm_fast.row.device import upload
+from pndm_fast.solvers import SOLVER_INFO, SOLVERS
+from pndm_fast.solvers.auto import AUTO
+from pndm_fast.solvers.compat import SCHEDULERS
+from pndm_fast.solvers.foreign import REFUSED
+from pndm_fast.solvers.like import check_begin, config_of, plan_like, schedule_of
+from pndm_fast.solvers.make import make_plan
+
+AS_SAVED = "as saved"  # the default of solver: that of a configuration of our own, else None
+_GRID = ("clip", "final", "t_min", "integer_times")  # arguments of make_plan that a scheduler may have
+# arguments of diffusers' `step` that change nothing at these values; no plan does others
+_IDLE: dict[str, tuple[Any, ...]] = {
+    "s_churn": (0,),
+    "s_tmin": (0,),
+    "s_tmax": (float("inf"),),
+    "s_noise": (1,),
+    "order": (4,),
+    "use_clipped_model_output": (False, None),
+    "variance_noise": (None,),
+    "per_token_timesteps": (None,),
+}
+_STRIDED = ("PNDMScheduler", "DDIMScheduler", "DDIMInverseScheduler")  # add_noise goes by the time, not by the state
+
+
+class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both have config_name
+    """A solver of ours, or the plan of one of diffusers' schedulers, in a pipeline.
+
+    `pipe.scheduler = PlanScheduler.from_config(pipe.scheduler.config, solver="unipc")`. The configuration is kept as it
+    was, so that pipelines find in it what they read, and the way back is `EulerDiscreteScheduler.from_config(config)`.
+
+    `step` runs one row in float32 and reads nothing from the device. Samples are those of the plan: alpha x_0 +
+    sigma eps also where diffusers' own scheduler has x_0 + sigma/alpha eps. No gradients pass through it. A copy begins
+    its loop anew.
+
+    Attributes:
+        timesteps: what the network is told, for each call: int64 where all are whole, else float32.
+        sigmas: sigma / alpha at each call and at the end; on flow sigma. float32, on the CPU.
+        order: network calls for a step of the grid, where each step has as many; else 1.
+        init_noise_sigma: what pipelines multiply their normals by.
+    """
+
+    _compatibles = [one.name for one in KarrasDiffusionSchedulers]
+
+    def __init__(
+        self, config: Mapping[str, Any], solver: str | None = None, spacing: str | None = None, **options: Any
+    ) -> None:
+        config = _named(config, solver)
+        like = config_of(config)["_class_name"]
+        settings = {"like": like, "solver": solver, "spacing": spacing, "options": options}
+        _check_settings(solver, spacing, options)
+        register: Any = self.register_to_config  # which has no types
+        register(**{**config, "_class_name": type(self).__name__, "_plan": settings})
+        self.num_inference_steps: int | None = None
+        self.timesteps = torch.arange(len(self) - 1, -1, -1)
+        self._asked: dict[str, Any] = {}
+        self._plan: Plan | None = None
+        self._begin_index: int | None = None
+        self._run: Stepper | None = None
+        self._first = self._eta = 0
+        self._levels: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def from_config(  # type: ignore[override]
+        cls,
+        config: Mapping[str, Any],
+        solver: str | None = AS_SAVED,
+        *,
+        spacing: str | None = None,
+        return_unused_kwargs: bool = False,
+        **options: Any,
+    ) -> Any:
+        """A scheduler from another's configuration, or from a saved one of its own.
+
+        Args:
+            config: `pipe.scheduler.config`, or `pipe.scheduler`.
+            solver: a name of `SOLVERS`; None does what the configuration's own class does (`plan_like`).
+            spacing: the solver's grid; default its own, or the sigmas that a flow pipeline gives.
+            options: the solver's, and clip, final, t_min and integer_times of `make_plan`; else new values of the
+                configuration's own keys, such as flow_shift=3.0.
+
+        Raises:
+            TypeError, ValueError: naming what is unknown, or what no plan does.
+        """
+        given: Any = config
+        if isinstance(given, SchedulerMixin):
+            config = {**given.config, "_class_name": type(given).__name__}
+        if not isinstance(config, Mapping):
+            raise TypeError(f"config must be that of a scheduler, got {type(config).__name__}")
+        saved = config.get("_plan")
+        kept: dict[str, Any] = {}
+        if solver == AS_SAVED:
+            solver = None
+            if isinstance(saved, Mapping):
+                solver, kept = saved["solver"], dict(saved["options"])
+                spacing = saved["spacing"] if spacing is None else spacing
+        known = _options_of(solver)
+        own = {name: value for name, value in options.items() if name in known}
+        changed = {name: value for name, value in options.items() if name not in known}
+        unknown = [name for name in changed if solver is not None and name not in config]
+        if unknown:
+            raise ValueError(
+                f"{unknown[0]!r} is neither a key of the config nor an option of {solver} "
+                f"(its options: {', '.join(known)})"
+            )
+        made = cls({**config, **changed}, solver, spacing, **{**kept, **own})
+        return (made, {}) if return_unused_kwargs else made
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_run": None}
+
+    def __len__(self) -> int:
+        return int(self.config.get("num_train_timesteps", 1000))
+
+    @property
+    def step_index(self) -> int | None:
+        """Of the call that comes next; None before the first."""
+        return None if self._run is None else self._first + self._run.index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Of the first call, as the pipeline said."""
+        return self._begin_index
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """The standard deviation of the pipeline's first sample."""
+        return 1.0 if self._plan is None else float(self._plan.prologue.p0)  # type: ignore[arg-type]
+
+    @property
+    def order(self) -> int:
+        """Calls for a step, see above."""
+        if self._plan is None:
+            return 1
+        solver = self.config["_plan"]["solver"] or self._plan.solver.removesuffix(" (diffusers)")
+        info = SOLVER_INFO.get(solver)
+        return info.calls_per_step if info is not None and info.extra_calls <= 0 else 1
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """Make the plan of a loop: it must be called before each.
+
+        Args:
+            num_inference_steps: how many steps.
+            device: of `timesteps`.
+            timesteps, sigmas: the grid itself, see `plan_like`; mu: of use_dynamic_shifting.
+
+        Raises:
+            TypeError, ValueError: naming what no plan does.
+        """
+        for name, given in (("timesteps", timesteps), ("sigmas", sigmas)):
+            if given is not None and num_inference_steps not in (None, len(given)):
+                raise ValueError(
+                    f"{name} must be as many as num_inference_steps, {num_inference_steps}, got {len(given)}"
+                )
+        self._asked = {"steps": num_inference_steps, "mu": mu, "timesteps": timesteps, "sigmas": sigmas}
+        self._plan = plan = plan_like(self.config, **self._asked)
+        _check_plan(plan)
+        whole = all(t == int(t) for t in plan.times)
+        told = [int(t) for t in plan.times] if whole else plan.times
+        self.timesteps = torch.tensor(told, dtype=torch.int64 if whole else torch.float32).to(device)
+        at = [row.levels.call.position for row in plan] + [plan.rows[-1].levels.y.position]
+        flow = plan.prediction == "flow" and self._schedule().scale == "flow"
+        self.sigmas = torch.tensor([s if flow else s / a for a, s in at], dtype=torch.float32)
+        self.num_inference_steps = plan.steps
+        self._begin_index = self._run = None
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """The loop's first call: the plan is then one of the calls from there on.
+
+        Raises:
+            ValueError: the solver has no such plan.
+        """
+        if self._plan is not None:
+            check_begin(begin_index, self._plan.nfe)
+            self._left(begin_index, 0.0)
+        self._begin_index, self._run = begin_index, None
+
+    def _left(self, first: int, eta: float) -> Plan:
+        """The plan of the calls from `first` on."""
+        if self._plan is None:
+            raise ValueError("set_timesteps must be called before step")
+        if not first and not eta:
+            return self._plan
+        plan = plan_like(self.config, **self._asked, begin=first, eta=eta)
+        _check_plan(plan)
+        return plan
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The network's input: the sample itself."""
+        return sample
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+        **others: Any,
+    ) -> SchedulerOutput | tuple[Tensor, ...]:
+        """The sample at the next time: one row of the plan.
+
+        Args:
+            model_output: the network's, [B, ...]; of one that learned its variance too the first half of the channels.
+            timestep: one of `timesteps`. It says where a loop begins if set_begin_index was not called.
+            sample: what the last call returned. Another, such as a blend, is taken as the state where the plan can go
+                on from one.
+            eta: of DDIM, the same at each call.
+            generator: of the noise, one or one for each sample; without it torch's global one.
+            others: of other schedulers, at the values that change nothing.
+
+        Raises:
+            TypeError, ValueError: naming what does not fit.
+        """
+        run = self._run
+        if run is None or others or (eta or 0) != self._eta:
+            run = self._begin(timestep, sample, eta or 0, others)
+
+        def draw(like: Tensor) -> Tensor:
+            drawn: Tensor = randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+            return drawn
+
+        out = run.step(model_output, sample, draw)
+        return SchedulerOutput(prev_sample=out) if return_dict else (out,)
+
+    def _begin(self, timestep: Any, sample: Tensor, eta: float, others: Mapping[str, Any]) -> Stepper:
+        """The stepper of the loop that this call begins, or is in."""
+        for name, value in others.items():
+            if name not in _IDLE:
+                raise TypeError(f"step has no argument {name!r}")
+            if not any(value is idle or value == idle for idle in _IDLE[name]):
+                raise ValueError(f"{name} must be {_IDLE[name][0]!r}: no plan does another, got {value!r}")
+        if self._run is None:
+            self._first = self._index_of(timestep) if self._begin_index is None else self._begin_index
+            self._run, self._eta = Stepper(self._left(self._first, eta), sample), eta  # type: ignore[assignment]
+        elif eta != self._eta:
+            raise ValueError(f"eta must be the same in all of a loop, {self._eta}, got {eta}")
+        return self._run
+
+    def _index_of(self, timestep: Any) -> int:
+        """Which of our times it is; a view of `timesteps`, as loops give, is not read."""
+        if isinstance(timestep, Tensor):
+            if timestep.untyped_storage().data_ptr() == self.timesteps.untyped_storage().data_ptr():
+                return int(timestep.storage_offset() - self.timesteps.storage_offset())
+            timestep = float(timestep)
+        at = [i for i, t in enumerate(self.timesteps.tolist()) if t == timestep]
+        if not at:
+            raise ValueError(f"timestep must be one of timesteps, got {timestep}")
+        return at[0]
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha x_0 + sigma eps: in a pipeline's loop at the call that comes next, else at the times given.
+
+        Args:
+            timesteps: [B], one for each sample; training times are whole.
+        """
+        alpha, sigma = self._levels_at(timesteps, original_samples)
+        noisy: Tensor = alpha * original_samples + sigma * noise
+        return noisy
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """The same, as flow pipelines call it."""
+        return self.add_noise(sample, noise, timestep)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What a network that predicts v says of x_0 = sample: alpha eps - sigma x_0; on flow eps - x_0."""
+        if self._schedule().scale == "flow":
+            return noise - sample
+        alpha, sigma = self._trained(timesteps, sample)
+        return alpha * noise - sigma * sample
+
+    def _schedule(self) -> Schedule:
+        return schedule_of(self.config, mu=self._asked.get("mu"))[0]
+
+    def _levels_at(self, timesteps: Tensor, like: Tensor) -> tuple[Any, Any]:
+        if self._begin_index is None or self._plan is None:
+            return self._trained(timesteps, like)
+        index = self.step_index
+        return self._level(self._begin_index if index is None else index)
+
+    def _level(self, index: int) -> Level:
+        """Of the sample before a call, or after the last."""
+        assert self._plan is not None
+        if index == self._plan.nfe:
+            return self._plan.rows[-1].levels.y.position
+        settings, row = self.config["_plan"], self._plan.rows[index]
+        if settings["solver"] is None and settings["like"] in _STRIDED:
+            schedule = self._schedule()
+            return Level(float(schedule.alpha(row.t)), float(schedule.sigma(row.t)))
+        return row.levels.call.position
+
+    def _trained(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Levels of the schedule at times, shaped for the samples, without reading the times."""
+        ones = [-1] + [1] * (like.dim() - 1)
+        schedule = self._schedule()
+        if not schedule.discrete:
+            sigma = (timesteps.to(like.device, torch.float32) / schedule.last).view(ones)
+            return (1 - sigma).to(like.dtype), sigma.to(like.dtype)
+        if timesteps.is_floating_point():
+            raise ValueError(f"timesteps must be whole numbers outside of a loop, got {timesteps.dtype}")
+        if self._levels is None or self._levels[0].device != like.device:
+            every = range(len(self))
+            tables = (schedule.alpha(every), schedule.sigma(every))
+            self._levels = tuple(upload(table, like.device, torch.float32) for table in tables)  # type: ignore[assignment]
+        assert self._levels is not None
+        alpha, sigma = (table[timesteps.to(like.device)].to(like.dtype).view(ones) for table in self._levels)
+        return alpha, sigma
+
+
+def _named(config: Mapping[str, Any], solver: str | None) -> Mapping[str, Any]:
+    """The configuration with the name of its class, which that of a scheduler that was not loaded lacks.
+
+    Raises:
+        ValueError: its keys are those of no class, or of several, and a plan like it is asked for.
+    """
+    if "_class_name" in config:
+        return config
+    keys = {key for key in config if not key.startswith("_")}
+    classes = {name: getattr(diffusers, name, None) for name in (*SCHEDULERS, *REFUSED)}
+    found = [name for name, cls in classes.items() if cls and {*inspect.signature(cls).parameters} - {"kwargs"} == keys]
+    if not found or (solver is None and len(found) > 1):
+        of = f"that of {' and '.join(found)}" if found else "none of a class that is known"
+        raise ValueError(f"config must have a _class_name where its keys are {of}: give the scheduler itself")
+    return {**config, "_class_name": found[0]}
+
+
+def _options_of(solver: str | None) -> list[str]:
+    """The options that a scheduler of that solver may have; none of one that does as diffusers does."""
+    if solver is None:
+        return []
+    function = SOLVERS.get(solver, make_plan if solver == AUTO else None)
+    names = [] if function is None or function is make_plan else list(inspect.signature(function).parameters)[2:]
+    return [*[name for name in names if name != "prediction"], *_GRID]
+
+
+def _check_settings(solver: str | None, spacing: str | None, options: Mapping[str, Any]) -> None:
+    if solver is None:
+        if spacing is not None or options:
+            name = "spacing" if spacing is not None else next(iter(options))
+            raise ValueError(f"{name} must go with a solver: without one the config says all, timestep_spacing too")
+        return
+    choose("solver", solver, [*[name for name in SOLVERS if SOLVER_INFO[name].space != "phase"], AUTO])
+
+
+def _check_plan(plan: Plan) -> None:
+    """Refuse what no loop of diffusers does: parts beside the calls of one network."""
+    if plan.components > 1 or plan.prologue.c0 or plan.prologue.a0 != 1 or plan.keeps_uncond or plan.has_factors:
+        raise ValueError(f"solver must be all in its rows, unguided, for a diffusers scheduler, got {plan.solver}")

@@ -1,0 +1,120 @@
+"""A plan whose network is called by somebody else's loop: one row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pndm_fast.loop.network import prediction
+from pndm_fast.plan.plan import Plan
+from pndm_fast.row.backends import choose_backend
+from pndm_fast.row.device import upload
+from pndm_fast.row.layout import unflatten
+from pndm_fast.row.registers import FLOATS, NEVER, allocate
+from pndm_fast.row.table import build
+
+Draw = Callable[[Tensor], Tensor]
+"""draw(like): standard normals of a tensor's shape, dtype and device."""
+
+
+class Stepper:
+    """The registers of one loop over a plan's rows, whose samples are of one shape, on one device.
+
+    The state is float32. No row reads anything on the host; the table was uploaded when the stepper was made.
+
+    Args:
+        plan: of numbers, with a prologue that adds nothing.
+        sample: such as will come, [B, ...].
+
+    Attributes:
+        index: of the row that comes next.
+    """
+
+    def __init__(self, plan: Plan, sample: Tensor) -> None:
+        if not sample.is_floating_point() or sample.dim() < 2:
+            raise ValueError(f"sample must be floating-point [B, ...], got {sample.dtype} {tuple(sample.shape)}")
+        self.plan, self.shape, self.device = plan, sample.shape, sample.device
+        self.index, self._count, self._noisy = 0, plan.nfe, plan.noisy
+        with torch.inference_mode(False), torch.no_grad():
+            self._table = upload(build([plan], torch.float32).data, sample.device)
+            batch, n = len(sample), sample[0].numel()
+            self._registers = r = allocate(batch, n, plan.n_slots, device=sample.device)
+            for small, value in ((r.row, 0), (r.seeds, 0), (r.first_bad, NEVER), (r.active, batch)):
+                small.fill_(value)
+            shape = tuple(sample.shape[1:])
+            self._x, self._y = (unflatten(register[:, :n], shape, 1) for register in (r.x, r.y))
+        self._dtype: torch.dtype | None = None
+        self._out: Tensor | None = None
+        self._version = -1
+
+    def step(self, output: Tensor, sample: Tensor, draw: Draw) -> Tensor:
+        """The sample after the next row, in the dtype of `sample`, a fresh tensor.
+
+        Args:
+            output: what the network said of `sample`.
+            sample: what the last step returned; another is taken as the state, where the plan can go on from one.
+            draw: called where the row adds noise.
+
+        Raises:
+            TypeError, ValueError: naming what does not fit, or that no row is left.
+        """
+        i = self.index
+        if i == self._count:
+            raise ValueError(
+                f"set_timesteps must be called before each loop: all {i} calls of {self.plan.solver} were made"
+            )
+        if sample is not self._out or sample._version != self._version:
+            self._take(sample, i)
+        if output.dtype is not self._dtype or output.shape != self.shape or output.requires_grad:
+            output = self._fitted(output, sample)
+        if not output.is_contiguous():
+            output = output.contiguous()
+        z = draw(output).to(torch.float32).reshape(len(output), -1) if self._noisy[i] else None
+        self._row(output, None, z)
+        self.index = i + 1
+        if torch.is_inference_mode_enabled():  # whose tensors count no changes
+            with torch.inference_mode(False):
+                out = self._copy(sample.dtype)
+        else:
+            out = self._copy(sample.dtype)
+        self._out, self._version = out, out._version
+        return out
+
+    def _copy(self, dtype: torch.dtype) -> Tensor:
+        return self._y.clone() if dtype is torch.float32 else self._y.to(dtype)
+
+    def _take(self, sample: Tensor, i: int) -> None:
+        """Another state in place of ours."""
+        if sample.shape != self.shape or sample.device != self.device:
+            raise ValueError(
+                f"sample must be {tuple(self.shape)} on {self.device} as before, until set_timesteps is called again, "
+                f"got {tuple(sample.shape)} on {sample.device}"
+            )
+        if i and not self.plan.restarts[i - 1]:
+            raise ValueError(
+                f"sample must be what step returned before call {i} of {self.plan.solver}, which goes on from a state "
+                "of its own, got another: what changes samples between steps, such as inpainting, needs a solver of "
+                "one call a step without a corrector, such as dpmpp-2m"
+            )
+        with torch.inference_mode(False), torch.no_grad():
+            self._y.copy_(sample)
+            self._x.copy_(sample)
+
+    def _fitted(self, output: Tensor, sample: Tensor) -> Tensor:
+        """An output of the state's shape, in a dtype that rows read; of a learned variance too, the mean alone."""
+        if output.requires_grad:
+            raise ValueError("model_output must be without gradients, which step does not pass on: use torch.no_grad()")
+        output = prediction(output, sample)
+        if output.shape != self.shape or output.device != self.device:
+            raise ValueError(
+                f"model_output must be {tuple(self.shape)} on {self.device}, as sample is, "
+                f"got {tuple(output.shape)} on {output.device}"
+            )
+        output = output if output.dtype in FLOATS else output.to(torch.float32)
+        if output.dtype is not self._dtype:
+            backend = choose_backend("auto", self.device, torch.float32)
+            self._row = backend.bind(self._registers, self._table, output.dtype).step
+            self._dtype = output.dtype
+        return output

@@ -1,0 +1,376 @@
+"""From the configuration of a diffusers scheduler to a plan: `plan_like`, and its schedule alone: `schedule_of`.
+
+A configuration is a mapping with `_class_name`; nothing here imports diffusers.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from pndm_fast.plan.checks import check_type, choose
+from pndm_fast.plan.grids import numbers_of
+from pndm_fast.plan.numbers import is_integer
+from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.row import SAME_X
+from pndm_fast.plan.schedule import Schedule
+from pndm_fast.solvers import SOLVERS
+from pndm_fast.solvers.compat import SCHEDULERS
+from pndm_fast.solvers.compat.grids import SIGMA_SPACINGS, given_sigmas, shifted, stretched
+from pndm_fast.solvers.foreign import SAME_AS, other_class
+from pndm_fast.solvers.make import make_plan
+
+PREDICTIONS = {
+    "epsilon": "eps",
+    "v_prediction": "v",
+    "sample": "x0",
+    "original_sample": "x0",
+    "flow_prediction": "flow",
+}
+# what diffusers' classes take a word of another class for
+_WORDS: dict[str, dict[str, dict[str, str]]] = {
+    "DPMSolverMultistepScheduler": {
+        "algorithm_type": {"deis": "dpmsolver++"},
+        "solver_type": dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint"),
+    },
+    "UniPCMultistepScheduler": {"solver_type": dict.fromkeys(("midpoint", "heun", "logrho"), "bh2")},
+}
+_WORDS["DPMSolverSinglestepScheduler"] = _WORDS["DPMSolverMultistepScheduler"]
+_BETAS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+_LATENT_BETAS = {**_BETAS, "beta_start": 0.00085, "beta_end": 0.012}
+_BETAS_OF = {  # where a class has other defaults, or a schedule that we have and no solver
+    "HeunDiscreteScheduler": _LATENT_BETAS,
+    "DPMSolverSDEScheduler": _LATENT_BETAS,
+    "KDPM2DiscreteScheduler": _LATENT_BETAS,
+    "KDPM2AncestralDiscreteScheduler": _LATENT_BETAS,
+    "LCMScheduler": {**_LATENT_BETAS, "beta_schedule": "scaled_linear"},
+    "TCDScheduler": {**_LATENT_BETAS, "beta_schedule": "scaled_linear"},
+    "SASolverScheduler": _BETAS,
+}
+CLIPS_ALL = ("DDPMScheduler", "LCMScheduler", "HeunDiscreteScheduler")  # whose step follows the clamped x_0 alone
+_CLIP_DEFAULT = ("DDIMScheduler", "DDIMInverseScheduler", "DDPMScheduler")  # of the others it is False
+
+_MULTISTEP = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler")
+_FLOWS = (*_MULTISTEP, "DEISMultistepScheduler", "UniPCMultistepScheduler")  # which have use_flow_sigmas
+_RANGE = ("UniPCMultistepScheduler", "EulerDiscreteScheduler")
+_ZERO_SNR = (
+    *("DDIMScheduler", "DDIMInverseScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler"),
+    *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler", _MULTISTEP[0]),
+)
+# options that a plan can have at one value alone: that value, the classes that have them, and why
+_FIXED: dict[str, tuple[Any, tuple[str, ...], str]] = {
+    "thresholding": (
+        False,
+        (*_FLOWS, "DDIMScheduler", "DDPMScheduler", "LCMScheduler"),
+        "a quantile of each sample is in no plan, Thresholded goes around a network",
+    ),
+    "use_lu_lambdas": (False, _MULTISTEP[:1], "that grid is diffusers' own"),
+    "lambda_min_clipped": (-math.inf, _MULTISTEP, "no plan's grid is cut so"),
+    "interpolation_type": ("linear", _RANGE[1:], "its log_linear sigmas are told times of another grid"),
+    "timestep_type": ("discrete", _RANGE[1:], "it is for EDM's networks, Schedule.edm"),
+    "sigma_min": (None, _RANGE, "make_plan takes sigmas"),
+    "sigma_max": (None, _RANGE, "make_plan takes sigmas"),
+    "invert_sigmas": (False, ("FlowMatchEulerDiscreteScheduler",), "its times run the other way"),
+    "stochastic_sampling": (
+        False,
+        ("FlowMatchEulerDiscreteScheduler",),
+        "make_plan('lcm', Schedule.flow()) is its like",
+    ),
+    "noise_sampler_seed": (None, ("DPMSolverSDEScheduler",), "a plan's noise comes from seeds or a generator"),
+    "solver_p": (None, _RANGE[:1], "a plan has one solver"),
+    "disable_corrector": ([], _RANGE[:1], "a plan corrects each step"),
+}
+
+
+def config_of(scheduler: Any) -> dict[str, Any]:
+    """The configuration of a diffusers scheduler, or of one that was saved, as a dict with `_class_name`.
+
+    Raises:
+        TypeError, ValueError: it is neither, or of a class that is none of diffusers'.
+    """
+    config = getattr(scheduler, "config", scheduler)
+    if not isinstance(config, Mapping):
+        raise TypeError(f"scheduler must be a diffusers scheduler or its config, got {type(scheduler).__name__}")
+    found = dict(config)
+    if config is not scheduler:
+        found["_class_name"] = type(scheduler).__name__
+    plan = found.get("_plan")  # of our own scheduler: the class that it was made from
+    name = plan["like"] if isinstance(plan, Mapping) else found.get("_class_name")
+    if not isinstance(name, str):
+        raise ValueError(f"scheduler must have a _class_name, such as 'DDIMScheduler', got {name!r}")
+    found["_class_name"] = SAME_AS.get(name, name)
+    return found
+
+
+def schedule_of(scheduler: Any, *, mu: float | None = None) -> tuple[Schedule, str]:
+    """(schedule, prediction) of a diffusers scheduler or of its config: its betas, or its flow with the shift.
+
+    Args:
+        mu: of use_dynamic_shifting, which needs it: the shift is exp(mu), or mu where time_shift_type is linear.
+            Without that option it has no effect, as in diffusers.
+
+    Raises:
+        TypeError, ValueError: naming what is none of diffusers', or has no equal here.
+    """
+    config = config_of(scheduler)
+    name = config["_class_name"]
+    if name not in SCHEDULERS and name not in _BETAS_OF:
+        raise ValueError(other_class(name))
+    flow = name.startswith("FlowMatch")
+    word = config.get("prediction_type", "flow_prediction" if flow else "epsilon")
+    prediction = "flow" if flow else PREDICTIONS[choose("prediction_type", word, PREDICTIONS)]
+    if flow or (name in _FLOWS and config.get("use_flow_sigmas")):
+        return Schedule.flow(_shift(config, "shift" if flow else "flow_shift", mu), _length(config)), prediction
+    schedule = _from_betas(config, _BETAS_OF.get(name, _BETAS))
+    rescaled = name in _ZERO_SNR and config.get("rescale_betas_zero_snr")
+    return schedule.zero_terminal_snr() if rescaled else schedule, prediction
+
+
+def _length(config: Mapping[str, Any]) -> int:
+    count = config.get("num_train_timesteps", 1000)
+    if not is_integer(count):
+        raise TypeError(f"num_train_timesteps must be an integer, got {count!r}")
+    return int(count)
+
+
+def _shift(config: Mapping[str, Any], name: str, mu: float | None) -> float:
+    if not config.get("use_dynamic_shifting"):
+        shift = config.get(name, 1.0)
+        check_type(name, shift, float)
+        return float(shift)
+    if mu is None:
+        raise ValueError("mu must be given where use_dynamic_shifting is True, got None")
+    check_type("mu", mu, float)
+    kind = choose("time_shift_type", config.get("time_shift_type", "exponential"), ("exponential", "linear"))
+    return math.exp(mu) if kind == "exponential" else float(mu)
+
+
+def _from_betas(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Schedule:
+    length = _length(config)
+    betas = config.get("trained_betas")
+    if betas is not None:
+        if len(betas) != length:
+            raise ValueError(f"trained_betas must be as many as num_train_timesteps, {length}, got {len(betas)}")
+        return Schedule.from_betas(betas, name="trained_betas")
+    kind, start, end = (config.get(key, defaults[key]) for key in ("beta_schedule", "beta_start", "beta_end"))
+    choose("beta_schedule", kind, ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"))
+    if kind == "squaredcos_cap_v2":
+        return Schedule.cosine(length)
+    made = {"linear": Schedule.linear, "scaled_linear": Schedule.scaled_linear, "sigmoid": Schedule.sigmoid}[kind]
+    return made(length, start, end)
+
+
+def plan_like(
+    scheduler: Any,
+    *,
+    steps: int | None = None,
+    mu: float | None = None,
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
+    begin: int = 0,
+    eta: float = 0.0,
+) -> Plan:
+    """The plan of a diffusers scheduler: what its pipeline's loop does, its quirks included (`solvers.compat`).
+
+    Args:
+        scheduler: the scheduler, or its config: a mapping with `_class_name`. Keys of other classes are left out, as
+            diffusers does. Of a `PlanScheduler` that has a solver the plan is that solver's.
+        steps: num_inference_steps.
+        mu: of use_dynamic_shifting.
+        timesteps: the network's times in place of a grid, the end left out: DDPMScheduler's, or a solver's of ours.
+        sigmas: noise levels in place of a grid. On flow, before the shift and the end left out, as pipelines give them.
+        begin: how many of the first calls are left out, as set_begin_index does for an image.
+        eta: of DDIMScheduler, whose pipelines give it with each call.
+
+    Raises:
+        TypeError, ValueError: naming the class, or the option, that no plan does, and why.
+    """
+    config = config_of(scheduler)
+    if steps is None:
+        given = timesteps if sigmas is None else sigmas
+        if given is None:
+            raise ValueError("steps must be given, got None")
+        steps = len(given)
+    lists = {"timesteps": timesteps, "sigmas": sigmas}
+    settings = config.get("_plan")
+    if isinstance(settings, Mapping) and settings["solver"] is not None:
+        return _by_solver(config, settings, steps, mu, lists, begin, eta)
+    name = config["_class_name"]
+    if name not in SCHEDULERS:
+        raise ValueError(other_class(name))
+    schedule, prediction = schedule_of(config, mu=mu)
+    function = SCHEDULERS[name]
+    known = inspect.signature(function).parameters
+    options = _options(config, function)
+    for argument, value in {
+        **{k: v for k, v in lists.items() if v is not None},
+        **({"eta": eta} if eta else {}),
+    }.items():
+        if argument not in known:
+            raise ValueError(f"{argument} must not be given for {name}, which takes none, got {value!r}")
+        options[argument] = value
+    if begin and "begin" in known:
+        options["begin"] = check_begin(begin, steps + 1)
+    plan = function(schedule, steps, prediction=prediction, **options)
+    clip = _clip(config)
+    plan = plan if clip is None else plan.with_clip(clip)
+    return plan if not begin or "begin" in known else without_first(plan, begin)
+
+
+def _by_solver(
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    steps: int,
+    mu: float | None,
+    lists: Mapping[str, Sequence[float] | None],
+    begin: int,
+    eta: float,
+) -> Plan:
+    """A solver of ours on the schedule of a configuration."""
+    name = settings["solver"]
+    schedule, prediction = schedule_of(config, mu=mu)
+    options = {**settings["options"], "prediction": prediction}
+    if eta:
+        if name not in SOLVERS or "eta" not in inspect.signature(SOLVERS[name]).parameters:
+            raise ValueError(f"eta must be 0 for {name}, which has none, got {eta!r}")
+        options.setdefault("eta", eta)
+    options |= _grid(config, schedule, settings["spacing"], steps, mu, lists["timesteps"], lists["sigmas"])
+    plan = make_plan(name, schedule, **options)
+    begin = check_begin(begin, plan.nfe)
+    if not begin:
+        return plan
+    start = plan.times[begin]
+    with suppress(ValueError):  # too few steps are left, or calls lie in between
+        left = make_plan(name, schedule, **options, t_start=start)
+        if left.times == plan.times[begin:]:
+            return left
+    raise ValueError(
+        f"begin must be 0 for {plan.solver}, of which no plan from t = {start:g} on makes the last {plan.nfe - begin} "
+        f"calls of {plan.nfe}, got {begin}"
+    )
+
+
+def _grid(
+    config: Mapping[str, Any],
+    schedule: Schedule,
+    spacing: str | None,
+    steps: int,
+    mu: float | None,
+    timesteps: Sequence[float] | None,
+    sigmas: Sequence[float] | None,
+) -> dict[str, Any]:
+    """`make_plan`'s arguments of the grid.
+
+    A flow pipeline gives n uniform sigmas where it is asked for n steps: they are no wish against a spacing.
+    """
+    if timesteps is not None and sigmas is not None:
+        raise ValueError("timesteps and sigmas exclude each other: give one of them")
+    if timesteps is not None:
+        return {"times": [*numbers_of("timesteps", timesteps), schedule.first], "spacing": spacing}
+    flow, uniform = schedule.scale == "flow", np.linspace(1.0, 1 / steps, steps)
+    if spacing is not None and flow and sigmas is not None and np.allclose(sigmas, uniform, rtol=0, atol=1e-6):
+        sigmas = None
+    if flow and spacing is None and (sigmas is not None or config.get("shift_terminal")):
+        return {"sigmas": shifted_sigmas(config, uniform.tolist() if sigmas is None else sigmas, mu)}
+    return {"steps": steps, "spacing": spacing} if sigmas is None else {"sigmas": sigmas, "spacing": spacing}
+
+
+def _options(config: Mapping[str, Any], function: Any) -> dict[str, Any]:
+    """The keyword arguments of a class's function, from its configuration.
+
+    Raises:
+        ValueError: an option of the class that no plan does.
+    """
+    name = config["_class_name"]
+    for key, (value, owners, why) in _FIXED.items():
+        given = config.get(key, value)
+        given = -math.inf if given in ("-inf", "-Infinity") else list(given) if isinstance(given, tuple) else given
+        if name in owners and given != value:
+            raise ValueError(f"{key} must be {value!r} for a plan like {name}: {why}; got {given!r}")
+    words = _WORDS.get(name, {})
+    options: dict[str, Any] = {}
+    for key in inspect.signature(function).parameters:
+        theirs = "timestep_spacing" if key == "spacing" else key
+        if theirs in config and key not in ("eta", "begin", "sigmas", "timesteps"):
+            value = config[theirs]
+            options[key] = words.get(key, {}).get(value, value) if isinstance(value, str) else value
+    if "sigma_spacing" in inspect.signature(function).parameters:
+        options |= _sigma_spacing(config)
+    if name in _FLOWS and config.get("use_flow_sigmas"):  # whose grid is its own, whatever these say
+        for key in ("spacing", "steps_offset"):
+            options.pop(key, None)
+    return options
+
+
+def _sigma_spacing(config: Mapping[str, Any]) -> dict[str, str]:
+    named = [kind for kind in SIGMA_SPACINGS if config.get(f"use_{kind}_sigmas")]
+    if len(named) > 1:
+        raise ValueError(f"use_{named[0]}_sigmas and use_{named[1]}_sigmas exclude each other")
+    return {"sigma_spacing": named[0]} if named else {}
+
+
+def _clip(config: Mapping[str, Any]) -> float | None:
+    """The limit of x_0, None for none.
+
+    Raises:
+        ValueError: of a class that clamps x_0 and steps along the eps of an x_0 that is not clamped.
+    """
+    name = config["_class_name"]
+    if name not in (*CLIPS_ALL, *_CLIP_DEFAULT) or not config.get("clip_sample", name in _CLIP_DEFAULT):
+        return None
+    if name not in CLIPS_ALL:
+        raise ValueError(
+            f"clip_sample must be False for a plan like {name}, which clamps x_0 but not eps: make_plan's clip and "
+            "solver='ddim' clamp both, as use_clipped_model_output does; got True"
+        )
+    limit = config.get("clip_sample_range", 1.0)
+    check_type("clip_sample_range", limit, float)
+    return float(limit)
+
+
+def check_begin(begin: Any, most: int) -> int:
+    """How many calls are left out: fewer than there are.
+
+    Raises:
+        ValueError: another number.
+    """
+    if not is_integer(begin) or not 0 <= begin < most:
+        raise ValueError(f"begin must be an integer in [0, {most}), got {begin!r}")
+    return int(begin)
+
+
+def without_first(plan: Plan, begin: int) -> Plan:
+    """A plan from a later row on, where nothing is taken of the rows before.
+
+    Raises:
+        ValueError: a later row reads what an earlier one kept.
+    """
+    begin = check_begin(begin, plan.nfe)
+    if not begin:
+        return plan
+    reason = f"begin must be 0 for {plan.solver}, whose later calls go on from the first {begin}, got {begin}"
+    if not plan.restarts[begin - 1]:
+        raise ValueError(reason)
+    rows = []
+    x = plan.rows[begin].levels.call
+    for row in plan.rows[begin:]:  # an x that stays stands at the new start
+        x = x if row.x == SAME_X else row.levels.x
+        rows.append(replace(row, levels=row.levels._replace(x=x)))
+    try:
+        return replace(plan, rows=tuple(rows), steps=sum(row.ends_step for row in rows))
+    except ValueError as error:  # a slot that is not written
+        raise ValueError(reason) from error
+
+
+def shifted_sigmas(scheduler: Any, sigmas: Sequence[float], mu: float | None = None) -> np.ndarray:
+    """The grid of a flow scheduler's sigmas before the shift: shifted, stretched to shift_terminal, 0 at its end."""
+    config = config_of(scheduler)
+    schedule, _ = schedule_of(config, mu=mu)
+    levels = shifted(given_sigmas(sigmas, len(sigmas)), schedule.shift)
+    return np.append(stretched(levels, config.get("shift_terminal")), 0.0)
