@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from pndm_fast.integrations.stepping import Stepper
+from pndm_fast.integrations.stepping import Prepared, Stepper
 from pndm_fast.plan.checks import choose
 from pndm_fast.plan.levels import Level
 from pndm_fast.plan.plan import Plan
@@ -26,6 +26,8 @@ from pndm_fast.solvers.foreign import REFUSED
 from pndm_fast.solvers.like import check_begin, config_of, plan_like, schedule_of
 from pndm_fast.solvers.make import make_plan
 
+KEPT = 16  # plans of the loops before
+LISTS = ("timesteps", "sigmas")
 AS_SAVED = "as saved"  # the default of solver: that of a configuration of our own, else None
 _GRID = ("clip", "final", "t_min", "integer_times")  # arguments of make_plan that a scheduler may have
 # arguments of diffusers' `step` that change nothing at these values; no plan does others
@@ -73,10 +75,13 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(len(self) - 1, -1, -1)
         self._asked: dict[str, Any] = {}
+        self._prepared: dict[Any, Prepared] = {}
+        self._prepared_for: Any = None
         self._plan: Plan | None = None
         self._begin_index: int | None = None
         self._run: Stepper | None = None
-        self._first = self._eta = 0
+        self._idle: Stepper | None = None
+        self._first, self._eta = 0, 0.0
         self._levels: tuple[Tensor, Tensor] | None = None
 
     @classmethod
@@ -103,10 +108,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         """
         given: Any = config
         if isinstance(given, SchedulerMixin):
-            config = {**given.config, "_class_name": type(given).__name__}
+            config = {**getattr(given, "config"), "_class_name": type(given).__name__}  # noqa: B009  # untyped
         if not isinstance(config, Mapping):
             raise TypeError(f"config must be that of a scheduler, got {type(config).__name__}")
-        saved = config.get("_plan")
+        saved = config_of(config).get("_plan") if "_class_name" in config else None
         kept: dict[str, Any] = {}
         if solver == AS_SAVED:
             solver = None
@@ -126,7 +131,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         return (made, {}) if return_unused_kwargs else made
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_run": None}
+        return {**self.__dict__, "_run": None, "_idle": None}
 
     def __len__(self) -> int:
         return int(self.config.get("num_train_timesteps", 1000))
@@ -179,8 +184,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
                     f"{name} must be as many as num_inference_steps, {num_inference_steps}, got {len(given)}"
                 )
         self._asked = {"steps": num_inference_steps, "mu": mu, "timesteps": timesteps, "sigmas": sigmas}
-        self._plan = plan = plan_like(self.config, **self._asked)
-        _check_plan(plan)
+        self._plan = plan = self._prepare(0, 0.0).plan
         whole = all(t == int(t) for t in plan.times)
         told = [int(t) for t in plan.times] if whole else plan.times
         self.timesteps = torch.tensor(told, dtype=torch.int64 if whole else torch.float32).to(device)
@@ -198,18 +202,22 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         """
         if self._plan is not None:
             check_begin(begin_index, self._plan.nfe)
-            self._left(begin_index, 0.0)
+            self._prepare(begin_index, 0.0)
         self._begin_index, self._run = begin_index, None
 
-    def _left(self, first: int, eta: float) -> Plan:
-        """The plan of the calls from `first` on."""
-        if self._plan is None:
+    def _prepare(self, first: int, eta: float) -> Prepared:
+        """The plan of the calls from `first` on: made once, as long as nothing else is asked."""
+        if not self._asked:
             raise ValueError("set_timesteps must be called before step")
-        if not first and not eta:
-            return self._plan
-        plan = plan_like(self.config, **self._asked, begin=first, eta=eta)
-        _check_plan(plan)
-        return plan
+        if self._prepared_for is not self.config or len(self._prepared) >= KEPT:  # pipelines may put another there
+            self._prepared, self._prepared_for, self._levels = {}, self.config, None
+        lists = (
+            (name, None if v is None else tuple(map(float, v))) for name, v in self._asked.items() if name in LISTS
+        )
+        key = self._asked["steps"], self._asked["mu"], *lists, first, eta
+        if key not in self._prepared:
+            self._prepared[key] = Prepared.of(plan_like(self.config, **self._asked, begin=first, eta=eta))
+        return self._prepared[key]
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The network's input: the sample itself."""
@@ -244,7 +252,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
             run = self._begin(timestep, sample, eta or 0, others)
 
         def draw(like: Tensor) -> Tensor:
-            drawn: Tensor = randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+            where = {"device": like.device, "dtype": like.dtype}
+            if generator is None or (isinstance(generator, torch.Generator) and generator.device == like.device):
+                return torch.randn(like.shape, generator=generator, **where)
+            drawn: Tensor = randn_tensor(like.shape, generator=generator, **where)  # the same, from elsewhere
             return drawn
 
         out = run.step(model_output, sample, draw)
@@ -259,7 +270,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
                 raise ValueError(f"{name} must be {_IDLE[name][0]!r}: no plan does another, got {value!r}")
         if self._run is None:
             self._first = self._index_of(timestep) if self._begin_index is None else self._begin_index
-            self._run, self._eta = Stepper(self._left(self._first, eta), sample), eta  # type: ignore[assignment]
+            prepared = self._prepare(self._first, eta)
+            if self._idle is None or not self._idle.fits(prepared, sample):
+                self._idle = Stepper(prepared, sample)
+            else:
+                self._idle.restart()
+            self._run, self._eta = self._idle, eta
         elif eta != self._eta:
             raise ValueError(f"eta must be the same in all of a loop, {self._eta}, got {eta}")
         return self._run
@@ -325,7 +341,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
             return (1 - sigma).to(like.dtype), sigma.to(like.dtype)
         if timesteps.is_floating_point():
             raise ValueError(f"timesteps must be whole numbers outside of a loop, got {timesteps.dtype}")
-        if self._levels is None or self._levels[0].device != like.device:
+        if self._levels is None or self._levels[0].device != like.device:  # as the config says
             every = range(len(self))
             tables = (schedule.alpha(every), schedule.sigma(every))
             self._levels = tuple(upload(table, like.device, torch.float32) for table in tables)  # type: ignore[assignment]
@@ -367,9 +383,3 @@ def _check_settings(solver: str | None, spacing: str | None, options: Mapping[st
             raise ValueError(f"{name} must go with a solver: without one the config says all, timestep_spacing too")
         return
     choose("solver", solver, [*[name for name in SOLVERS if SOLVER_INFO[name].space != "phase"], AUTO])
-
-
-def _check_plan(plan: Plan) -> None:
-    """Refuse what no loop of diffusers does: parts beside the calls of one network."""
-    if plan.components > 1 or plan.prologue.c0 or plan.prologue.a0 != 1 or plan.keeps_uncond or plan.has_factors:
-        raise ValueError(f"solver must be all in its rows, unguided, for a diffusers scheduler, got {plan.solver}")

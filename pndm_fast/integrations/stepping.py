@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,39 +14,70 @@ from pndm_fast.row.backends import choose_backend
 from pndm_fast.row.device import upload
 from pndm_fast.row.layout import unflatten
 from pndm_fast.row.registers import FLOATS, NEVER, allocate
-from pndm_fast.row.table import build
+from pndm_fast.row.table import Table, build
 
 Draw = Callable[[Tensor], Tensor]
 """draw(like): standard normals of a tensor's shape, dtype and device."""
 
 
+class Prepared(NamedTuple):
+    """A plan and its table on the host."""
+
+    plan: Plan
+    table: Table
+
+    @classmethod
+    def of(cls, plan: Plan) -> Prepared:
+        """Of a plan of numbers, with a prologue that adds nothing.
+
+        Raises:
+            ValueError: it has parts beside its rows, or is guided in itself.
+        """
+        p = plan.prologue
+        if plan.components > 1 or p.c0 or p.a0 != 1 or plan.guided or plan.has_factors or not plan.unscaled:
+            raise ValueError(f"solver must be all in its rows, of one part and unguided, got {plan.solver}")
+        return cls(plan, build([plan], torch.float32))
+
+
 class Stepper:
-    """The registers of one loop over a plan's rows, whose samples are of one shape, on one device.
+    """The registers of loops over a plan's rows, one at a time, whose samples are of one shape, on one device.
 
     The state is float32. No row reads anything on the host; the table was uploaded when the stepper was made.
 
     Args:
-        plan: of numbers, with a prologue that adds nothing.
         sample: such as will come, [B, ...].
 
     Attributes:
         index: of the row that comes next.
     """
 
-    def __init__(self, plan: Plan, sample: Tensor) -> None:
+    def __init__(self, prepared: Prepared, sample: Tensor) -> None:
+        plan = prepared.plan
         if not sample.is_floating_point() or sample.dim() < 2:
             raise ValueError(f"sample must be floating-point [B, ...], got {sample.dtype} {tuple(sample.shape)}")
-        self.plan, self.shape, self.device = plan, sample.shape, sample.device
-        self.index, self._count, self._noisy = 0, plan.nfe, plan.noisy
+        self.prepared, self.plan, self.shape, self.device = prepared, plan, sample.shape, sample.device
+        self._count, self._noisy = plan.nfe, plan.noisy
         with torch.inference_mode(False), torch.no_grad():
-            self._table = upload(build([plan], torch.float32).data, sample.device)
+            self._table = upload(prepared.table.data, sample.device)
             batch, n = len(sample), sample[0].numel()
             self._registers = r = allocate(batch, n, plan.n_slots, device=sample.device)
-            for small, value in ((r.row, 0), (r.seeds, 0), (r.first_bad, NEVER), (r.active, batch)):
-                small.fill_(value)
+            r.seeds.zero_()
             shape = tuple(sample.shape[1:])
             self._x, self._y = (unflatten(register[:, :n], shape, 1) for register in (r.x, r.y))
         self._dtype: torch.dtype | None = None
+        self.restart()
+
+    def fits(self, prepared: Prepared, sample: Tensor) -> bool:
+        """Whether a loop over that plan may use these registers."""
+        return prepared is self.prepared and sample.shape == self.shape and sample.device == self.device
+
+    def restart(self) -> None:
+        """Begin another loop."""
+        r = self._registers
+        r.row.zero_()
+        r.first_bad.fill_(NEVER)
+        r.active.fill_(len(r.row))
+        self.index = 0
         self._out: Tensor | None = None
         self._version = -1
 

@@ -23,7 +23,7 @@ from pndm_fast.plan.schedule import Schedule
 from pndm_fast.solvers import SOLVERS
 from pndm_fast.solvers.compat import SCHEDULERS
 from pndm_fast.solvers.compat.grids import SIGMA_SPACINGS, given_sigmas, shifted, stretched
-from pndm_fast.solvers.foreign import SAME_AS, other_class
+from pndm_fast.solvers.foreign import REFUSED, SAME_AS, other_class
 from pndm_fast.solvers.make import make_plan
 
 PREDICTIONS = {
@@ -100,8 +100,10 @@ def config_of(scheduler: Any) -> dict[str, Any]:
     found = dict(config)
     if config is not scheduler:
         found["_class_name"] = type(scheduler).__name__
-    plan = found.get("_plan")  # of our own scheduler: the class that it was made from
-    name = plan["like"] if isinstance(plan, Mapping) else found.get("_class_name")
+    name = found.get("_class_name")
+    plan = found.pop("_plan", None)
+    if isinstance(plan, Mapping) and name not in (*SCHEDULERS, *REFUSED, *SAME_AS):  # our own: what it was made from
+        found["_plan"], name = plan, plan["like"]
     if not isinstance(name, str):
         raise ValueError(f"scheduler must have a _class_name, such as 'DDIMScheduler', got {name!r}")
     found["_class_name"] = SAME_AS.get(name, name)
