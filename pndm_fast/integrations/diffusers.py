@@ -252,10 +252,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
             run = self._begin(timestep, sample, eta or 0, others)
 
         def draw(like: Tensor) -> Tensor:
-            where = {"device": like.device, "dtype": like.dtype}
             if generator is None or (isinstance(generator, torch.Generator) and generator.device == like.device):
-                return torch.randn(like.shape, generator=generator, **where)
-            drawn: Tensor = randn_tensor(like.shape, generator=generator, **where)  # the same, from elsewhere
+                return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+            # the same numbers, from elsewhere or one generator a sample
+            drawn: Tensor = randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
             return drawn
 
         out = run.step(model_output, sample, draw)

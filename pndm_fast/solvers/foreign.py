@@ -55,5 +55,5 @@ def other_class(name: str) -> str:
     head = f"_class_name must be a scheduler that a plan stands for, got {name!r}"
     if name in REFUSED:
         return f"{head}: {REFUSED[name]}"
-    near = difflib.get_close_matches(name, SCHEDULERS, n=1, cutoff=0.8)
+    near = difflib.get_close_matches(name, SCHEDULERS, n=1, cutoff=0.85)
     return f"{head}{f'; did you mean {near[0]!r}?' if near else ': no class of diffusers 0.42 is called so'}"

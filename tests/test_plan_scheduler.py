@@ -1,0 +1,469 @@
+"""`PlanScheduler`: what pipelines ask of a scheduler, and what `step` does with one row."""
+
+import copy
+import json
+import math
+import pickle
+
+import pytest
+
+diffusers = pytest.importorskip("diffusers", reason="the scheduler is one of diffusers'")
+import torch  # noqa: E402
+from compat_case import network  # noqa: E402
+from golden_data import relative  # noqa: E402
+from scheduler_case import LOOPS, loop, scheduler_of  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+import pndm_fast as pf  # noqa: E402
+from pndm_fast.integrations.diffusers import PlanScheduler  # noqa: E402
+
+# diffusers' of numpy, and ours of few steps
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.* diverges in")
+
+DDIM = {"_class_name": "DDIMScheduler", "clip_sample": False}
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+SOLVERS = ("dpmpp-2m", "unipc", "heun", "f-pndm", "euler-ancestral", "ddpm", "deis", "s-pndm", "dpmpp-3m-sde")
+SAMPLE = torch.linspace(-1, 1, 96).view(2, 3, 4, 4)
+
+
+def ready(config=DDIM, solver=None, steps=6, **options):
+    scheduler = PlanScheduler.from_config(config, solver, **options)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+@pytest.mark.parametrize("case", LOOPS)
+def test_the_loop_of_diffusers_scheduler(case):
+    """The noise of a generator too, sample by sample as theirs."""
+    theirs = scheduler_of(case)
+    ours = PlanScheduler.from_config(theirs)
+    assert relative(loop(ours, network, 6), loop(theirs, network, 6)) < 1e-5
+    assert ours.timesteps.tolist() == pytest.approx(theirs.timesteps.tolist(), abs=1e-3)
+    assert ours.order == theirs.order and len(ours) == len(theirs)
+    assert float(ours.init_noise_sigma) == pytest.approx(1.0 if ours.order == 1 else ours.init_noise_sigma, rel=1e-4)
+
+
+NOT_LATER = ("PNDM", "LMS")
+
+
+@pytest.mark.parametrize("case", [case for case in LOOPS if case not in NOT_LATER])
+def test_a_loop_from_a_later_time(case):
+    theirs = scheduler_of(case)
+    begin = 2 * theirs.order
+    ours = PlanScheduler.from_config(theirs)
+    assert relative(loop(ours, network, 6, begin=begin), loop(theirs, network, 6, begin=begin)) < 1e-5
+
+
+@pytest.mark.parametrize("case", [*NOT_LATER, "2S", "Heun"])  # of which a step, or two, have two calls
+def test_a_later_time_is_refused_before_any_call(case):
+    scheduler = ready(scheduler_of(case))
+    with pytest.raises(ValueError, match="begin must be 0 for"):
+        scheduler.set_begin_index(3)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("config", [DDIM, FLOW], ids=["discrete", "flow"])
+def test_a_solver_s_loop_is_its_plan_s(config, solver):
+    if config is FLOW and solver in ("deis", "dpmpp-3m-sde", "ddpm"):
+        pytest.skip("none on flow, or with noise of another kind")
+    schedule, prediction = pf.schedule_of(config)
+    plan = pf.make_plan(solver, schedule, steps=6, prediction=prediction)
+    ours = PlanScheduler.from_config(config, solver)
+    made = loop(ours, network, 6)
+    assert ours.timesteps.tolist() == pytest.approx(plan.times)
+    if not any(plan.noisy):
+        start = torch.randn((2, 3, 4, 4), generator=torch.Generator().manual_seed(3))
+        assert torch.equal(made, pf.sample(network, solver=plan, start=pf.Noise(start)))
+
+
+@pytest.mark.parametrize("solver, begin", [("dpmpp-2m", 3), ("unipc", 1), ("heun", 4), ("euler", 5), ("ipndm", 2)])
+def test_a_solver_from_a_later_time(solver, begin):
+    """A plan of its own for what is left of the grid, its warm-up included."""
+    ours = PlanScheduler.from_config(DDIM, solver, spacing="trailing")
+    made = loop(ours, network, 6, begin=begin)
+    schedule, _ = pf.schedule_of(DDIM)
+    start = pf.make_plan(solver, schedule, steps=6, spacing="trailing").times[begin]
+    plan = pf.make_plan(solver, schedule, steps=6, spacing="trailing", t_start=start)
+    noise = torch.randn((2, 3, 4, 4), generator=torch.Generator().manual_seed(3))
+    noised = (
+        float(schedule.alpha(start)) * torch.linspace(-1, 1, 96).view(2, 3, 4, 4) + float(schedule.sigma(start)) * noise
+    )
+    assert relative(made, pf.sample(network, solver=plan, start=pf.State(noised))) < 1e-6
+
+
+@pytest.mark.parametrize("solver, begin", [("f-pndm", 4), ("f-pndm", 13), ("s-pndm", 1), ("heun", 3), ("fon", 2)])
+def test_calls_that_are_not_a_step_each(solver, begin):
+    scheduler = ready(DDIM, solver)
+    with pytest.raises(ValueError, match=rf"begin must be 0 for {solver}, of which no plan .* got {begin}"):
+        scheduler.set_begin_index(begin)
+
+
+def test_the_configuration_is_kept(tmp_path):
+    theirs = diffusers.DDIMScheduler(clip_sample=False, beta_schedule="scaled_linear", steps_offset=1)
+    theirs.register_to_config(skip_prk_steps=True)  # of a class that it came from
+    ours = PlanScheduler.from_config(theirs, "unipc", spacing="logsnr", order=3)
+    for name, value in theirs.config.items():
+        assert name.startswith("_") or ours.config[name] == value == getattr(ours.config, name)
+    ours.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "scheduler_config.json").read_text())
+    assert saved["_class_name"] == "PlanScheduler"
+    loaded = PlanScheduler.from_pretrained(tmp_path)
+    assert torch.equal(loop(loaded, network, 5), loop(ours, network, 5))
+    back = diffusers.DDIMScheduler.from_config(loaded.config)
+    assert torch.equal(loop(back, network, 5), loop(theirs, network, 5))
+    again = PlanScheduler.from_config(back, None)
+    assert relative(loop(again, network, 5), loop(theirs, network, 5)) < 1e-5
+
+
+def test_another_solver_of_a_scheduler_of_ours():
+    ours = PlanScheduler.from_config(DDIM, "unipc", order=3)
+    assert PlanScheduler.from_config(ours.config).config["_plan"] == ours.config["_plan"]
+    other = PlanScheduler.from_config(ours.config, "heun")
+    assert other.config["_plan"] == {"like": "DDIMScheduler", "solver": "heun", "spacing": None, "options": {}}
+    none = PlanScheduler.from_config(ours.config, None, set_alpha_to_one=False)
+    assert none.config["set_alpha_to_one"] is False and none.config["_plan"]["solver"] is None
+    assert pf.plan_like(ours, steps=6) == pf.make_plan("unipc", steps=6, order=3)
+
+
+def test_a_configuration_without_its_class():
+    """That of a scheduler made in code: its keys tell the class, or it must be said."""
+    kept = {name: value for name, value in diffusers.EulerDiscreteScheduler().config.items()}
+    assert "_class_name" not in kept
+    assert PlanScheduler.from_config(kept).config["_plan"]["like"] == "EulerDiscreteScheduler"
+    shared = diffusers.LCMScheduler().config
+    with pytest.raises(
+        ValueError, match="its keys are that of LCMScheduler and TCDScheduler: give the scheduler itself"
+    ):
+        PlanScheduler.from_config(shared)
+    schedule = pf.Schedule.scaled_linear()
+    scheduler = ready(shared, "dpmpp-2m")
+    assert scheduler.timesteps.tolist() == pytest.approx(pf.make_plan("dpmpp-2m", schedule, steps=6).times)
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"solver": "unipcc"}, ValueError, "solver must be one of .*, got 'unipcc'; did you mean 'unipc'"),
+        ({"solver": "sscs"}, ValueError, "solver must be one of"),
+        ({"solver": "unipc", "oder": 3}, ValueError, "'oder' is neither a key of the config nor an option of unipc"),
+        ({"spacing": "karras"}, ValueError, "spacing must go with a solver: without one the config says all"),
+    ],
+)
+def test_settings_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        PlanScheduler.from_config(DDIM, **arguments)
+
+
+@pytest.mark.parametrize("config", [3, "DDIMScheduler"])
+def test_no_configuration(config):
+    with pytest.raises(TypeError, match="config must be that of a scheduler, got (int|str)"):
+        PlanScheduler.from_config(config)
+
+
+def test_a_clipped_solver():
+    scheduler = PlanScheduler.from_config(DDIM, "dpmpp-2m", clip=0.5)
+    assert loop(scheduler, network, 6).abs().max() <= 0.5
+
+
+def test_timesteps():
+    whole = ready()
+    assert whole.timesteps.dtype is torch.int64 and whole.num_inference_steps == 6
+    assert (whole.timesteps.diff() < 0).all() and len(whole.sigmas) == 7 and whole.sigmas[-1] == 0
+    broken = ready(FLOW)
+    assert broken.timesteps.dtype is torch.float32 and broken.sigmas[0] == 1
+    given = PlanScheduler.from_config(DDIM, "dpmpp-2m")
+    given.set_timesteps(timesteps=[900, 500, 40])
+    assert given.timesteps.tolist() == [900, 500, 40] and given.num_inference_steps == 3
+    given.set_timesteps(sigmas=[14.0, 3.0, 0.5, 0.0])
+    assert given.sigmas.tolist() == pytest.approx([14.0, 3.0, 0.5, 0.0])
+    given.set_timesteps(4, device="meta")
+    assert given.timesteps.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({}, "steps must be given, got None"),
+        (
+            {"num_inference_steps": 4, "timesteps": [900, 5]},
+            "timesteps must be as many as num_inference_steps, 4, got 2",
+        ),
+        ({"timesteps": [9, 5], "sigmas": [9, 5]}, "timesteps and sigmas exclude each other"),
+    ],
+)
+def test_timesteps_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PlanScheduler.from_config(DDIM, "dpmpp-2m").set_timesteps(**arguments)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_step(solver):
+    """Of the sample's shape and dtype, fresh each time; a tuple is the same."""
+    outputs = []
+    for return_dict in (True, False):
+        scheduler = ready(DDIM, solver)
+        generator = torch.Generator().manual_seed(0)
+        given = SAMPLE.clone()
+        out = scheduler.step(0.1 * given, scheduler.timesteps[0], given, generator=generator, return_dict=return_dict)
+        first = out[0] if isinstance(out, tuple) else out.prev_sample
+        kept = first.clone()
+        second = scheduler.step(0.1 * given, scheduler.timesteps[1], first, generator=generator).prev_sample
+        assert first.shape == SAMPLE.shape and first.dtype == SAMPLE.dtype
+        assert torch.equal(first, kept) and torch.equal(given, SAMPLE) and first.data_ptr() != second.data_ptr()
+        assert scheduler.step_index == 2
+        outputs.append(second)
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes(dtype):
+    """The state is float32, whatever the sample: the last of many steps is rounded once."""
+    small = lambda x, t: network(x.float(), t).to(dtype)  # noqa: E731
+    made = loop(PlanScheduler.from_config(DDIM, "dpmpp-2m"), small, 20, dtype=dtype)
+    assert made.dtype is dtype
+    want = loop(PlanScheduler.from_config(DDIM, "dpmpp-2m"), network, 20)
+    assert relative(made.float(), want) < 40 * torch.finfo(torch.float32 if dtype is torch.float64 else dtype).eps
+
+
+def test_outputs_of_another_dtype_and_layout():
+    scheduler = ready(DDIM, "dpmpp-2m")
+    x, want = SAMPLE, ready(DDIM, "dpmpp-2m")
+    y = SAMPLE
+    for t in scheduler.timesteps:
+        out = network(x, t.reshape(1)).to(memory_format=torch.channels_last)
+        x = scheduler.step(out.double(), t, x).prev_sample
+        y = want.step(network(y, t.reshape(1)), t, y).prev_sample
+    assert torch.equal(x, y)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what waits for a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.found.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("case", ["PNDM", "UniPC", "2M SDE", "Euler a", "Heun", "flow Euler"])
+def test_no_step_reads_from_the_device(case):
+    scheduler = ready(scheduler_of(case))
+    x, reads = SAMPLE, Reads()
+    generator = torch.Generator().manual_seed(0)
+    for t in scheduler.timesteps:
+        out = network(x, t.reshape(1))
+        with reads:
+            x = scheduler.step(out, t, scheduler.scale_model_input(x, t), generator=generator).prev_sample
+    assert reads.found == []
+
+
+def test_a_loop_is_made_once():
+    """Another loop of the same kind makes no plan, no registers and no table."""
+    scheduler = PlanScheduler.from_config(DDIM, "unipc")
+    first, run, plan = loop(scheduler, network, 6), scheduler._run, scheduler._plan
+    assert torch.equal(loop(scheduler, network, 6), first)
+    assert scheduler._run is run and scheduler._plan is plan
+    assert loop(scheduler, network, 6, shape=(3, 2, 8)).shape == (3, 2, 8)
+    assert torch.equal(loop(scheduler, network, 6), first)
+
+
+def test_a_second_loop_without_set_timesteps():
+    scheduler = ready(steps=2)
+    x = SAMPLE
+    for t in scheduler.timesteps:
+        x = scheduler.step(0.1 * x, t, x).prev_sample
+    with pytest.raises(ValueError, match="set_timesteps must be called before each loop: all 2 calls of ddim"):
+        scheduler.step(0.1 * x, scheduler.timesteps[0], x)
+
+
+def test_a_step_before_set_timesteps():
+    with pytest.raises(ValueError, match="set_timesteps must be called before step"):
+        PlanScheduler.from_config(DDIM).step(SAMPLE, 999, SAMPLE)
+
+
+@pytest.mark.parametrize("case", ["DDIM", "2M Karras", "Euler a", "LCM"])
+def test_generators_of_each_sample(case):
+    """One for each sample: the first sample's image is that of it alone."""
+
+    def run(scheduler, seeds):
+        scheduler.set_timesteps(5)
+        x, generators = SAMPLE[: len(seeds)], [torch.Generator().manual_seed(seed) for seed in seeds]
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(x, t.reshape(1)), t, x, generator=generators).prev_sample
+        return x
+
+    scheduler = PlanScheduler.from_config(scheduler_of(case))
+    assert torch.equal(run(scheduler, [7, 8])[:1], run(scheduler, [7]))
+
+
+def test_noise_without_a_generator_is_torch_s():
+    theirs = scheduler_of("Euler a")
+    made = []
+    for scheduler in (theirs, PlanScheduler.from_config(theirs)):
+        scheduler.set_timesteps(4)
+        torch.manual_seed(11)
+        x = SAMPLE * float(scheduler.init_noise_sigma)
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(scheduler.scale_model_input(x, t), t.reshape(1)), t, x).prev_sample
+        made.append(x)
+    assert relative(made[1], made[0]) < 1e-5
+
+
+def test_another_sample_is_the_state():
+    """A blend between two steps: the plan goes on from it, a multistep's history kept."""
+    ours, theirs = ready(scheduler_of("DEIS")), scheduler_of("DEIS")
+    theirs.set_timesteps(6)
+    made = []
+    for scheduler in (ours, theirs):
+        x = SAMPLE
+        for t in scheduler.timesteps:
+            x = 0.5 * scheduler.step(network(x, t.reshape(1)), t, x).prev_sample
+        made.append(x)
+    assert relative(*made) < 1e-5
+
+
+def test_a_change_in_place_is_seen():
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        made = []
+        with mode:
+            for change in (lambda x: x.mul_(0.5), lambda x: x * 0.5):
+                scheduler = ready(DDIM, "dpmpp-2m")
+                x = SAMPLE.clone()
+                for t in scheduler.timesteps:
+                    x = change(scheduler.step(network(x, t.reshape(1)), t, x).prev_sample)
+                made.append(x)
+        assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("solver, calls", [("unipc", 2), ("heun", 1), ("f-pndm", 2)])
+def test_a_state_that_a_plan_cannot_take(solver, calls):
+    scheduler = ready(DDIM, solver)
+    x = SAMPLE
+    for t in scheduler.timesteps[:calls]:
+        x = scheduler.step(network(x, t.reshape(1)), t, x).prev_sample
+    with pytest.raises(ValueError, match=f"sample must be what step returned before call {calls} of {solver}"):
+        scheduler.step(SAMPLE, scheduler.timesteps[calls], 0.5 * x)
+
+
+@pytest.mark.parametrize(
+    "output, sample, words, message",
+    [
+        (SAMPLE, SAMPLE[:1], {}, r"model_output must be \(1, 3, 4, 4\) on cpu, as sample is, got \(2, 3, 4, 4\)"),
+        (SAMPLE, SAMPLE.long(), {}, "sample must be floating-point"),
+        (SAMPLE.clone().requires_grad_(), SAMPLE, {}, "model_output must be without gradients"),
+        (SAMPLE, SAMPLE, {"s_churn": 0.5}, "s_churn must be 0: no plan does another, got 0.5"),
+        (SAMPLE, SAMPLE, {"use_clipped_model_output": True}, "use_clipped_model_output must be False"),
+        (SAMPLE, SAMPLE, {"variance_noise": SAMPLE}, "variance_noise must be None: no plan does another"),
+    ],
+)
+def test_steps_refused(output, sample, words, message):
+    with pytest.raises(ValueError, match=message):
+        (scheduler := ready()).step(output, scheduler.timesteps[0], sample, **words)
+
+
+def test_a_step_s_unknown_argument():
+    with pytest.raises(TypeError, match="step has no argument 'churn'"):
+        ready().step(SAMPLE, 995, SAMPLE, churn=1)
+
+
+def test_what_other_schedulers_steps_take():
+    scheduler = ready()
+    idle = {
+        "s_churn": 0.0,
+        "s_tmax": math.inf,
+        "s_noise": 1.0,
+        "use_clipped_model_output": None,
+        "variance_noise": None,
+    }
+    assert torch.equal(
+        scheduler.step(SAMPLE, scheduler.timesteps[0], SAMPLE, **idle).prev_sample,
+        ready().step(SAMPLE, scheduler.timesteps[0], SAMPLE).prev_sample,
+    )
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_eta_of_ddim(eta):
+    theirs = scheduler_of("DDIM")
+    ours = PlanScheduler.from_config(theirs)
+    assert relative(loop(ours, network, 6, eta=eta), loop(theirs, network, 6, eta=eta)) < 1e-5
+
+
+def test_eta_refused():
+    scheduler = ready()
+    first = scheduler.step(SAMPLE, scheduler.timesteps[0], SAMPLE, eta=0.5).prev_sample
+    with pytest.raises(ValueError, match="eta must be the same in all of a loop, 0.5, got 0.2"):
+        scheduler.step(SAMPLE, scheduler.timesteps[1], first, eta=0.2)
+    other = ready(scheduler_of("PLMS"))
+    with pytest.raises(ValueError, match="eta must not be given for PNDMScheduler"):
+        other.step(SAMPLE, other.timesteps[0], SAMPLE, eta=0.5)
+
+
+def test_a_learned_variance_is_left_out():
+    scheduler, want = ready(), ready()
+    twice = torch.cat([SAMPLE, 9 + SAMPLE], dim=1)
+    got = scheduler.step(twice, scheduler.timesteps[0], SAMPLE).prev_sample
+    assert torch.equal(got, want.step(SAMPLE, want.timesteps[0], SAMPLE).prev_sample)
+
+
+def test_where_a_loop_begins_without_set_begin_index():
+    """Its first timestep says so: a view of `timesteps`, a number, or a copy."""
+    for told in (lambda t: t, lambda t: t.item(), lambda t: t.clone()):
+        scheduler = ready(steps=8)
+        assert scheduler.step_index is None
+        scheduler.step(SAMPLE, told(scheduler.timesteps[3:][0]), SAMPLE)
+        assert scheduler.step_index == 4
+    with pytest.raises(ValueError, match="timestep must be one of timesteps, got 3"):
+        ready(steps=8).step(SAMPLE, 3, SAMPLE)
+
+
+@pytest.mark.parametrize("theirs", [diffusers.DDPMScheduler(), diffusers.DDPMScheduler(rescale_betas_zero_snr=True)])
+def test_noise_and_velocity_of_training(theirs):
+    ours = PlanScheduler.from_config(theirs, "unipc" if not theirs.config.rescale_betas_zero_snr else "ddim")
+    noise, times = SAMPLE.flip(0), torch.tensor([3, 999])
+    for name in ("add_noise", "get_velocity"):
+        want = getattr(theirs, name)(SAMPLE, noise, times)
+        assert relative(getattr(ours, name)(SAMPLE, noise, times), want) < 1e-5
+    with pytest.raises(ValueError, match="timesteps must be whole numbers outside of a loop, got torch.float32"):
+        ours.add_noise(SAMPLE, noise, times.float())
+
+
+def test_noise_of_flow_training():
+    ours = PlanScheduler.from_config(FLOW, "heun")
+    noise, times = SAMPLE.flip(0), torch.tensor([250.0, 1000.0])
+    sigma = (times / 1000).view(2, 1, 1, 1)
+    assert torch.equal(ours.scale_noise(SAMPLE, times, noise), (1 - sigma) * SAMPLE + sigma * noise)
+    assert torch.equal(ours.get_velocity(SAMPLE, noise, times), noise - SAMPLE)
+
+
+def test_noise_in_a_loop_is_that_of_the_next_call():
+    scheduler, plan = ready(DDIM, "dpmpp-2m"), pf.make_plan("dpmpp-2m", steps=6)
+    scheduler.set_begin_index(0)
+    ones, x = torch.ones_like(SAMPLE), SAMPLE
+    for i, t in enumerate(scheduler.timesteps):
+        level = plan.rows[i].levels.call
+        assert scheduler.add_noise(ones, 0 * ones, t.reshape(1))[0, 0, 0, 0] == pytest.approx(level.alpha, rel=1e-6)
+        x = scheduler.step(0.1 * x, t, x).prev_sample
+    assert torch.equal(scheduler.add_noise(SAMPLE, ones, t.reshape(1)), SAMPLE)  # where the loop ends
+
+
+def test_copies():
+    """A copy begins its own loop: requests in threads have one each."""
+    scheduler = ready(DDIM, "unipc")
+    scheduler.step(SAMPLE, scheduler.timesteps[0], SAMPLE)
+    want = loop(PlanScheduler.from_config(DDIM, "unipc"), network, 6)
+    for made in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))):
+        assert made.step_index is None and made.timesteps.tolist() == scheduler.timesteps.tolist()
+        assert torch.equal(loop(made, network, 6), want)
+
+
+def test_a_configuration_that_a_pipeline_changes():
+    """Pipelines put another one in its place: the next loop is its."""
+    scheduler = PlanScheduler.from_config({**DDIM, "steps_offset": 0})
+    scheduler.set_timesteps(5)
+    scheduler._internal_dict = diffusers.configuration_utils.FrozenDict({**scheduler.config, "steps_offset": 1})
+    scheduler.set_timesteps(5)
+    assert scheduler.timesteps.tolist() == [801, 601, 401, 201, 1]
