@@ -25,6 +25,7 @@ SUITES = {  # the file, and an expression
     "overhead": ("speed/test_calls.py", "outside or paired"),
     "plan_time": ("speed/test_calls.py", "make_plan"),
     "start": ("speed/test_start.py", ""),
+    "schedulers": ("speed/test_schedulers.py", ""),
 }
 KEPT = ("min", "median", "iqr")
 
