@@ -234,6 +234,29 @@ def test_sigmas_refused(sigmas, message):
         pf.plan_like(config_of("FlowMatchEulerDiscreteScheduler"), sigmas=sigmas)
 
 
-def test_timesteps_of_ddpm():
-    theirs = diffusers.DDPMScheduler()
-    assert pf.plan_like(theirs, timesteps=[900, 500, 40]).times == (900, 500, 40)
+@pytest.mark.parametrize("name", ["DDPMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_timesteps(name):
+    theirs, times = class_of(name)(), [999, 850, 736, 455, 124, 24]
+    plan = pf.plan_like(theirs, timesteps=times)
+    theirs.set_timesteps(timesteps=times)
+    assert plan.times == tuple(times) == tuple(theirs.timesteps.tolist())
+    if hasattr(theirs, "sigmas"):
+        levels = [row.levels.call for row in plan]
+        assert [sigma / alpha for alpha, sigma in levels] == pytest.approx(theirs.sigmas.tolist()[:-1], rel=2e-5)
+
+
+@pytest.mark.parametrize(
+    "config, timesteps, message",
+    [
+        ({}, [500, 900], r"timesteps must decrease within \[0, 999\], got \[500.0, 900.0\]"),
+        ({}, [1000, 5], r"timesteps must decrease within \[0, 999\]"),
+        (
+            {"use_karras_sigmas": True},
+            [900, 5],
+            "timesteps must not be given with a grid of its own, sigma_spacing='kar",
+        ),
+    ],
+)
+def test_timesteps_refused(config, timesteps, message):
+    with pytest.raises(ValueError, match=message):
+        pf.plan_like(config_of("DPMSolverMultistepScheduler", **config), timesteps=timesteps)

@@ -145,7 +145,14 @@ def test_a_configuration_without_its_class():
     [
         ({"solver": "unipcc"}, ValueError, "solver must be one of .*, got 'unipcc'; did you mean 'unipc'"),
         ({"solver": "sscs"}, ValueError, "solver must be one of"),
-        ({"solver": "unipc", "oder": 3}, ValueError, "'oder' is neither a key of the config nor an option of unipc"),
+        (
+            {"solver": "unipc", "oder": 3},
+            ValueError,
+            "'oder' is no key of the config nor an option of unipc .its options: order",
+        ),
+        ({"use_karas_sigmas": True}, ValueError, "'use_karas_sigmas' is no key of the config$"),
+        ({"thresholding": True}, ValueError, "thresholding must be False for a plan like DDIMScheduler"),
+        ({"clip_sample": True}, ValueError, "clip_sample must be False for a plan like DDIMScheduler"),
         ({"spacing": "karras"}, ValueError, "spacing must go with a solver: without one the config says all"),
     ],
 )
@@ -158,6 +165,19 @@ def test_settings_refused(arguments, error, message):
 def test_no_configuration(config):
     with pytest.raises(TypeError, match="config must be that of a scheduler, got (int|str)"):
         PlanScheduler.from_config(config)
+
+
+def test_classes_refused_before_any_loop():
+    for name, solver in (("EDMEulerScheduler", None), ("EDMEulerScheduler", "unipc"), ("TCDScheduler", None)):
+        with pytest.raises(ValueError, match=f"_class_name must be a scheduler that a plan stands for, got '{name}'"):
+            PlanScheduler.from_config({"_class_name": name}, solver)
+    tcd = ready({"_class_name": "TCDScheduler"}, "lcm")  # whose schedule is known
+    assert tcd.timesteps.tolist() == pytest.approx(pf.make_plan("lcm", pf.Schedule.scaled_linear(), steps=6).times)
+
+
+def test_solver_auto():
+    scheduler = ready(DDIM, "auto")
+    assert scheduler.timesteps.tolist() == pytest.approx(pf.make_plan("auto", pf.Schedule.linear(), steps=6).times)
 
 
 def test_a_clipped_solver():
@@ -267,7 +287,7 @@ def test_a_loop_is_made_once():
     first, run, plan = loop(scheduler, network, 6), scheduler._run, scheduler._plan
     assert torch.equal(loop(scheduler, network, 6), first)
     assert scheduler._run is run and scheduler._plan is plan
-    assert loop(scheduler, network, 6, shape=(3, 2, 8)).shape == (3, 2, 8)
+    assert loop(scheduler, network, 6, shape=(3, 5, 3)).shape == (3, 5, 3)
     assert torch.equal(loop(scheduler, network, 6), first)
 
 
@@ -311,6 +331,19 @@ def test_noise_without_a_generator_is_torch_s():
             x = scheduler.step(network(scheduler.scale_model_input(x, t), t.reshape(1)), t, x).prev_sample
         made.append(x)
     assert relative(made[1], made[0]) < 1e-5
+
+
+@pytest.mark.parametrize("case", ["2M SDE", "DDPM", "LCM"])
+def test_noise_in_half_precision_is_diffusers(case):
+    """From the same generator, but for rounding."""
+    theirs = scheduler_of(case)
+    made = []
+    for scheduler in (theirs, PlanScheduler.from_config(theirs)):
+        scheduler.set_timesteps(4)
+        x, generator = SAMPLE.half(), torch.Generator().manual_seed(5)
+        made.append(scheduler.step(0 * x, scheduler.timesteps[0], x, generator=generator).prev_sample)
+    assert made[1].dtype is torch.float16
+    assert relative(made[1].float(), made[0].float()) < 4e-3
 
 
 def test_another_sample_is_the_state():

@@ -23,7 +23,7 @@ from pndm_fast.solvers import SOLVER_INFO, SOLVERS
 from pndm_fast.solvers.auto import AUTO
 from pndm_fast.solvers.compat import SCHEDULERS
 from pndm_fast.solvers.foreign import REFUSED
-from pndm_fast.solvers.like import check_begin, config_of, plan_like, schedule_of
+from pndm_fast.solvers.like import check_begin, check_like, config_of, plan_like, schedule_of
 from pndm_fast.solvers.make import make_plan
 
 KEPT = 16  # plans of the loops before
@@ -72,6 +72,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         _check_settings(solver, spacing, options)
         register: Any = self.register_to_config  # which has no types
         register(**{**config, "_class_name": type(self).__name__, "_plan": settings})
+        check_like(self)
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(len(self) - 1, -1, -1)
         self._asked: dict[str, Any] = {}
@@ -121,12 +122,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         known = _options_of(solver)
         own = {name: value for name, value in options.items() if name in known}
         changed = {name: value for name, value in options.items() if name not in known}
-        unknown = [name for name in changed if solver is not None and name not in config]
-        if unknown:
-            raise ValueError(
-                f"{unknown[0]!r} is neither a key of the config nor an option of {solver} "
-                f"(its options: {', '.join(known)})"
-            )
+        _check_keys(changed, config, solver, known)
         made = cls({**config, **changed}, solver, spacing, **{**kept, **own})
         return (made, {}) if return_unused_kwargs else made
 
@@ -365,6 +361,16 @@ def _named(config: Mapping[str, Any], solver: str | None) -> Mapping[str, Any]:
         of = f"that of {' and '.join(found)}" if found else "none of a class that is known"
         raise ValueError(f"config must have a _class_name where its keys are {of}: give the scheduler itself")
     return {**config, "_class_name": found[0]}
+
+
+def _check_keys(changed: Mapping[str, Any], config: Mapping[str, Any], solver: str | None, known: list[str]) -> None:
+    """Refuse what is no option of the solver and no key of the configuration or of its class."""
+    like = config_of(_named(config, solver))["_class_name"]
+    keys = {*config, *inspect.signature(getattr(diffusers, like, None) or _check_keys).parameters}
+    for name in changed:
+        if name not in keys:
+            options = f" nor an option of {solver} (its options: {', '.join(known)})" if solver else ""
+            raise ValueError(f"{name!r} is no key of the config{options}")
 
 
 def _options_of(solver: str | None) -> list[str]:

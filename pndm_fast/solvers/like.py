@@ -185,7 +185,8 @@ def plan_like(
             diffusers does. Of a `PlanScheduler` that has a solver the plan is that solver's.
         steps: num_inference_steps.
         mu: of use_dynamic_shifting.
-        timesteps: the network's times in place of a grid, the end left out: DDPMScheduler's, or a solver's of ours.
+        timesteps: the network's times in place of a grid, the end left out: of DDPMScheduler, EulerDiscreteScheduler
+            and DPMSolverMultistepScheduler, and of our solvers.
         sigmas: noise levels in place of a grid. On flow, before the shift and the end left out, as pipelines give them.
         begin: how many of the first calls are left out, as set_begin_index does for an image.
         eta: of DDIMScheduler, whose pipelines give it with each call.
@@ -281,6 +282,23 @@ def _grid(
     if flow and spacing is None and (sigmas is not None or config.get("shift_terminal")):
         return {"sigmas": shifted_sigmas(config, uniform.tolist() if sigmas is None else sigmas, mu)}
     return {"steps": steps, "spacing": spacing} if sigmas is None else {"sigmas": sigmas, "spacing": spacing}
+
+
+def check_like(scheduler: Any) -> None:
+    """Refuse, before any length is known, what `plan_like` does whatever the length.
+
+    Raises:
+        TypeError, ValueError: as of `plan_like`.
+    """
+    config = config_of(scheduler)
+    schedule_of(config, mu=1.0)
+    settings = config.get("_plan")
+    if isinstance(settings, Mapping) and settings["solver"] is not None:
+        return
+    if config["_class_name"] not in SCHEDULERS:
+        raise ValueError(other_class(config["_class_name"]))
+    _options(config, SCHEDULERS[config["_class_name"]])
+    _clip(config)
 
 
 def _options(config: Mapping[str, Any], function: Any) -> dict[str, Any]:

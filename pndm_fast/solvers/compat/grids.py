@@ -146,14 +146,18 @@ def make(
     extra: bool,
     scheduler: str,
     zero_snr: bool = False,
+    timesteps: Sequence[float] | None = None,
 ) -> Grid:
-    """`final`: zero; sigma_min (alpha-bar[0]); last (the last level again).
+    """`final`: zero; sigma_min (alpha-bar[0]); last (the last level again). `timesteps` stand for spacing and offset.
 
     Raises:
         ValueError: steps, spacing, offset, sigmas or final that leave no grid, or one on which diffusers fails.
     """
     choose("final_sigmas_type", final, (*FINALS, "last"))
-    model_time = model_times(schedule, steps, spacing, steps_offset, extra)
+    if timesteps is None:
+        model_time = model_times(schedule, steps, spacing, steps_offset, extra)
+    else:
+        model_time = given_times(timesteps, schedule, sigmas)
     steps, training = len(model_time), Training.of(schedule, scheduler, zero_snr)
     rho, every = training.rho, np.arange(len(training.rho))
     levels = np.interp(model_time, every, rho)
@@ -227,6 +231,21 @@ def stretched(sigmas: Array, terminal: float | None) -> Array:
     if sigmas[-1] >= 1:
         raise ValueError(f"shift_terminal must be None for a grid of one point, got {terminal}")
     return np.asarray(1 - (1 - sigmas) / ((1 - sigmas[-1]) / (1 - terminal)))
+
+
+def given_times(timesteps: Sequence[float], schedule: Schedule, sigmas: str | None) -> Array:
+    """The network's times, decreasing, in place of a grid.
+
+    Raises:
+        TypeError, ValueError: anything else, or a grid of sigmas, which has times of its own.
+    """
+    times = np.array(numbers_of("timesteps", timesteps))
+    check_steps(schedule, len(times))
+    if sigmas is not None:
+        raise ValueError(f"timesteps must not be given with a grid of its own, sigma_spacing={sigmas!r}")
+    if not (0 <= times[-1] and times[0] <= schedule.last and (np.diff(times) < 0).all()):
+        raise ValueError(f"timesteps must decrease within [0, {schedule.last:g}], got {times.tolist()}")
+    return times
 
 
 def given_sigmas(sigmas: Sequence[float], steps: int) -> Array:

@@ -60,6 +60,7 @@ def _grid(
     zero_snr: bool = False,
     terminal: float | None = None,
     sigmas: Sequence[float] | None = None,
+    timesteps: Sequence[float] | None = None,
 ) -> Grid:
     """A grid of training times or of sigmas; on flow schedules of flow sigmas, shifted `sigmas` where those are given.
 
@@ -73,9 +74,10 @@ def _grid(
             raise ValueError(f"sigmas must be None on {schedule.name}, for diffusers' {scheduler}")
         return make(
             schedule, steps, spacing, steps_offset, sigma_spacing, final, extra=True, scheduler=scheduler,
-            zero_snr=zero_snr,
+            zero_snr=zero_snr, timesteps=timesteps,
         )  # fmt: skip
-    for name, given, own in (("spacing", spacing, "linspace"), ("steps_offset", steps_offset, 0)):
+    own_grid = (("spacing", spacing, "linspace"), ("steps_offset", steps_offset, 0), ("timesteps", timesteps, None))
+    for name, given, own in own_grid:
         if given != own:
             raise ValueError(f"{name} must be {own!r} on flow, whose grid has none, got {given!r}")
     if sigma_spacing is not None:
@@ -125,6 +127,7 @@ def dpm_multistep(
     solver_type: str = "midpoint",
     lower_order_final: bool = True,
     euler_at_final: bool = False,
+    timesteps: Sequence[float] | None = None,
     begin: int = 0,
     prediction: str = "eps",
 ) -> Plan:
@@ -141,8 +144,9 @@ def dpm_multistep(
     _check_prediction(prediction, schedule, kind == "x0", "DPMSolverMultistep")
     name = f"dpm-solver-{solver_order}" if kind == "eps" else f"dpmpp-{max(solver_order, 2)}m"
     grid = _grid(
-        schedule, steps, spacing, steps_offset, sigma_spacing, final_sigmas_type, "DPMSolverMultistep", zero_snr=True
-    )
+        schedule, steps, spacing, steps_offset, sigma_spacing, final_sigmas_type, "DPMSolverMultistep", zero_snr=True,
+        timesteps=timesteps,
+    )  # fmt: skip
     count = len(grid.model_time)
     lower = lower_order_final and count < FEW_STEPS
     low = euler_at_final or lower

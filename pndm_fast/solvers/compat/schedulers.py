@@ -14,7 +14,6 @@ import numpy as np
 
 from pndm_fast import solvers
 from pndm_fast.plan.checks import choose
-from pndm_fast.plan.grids import numbers_of
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.solvers.compat.grids import (
@@ -23,6 +22,7 @@ from pndm_fast.solvers.compat.grids import (
     check_steps,
     flow_grid,
     given_sigmas,
+    given_times,
     make,
     model_times,
     plan_on,
@@ -50,6 +50,7 @@ def _sigma(
     final: str = "zero",
     zero_snr: bool = False,
     one_path: bool | None = None,
+    timesteps: Sequence[float] | None = None,
 ) -> Plan:
     """n points, then the end. The start is sigma_max z in unscaled data, but for leading the normal itself."""
     choose("prediction", prediction, predictions, f" for diffusers' {scheduler}")
@@ -57,7 +58,7 @@ def _sigma(
     options = {} if one_path is None else {"one_path": one_path}
     grid = make(
         schedule, steps, spacing, steps_offset, sigma_spacing, final, extra=False, scheduler=scheduler,
-        zero_snr=zero_snr,
+        zero_snr=zero_snr, timesteps=timesteps,
     )  # fmt: skip
     return plan_on(solver, grid, prediction, sigma_prior=spacing != "leading", unscaled=True, **options)
 
@@ -70,6 +71,7 @@ def euler(
     steps_offset: int = 0,
     sigma_spacing: str | None = None,
     final_sigmas_type: str = "zero",
+    timesteps: Sequence[float] | None = None,
     prediction: str = "eps",
 ) -> Plan:
     """EulerDiscreteScheduler without churn, interpolation_type linear, timestep_type discrete.
@@ -79,7 +81,7 @@ def euler(
     """
     return _sigma(
         solvers.euler, "EulerDiscrete", ALL, schedule, steps, spacing, steps_offset, prediction, sigma_spacing,
-        final_sigmas_type, zero_snr=True,
+        final_sigmas_type, zero_snr=True, timesteps=timesteps,
     )  # fmt: skip
 
 
@@ -163,7 +165,7 @@ def ddpm(
     if timesteps is None:
         times = model_times(schedule, steps, spacing, steps_offset, False).round()
     else:
-        times = np.array(numbers_of("timesteps", timesteps))
+        times = given_times(timesteps, schedule, None)
     variance = "large" if variance_type == "fixed_large" else "small"
     plan = solvers.ddpm(schedule, [*times, -1.0], variance=variance, prediction=prediction)
     if variance == "large" and times[-1] > 0:
