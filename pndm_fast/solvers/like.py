@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -200,52 +200,58 @@ def plan_like(
         if given is None:
             raise ValueError("steps must be given, got None")
         steps = len(given)
-    lists = {"timesteps": timesteps, "sigmas": sigmas}
+    asked = _Asked(steps, mu, timesteps, sigmas, begin, eta)
     settings = config.get("_plan")
     if isinstance(settings, Mapping) and settings["solver"] is not None:
-        return _by_solver(config, settings, steps, mu, lists, begin, eta)
+        return _by_solver(config, settings, asked)
+    return _by_class(config, asked)
+
+
+class _Asked(NamedTuple):
+    """`plan_like`'s arguments."""
+
+    steps: int
+    mu: float | None
+    timesteps: Sequence[float] | None
+    sigmas: Sequence[float] | None
+    begin: int
+    eta: float
+
+
+def _by_class(config: Mapping[str, Any], asked: _Asked) -> Plan:
+    """What a class of diffusers does."""
     name = config["_class_name"]
     if name not in SCHEDULERS:
         raise ValueError(other_class(name))
-    schedule, prediction = schedule_of(config, mu=mu)
+    schedule, prediction = schedule_of(config, mu=asked.mu)
     function = SCHEDULERS[name]
     known = inspect.signature(function).parameters
     options = _options(config, function)
-    for argument, value in {
-        **{k: v for k, v in lists.items() if v is not None},
-        **({"eta": eta} if eta else {}),
-    }.items():
-        if argument not in known:
-            raise ValueError(f"{argument} must not be given for {name}, which takes none, got {value!r}")
-        options[argument] = value
-    if begin and "begin" in known:
-        options["begin"] = check_begin(begin, steps + 1)
-    plan = function(schedule, steps, prediction=prediction, **options)
+    for argument, value in (("timesteps", asked.timesteps), ("sigmas", asked.sigmas), ("eta", asked.eta or None)):
+        if value is not None:
+            if argument not in known:
+                raise ValueError(f"{argument} must not be given for {name}, which takes none, got {value!r}")
+            options[argument] = value
+    if asked.begin and "begin" in known:
+        options["begin"] = check_begin(asked.begin, asked.steps + 1)
+    plan = function(schedule, asked.steps, prediction=prediction, **options)
     clip = _clip(config)
     plan = plan if clip is None else plan.with_clip(clip)
-    return plan if not begin or "begin" in known else without_first(plan, begin)
+    return plan if not asked.begin or "begin" in known else without_first(plan, asked.begin)
 
 
-def _by_solver(
-    config: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    steps: int,
-    mu: float | None,
-    lists: Mapping[str, Sequence[float] | None],
-    begin: int,
-    eta: float,
-) -> Plan:
+def _by_solver(config: Mapping[str, Any], settings: Mapping[str, Any], asked: _Asked) -> Plan:
     """A solver of ours on the schedule of a configuration."""
     name = settings["solver"]
-    schedule, prediction = schedule_of(config, mu=mu)
+    schedule, prediction = schedule_of(config, mu=asked.mu)
     options = {**settings["options"], "prediction": prediction}
-    if eta:
+    if asked.eta:
         if name not in SOLVERS or "eta" not in inspect.signature(SOLVERS[name]).parameters:
-            raise ValueError(f"eta must be 0 for {name}, which has none, got {eta!r}")
-        options.setdefault("eta", eta)
-    options |= _grid(config, schedule, settings["spacing"], steps, mu, lists["timesteps"], lists["sigmas"])
+            raise ValueError(f"eta must be 0 for {name}, which has none, got {asked.eta!r}")
+        options.setdefault("eta", asked.eta)
+    options |= _grid(config, schedule, settings["spacing"], asked)
     plan = make_plan(name, schedule, **options)
-    begin = check_begin(begin, plan.nfe)
+    begin = check_begin(asked.begin, plan.nfe)
     if not begin:
         return plan
     start = plan.times[begin]
@@ -259,28 +265,24 @@ def _by_solver(
     )
 
 
-def _grid(
-    config: Mapping[str, Any],
-    schedule: Schedule,
-    spacing: str | None,
-    steps: int,
-    mu: float | None,
-    timesteps: Sequence[float] | None,
-    sigmas: Sequence[float] | None,
-) -> dict[str, Any]:
+def _grid(config: Mapping[str, Any], schedule: Schedule, spacing: str | None, asked: _Asked) -> dict[str, Any]:
     """`make_plan`'s arguments of the grid.
 
-    A flow pipeline gives n uniform sigmas where it is asked for n steps: they are no wish against a spacing.
+    A flow pipeline gives n uniform sigmas where it is asked for n steps: they are no wish against a spacing. Sigmas of
+    flow are shifted, and stretched to shift_terminal.
     """
-    if timesteps is not None and sigmas is not None:
-        raise ValueError("timesteps and sigmas exclude each other: give one of them")
-    if timesteps is not None:
-        return {"times": [*numbers_of("timesteps", timesteps), schedule.first], "spacing": spacing}
+    steps, sigmas = asked.steps, asked.sigmas
+    if asked.timesteps is not None:
+        if sigmas is not None:
+            raise ValueError("timesteps and sigmas exclude each other: give one of them")
+        return {"times": [*numbers_of("timesteps", asked.timesteps), schedule.first], "spacing": spacing}
     flow, uniform = schedule.scale == "flow", np.linspace(1.0, 1 / steps, steps)
     if spacing is not None and flow and sigmas is not None and np.allclose(sigmas, uniform, rtol=0, atol=1e-6):
         sigmas = None
-    if flow and spacing is None and (sigmas is not None or config.get("shift_terminal")):
-        return {"sigmas": shifted_sigmas(config, uniform.tolist() if sigmas is None else sigmas, mu)}
+    terminal = config.get("shift_terminal") or None
+    if flow and spacing is None and (sigmas is not None or terminal):
+        levels = uniform if sigmas is None else given_sigmas(sigmas, steps)
+        return {"sigmas": np.append(stretched(shifted(levels, schedule.shift), terminal), 0.0)}
     return {"steps": steps, "spacing": spacing} if sigmas is None else {"sigmas": sigmas, "spacing": spacing}
 
 
@@ -318,7 +320,7 @@ def _options(config: Mapping[str, Any], function: Any) -> dict[str, Any]:
     for key in inspect.signature(function).parameters:
         theirs = "timestep_spacing" if key == "spacing" else key
         if theirs in config and key not in ("eta", "begin", "sigmas", "timesteps"):
-            value = config[theirs]
+            value = config[theirs] or None if key == "shift_terminal" else config[theirs]
             options[key] = words.get(key, {}).get(value, value) if isinstance(value, str) else value
     if "sigma_spacing" in inspect.signature(function).parameters:
         options |= _sigma_spacing(config)
@@ -386,11 +388,3 @@ def without_first(plan: Plan, begin: int) -> Plan:
         return replace(plan, rows=tuple(rows), steps=sum(row.ends_step for row in rows))
     except ValueError as error:  # a slot that is not written
         raise ValueError(reason) from error
-
-
-def shifted_sigmas(scheduler: Any, sigmas: Sequence[float], mu: float | None = None) -> np.ndarray:
-    """The grid of a flow scheduler's sigmas before the shift: shifted, stretched to shift_terminal, 0 at its end."""
-    config = config_of(scheduler)
-    schedule, _ = schedule_of(config, mu=mu)
-    levels = shifted(given_sigmas(sigmas, len(sigmas)), schedule.shift)
-    return np.append(stretched(levels, config.get("shift_terminal")), 0.0)

@@ -159,10 +159,8 @@ def dpm_multistep(
         orders = [rows.order_at(i, solver_order, lower) for i in range(rows.steps)]
         return multistep(rows, [*orders[:-1], 1] if euler_at_final else orders, 0.5)
 
-    if algorithm_type == SDE:
-        solver = _solver(f"{name}-sde", kind, build, solver_type=solver_type, eta=1.0)
-    else:
-        solver = _solver(name, kind, build, solver_type=solver_type)
+    noise = {"eta": 1.0} if algorithm_type == SDE else {}
+    solver = _solver(f"{name}-sde" if noise else name, kind, build, solver_type=solver_type, **noise)
     return plan_on(solver, grid, prediction, begin=begin)
 
 
