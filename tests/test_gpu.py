@@ -78,6 +78,32 @@ def test_no_synchronization_between_calls(solver):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' of numpy
+@pytest.mark.parametrize("name", ["UniPCMultistep", "EulerAncestralDiscrete", "PNDM"])
+def test_a_scheduler_s_steps(name):
+    """`PlanScheduler`: the CPU's bits, and no synchronization in a step."""
+    diffusers = pytest.importorskip("diffusers")
+    from pndm_fast.integrations.diffusers import PlanScheduler
+
+    theirs, made = getattr(diffusers, f"{name}Scheduler")(), []
+    for device in ("cpu", DEVICE):
+        scheduler = PlanScheduler.from_config(theirs)
+        scheduler.set_timesteps(6, device=device)
+        x = torch.linspace(-1, 1, 96).view(2, 3, 4, 4).to(device)
+        generator = torch.Generator().manual_seed(0)  # on the CPU, so that the noise is the same
+        for t in scheduler.timesteps:
+            x = scheduler.step(x * 0.5, t, x, generator=generator).prev_sample
+        made.append(x.cpu())
+    assert torch.equal(*made)
+    scheduler.set_timesteps(6, device=DEVICE)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for t in scheduler.timesteps.unbind():
+            x = scheduler.step(x * 0.5, t, x).prev_sample
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_another_stream():
     sampler = pf.Sampler(pointwise, pf.make_plan("f-pndm", steps=6), shape=(2, *SHAPE), device=DEVICE)
     wanted = sampler()

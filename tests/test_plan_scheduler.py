@@ -15,7 +15,9 @@ from scheduler_case import LOOPS, loop, scheduler_of  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import pndm_fast as pf  # noqa: E402
+from pndm_fast.integrations import stepping  # noqa: E402
 from pndm_fast.integrations.diffusers import PlanScheduler  # noqa: E402
+from pndm_fast.row.backends import choose_backend  # noqa: E402
 
 # diffusers' of numpy, and ours of few steps
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.* diverges in")
@@ -279,6 +281,15 @@ def test_no_step_reads_from_the_device(case):
         with reads:
             x = scheduler.step(out, t, scheduler.scale_model_input(x, t), generator=generator).prev_sample
     assert reads.found == []
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("case", ["Euler a", "UniPC"])
+def test_backends(case, backend, monkeypatch):
+    """The same bits as those of the C++ rows."""
+    want = loop(PlanScheduler.from_config(scheduler_of(case)), network, 4)
+    monkeypatch.setattr(stepping, "choose_backend", lambda _, *of: choose_backend(backend, *of))
+    assert torch.equal(loop(PlanScheduler.from_config(scheduler_of(case)), network, 4), want)
 
 
 def test_a_loop_is_made_once():
