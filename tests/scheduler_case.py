@@ -50,9 +50,10 @@ def loop(
     seed: int = 3,
     shape: tuple[int, ...] = (2, 3, 4, 4),
     dtype: torch.dtype = torch.float32,
+    states: list[torch.Tensor] | None = None,
     **call: Any,
 ) -> torch.Tensor:
-    """What a pipeline does: from noise, or with `begin` from noised data at a later time."""
+    """What a pipeline does: from noise, or with `begin` from noised data at a later time. `states` takes all."""
     scheduler.set_timesteps(steps)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(shape, generator=generator)
@@ -72,4 +73,6 @@ def loop(
         seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         out = network(seen, t.reshape(1).expand(shape[0]))
         x = scheduler.step(out, t, x, **call).prev_sample
+        if states is not None:
+            states.append(x)
     return x

@@ -85,6 +85,12 @@ def test_ddim_s_eta(eta):
     check((diffusers.DDIMPipeline(tiny.pixels(), scheduler), {"output_type": "np"}), scheduler, eta=eta)
 
 
+@pytest.mark.parametrize("name", ["Euler", "DPM++ 2M Karras"])
+def test_stable_diffusion_xl(name):
+    check(tiny.stable_diffusion_xl(), latent(name))
+    check(tiny.stable_diffusion_xl(), latent(name), denoising_end=0.6)
+
+
 @pytest.mark.parametrize("kind, options", [("DDIM", {"clip_sample": False}), ("DPMSolverMultistep", {})])
 def test_dit(kind, options):
     check(tiny.dit(), getattr(diffusers, f"{kind}Scheduler")(**options))

@@ -76,6 +76,23 @@ def stable_diffusion(kind: str = "") -> tuple[Any, dict[str, Any]]:
 
 
 @cache
+def stable_diffusion_xl() -> tuple[Any, dict[str, Any]]:
+    unet = _seeded(
+        diffusers.UNet2DConditionModel, sample_size=8, block_out_channels=(8, 8), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=8, attention_head_dim=4, norm_num_groups=4, addition_embed_type="text_time",
+        addition_time_embed_dim=8, projection_class_embeddings_input_dim=64,
+    )  # fmt: skip
+    pipeline = diffusers.StableDiffusionXLPipeline(
+        vae=_vae(4), unet=unet, scheduler=diffusers.EulerDiscreteScheduler(), **UNENCODED,
+        text_encoder_2=None, tokenizer_2=None, add_watermarker=False,
+    )  # fmt: skip
+    embeddings = {"prompt_embeds": _random((1, 5, 8)), "pooled_prompt_embeds": _random((1, 16), 1)}
+    negative = {f"negative_{name}": -value for name, value in embeddings.items()}
+    return pipeline, embeddings | negative | SIZE | {"output_type": "latent"}
+
+
+@cache
 def dit() -> tuple[Any, dict[str, Any]]:
     network = _seeded(
         diffusers.DiTTransformer2DModel, sample_size=4, num_layers=1, patch_size=2, attention_head_dim=4,

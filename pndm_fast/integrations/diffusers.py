@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from pndm_fast.integrations.settings import AS_SAVED, check_idle, check_keys, check_settings, named, options_of
 from pndm_fast.integrations.stepping import Prepared, Stepper
-from pndm_fast.plan.checks import choose
+from pndm_fast.plan.coordinates import unscaled
 from pndm_fast.plan.levels import Level
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.row.device import upload
-from pndm_fast.solvers import SOLVER_INFO, SOLVERS
-from pndm_fast.solvers.auto import AUTO
-from pndm_fast.solvers.compat import SCHEDULERS
-from pndm_fast.solvers.foreign import REFUSED
+from pndm_fast.solvers import SOLVER_INFO
 from pndm_fast.solvers.like import check_begin, check_like, config_of, plan_like, schedule_of
-from pndm_fast.solvers.make import make_plan
 
 KEPT = 16  # plans of the loops before
 LISTS = ("timesteps", "sigmas")
-AS_SAVED = "as saved"  # the default of solver: that of a configuration of our own, else None
-_GRID = ("clip", "final", "t_min", "integer_times")  # arguments of make_plan that a scheduler may have
-# arguments of diffusers' `step` that change nothing at these values; no plan does others
-_IDLE: dict[str, tuple[Any, ...]] = {
-    "s_churn": (0,),
-    "s_tmin": (0,),
-    "s_tmax": (float("inf"),),
-    "s_noise": (1,),
-    "order": (4,),
-    "use_clipped_model_output": (False, None),
-    "variance_noise": (None,),
-    "per_token_timesteps": (None,),
-}
+_IN_SIGMA = (  # whose samples are x_0 + sigma/alpha eps
+    *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
+    *("LMSDiscreteScheduler", "DPMSolverSDEScheduler"),
+)
 _STRIDED = ("PNDMScheduler", "DDIMScheduler", "DDIMInverseScheduler")  # add_noise goes by the time, not by the state
 
 
@@ -50,9 +36,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
     `pipe.scheduler = PlanScheduler.from_config(pipe.scheduler.config, solver="unipc")`. The configuration is kept as it
     was, so that pipelines find in it what they read, and the way back is `EulerDiscreteScheduler.from_config(config)`.
 
-    `step` runs one row in float32 and reads nothing from the device. Samples are those of the plan: alpha x_0 +
-    sigma eps also where diffusers' own scheduler has x_0 + sigma/alpha eps. No gradients pass through it. A copy begins
-    its loop anew.
+    `step` runs one row in float32 and reads nothing from the device. With a solver samples are alpha x_0 + sigma eps;
+    without one those of the scheduler that it stands for, which are x_0 + sigma/alpha eps of Euler's and its like. No
+    gradients pass through it. A copy begins its loop anew.
 
     Attributes:
         timesteps: what the network is told, for each call: int64 where all are whole, else float32.
@@ -66,13 +52,14 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
     def __init__(
         self, config: Mapping[str, Any], solver: str | None = None, spacing: str | None = None, **options: Any
     ) -> None:
-        config = _named(config, solver)
+        config = named(config, solver)
         like = config_of(config)["_class_name"]
         settings = {"like": like, "solver": solver, "spacing": spacing, "options": options}
-        _check_settings(solver, spacing, options)
+        check_settings(solver, spacing, options)
         register: Any = self.register_to_config  # which has no types
         register(**{**config, "_class_name": type(self).__name__, "_plan": settings})
         check_like(self)
+        self._in_sigma = solver is None and like in _IN_SIGMA
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(len(self) - 1, -1, -1)
         self._asked: dict[str, Any] = {}
@@ -119,10 +106,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
             if isinstance(saved, Mapping):
                 solver, kept = saved["solver"], dict(saved["options"])
                 spacing = saved["spacing"] if spacing is None else spacing
-        known = _options_of(solver)
+        known = options_of(solver)
         own = {name: value for name, value in options.items() if name in known}
         changed = {name: value for name, value in options.items() if name not in known}
-        _check_keys(changed, config, solver, known)
+        check_keys(changed, config, solver, known)
         made = cls({**config, **changed}, solver, spacing, **{**kept, **own})
         return (made, {}) if return_unused_kwargs else made
 
@@ -212,12 +199,20 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         )
         key = self._asked["steps"], self._asked["mu"], *lists, first, eta
         if key not in self._prepared:
-            self._prepared[key] = Prepared.of(plan_like(self.config, **self._asked, begin=first, eta=eta))
+            plan = plan_like(self.config, **self._asked, begin=first, eta=eta)
+            self._prepared[key] = Prepared.of(unscaled(plan) if self._in_sigma else plan)
         return self._prepared[key]
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The network's input: the sample itself."""
-        return sample
+        """The network's input: the sample, of schedulers that keep unscaled data alpha times the sample."""
+        plan = self._plan
+        if plan is None or plan.unscaled:
+            return sample
+        if self._run is not None:
+            index = self._first + self._run.index
+        else:
+            index = self._index_of(timestep) if self._begin_index is None else self._begin_index
+        return sample * plan.rows[index].in_scale  # type: ignore[return-value]
 
     def step(
         self,
@@ -259,11 +254,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
 
     def _begin(self, timestep: Any, sample: Tensor, eta: float, others: Mapping[str, Any]) -> Stepper:
         """The stepper of the loop that this call begins, or is in."""
-        for name, value in others.items():
-            if name not in _IDLE:
-                raise TypeError(f"step has no argument {name!r}")
-            if not any(value is idle or value == idle for idle in _IDLE[name]):
-                raise ValueError(f"{name} must be {_IDLE[name][0]!r}: no plan does another, got {value!r}")
+        check_idle(others)
         if self._run is None:
             self._first = self._index_of(timestep) if self._begin_index is None else self._begin_index
             prepared = self._prepare(self._first, eta)
@@ -294,6 +285,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
             timesteps: [B], one for each sample; training times are whole.
         """
         alpha, sigma = self._levels_at(timesteps, original_samples)
+        if self._in_sigma:
+            alpha, sigma = 1.0, sigma / alpha
         noisy: Tensor = alpha * original_samples + sigma * noise
         return noisy
 
@@ -339,53 +332,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
             raise ValueError(f"timesteps must be whole numbers outside of a loop, got {timesteps.dtype}")
         if self._levels is None or self._levels[0].device != like.device:  # as the config says
             every = range(len(self))
-            tables = (schedule.alpha(every), schedule.sigma(every))
+            tables = schedule.alpha(every), schedule.sigma(every)
             self._levels = tuple(upload(table, like.device, torch.float32) for table in tables)  # type: ignore[assignment]
         assert self._levels is not None
         alpha, sigma = (table[timesteps.to(like.device)].to(like.dtype).view(ones) for table in self._levels)
         return alpha, sigma
-
-
-def _named(config: Mapping[str, Any], solver: str | None) -> Mapping[str, Any]:
-    """The configuration with the name of its class, which that of a scheduler that was not loaded lacks.
-
-    Raises:
-        ValueError: its keys are those of no class, or of several, and a plan like it is asked for.
-    """
-    if "_class_name" in config:
-        return config
-    keys = {key for key in config if not key.startswith("_")}
-    classes = {name: getattr(diffusers, name, None) for name in (*SCHEDULERS, *REFUSED)}
-    found = [name for name, cls in classes.items() if cls and {*inspect.signature(cls).parameters} - {"kwargs"} == keys]
-    if not found or (solver is None and len(found) > 1):
-        of = f"that of {' and '.join(found)}" if found else "none of a class that is known"
-        raise ValueError(f"config must have a _class_name where its keys are {of}: give the scheduler itself")
-    return {**config, "_class_name": found[0]}
-
-
-def _check_keys(changed: Mapping[str, Any], config: Mapping[str, Any], solver: str | None, known: list[str]) -> None:
-    """Refuse what is no option of the solver and no key of the configuration or of its class."""
-    like = config_of(_named(config, solver))["_class_name"]
-    keys = {*config, *inspect.signature(getattr(diffusers, like, None) or _check_keys).parameters}
-    for name in changed:
-        if name not in keys:
-            options = f" nor an option of {solver} (its options: {', '.join(known)})" if solver else ""
-            raise ValueError(f"{name!r} is no key of the config{options}")
-
-
-def _options_of(solver: str | None) -> list[str]:
-    """The options that a scheduler of that solver may have; none of one that does as diffusers does."""
-    if solver is None:
-        return []
-    function = SOLVERS.get(solver, make_plan if solver == AUTO else None)
-    names = [] if function is None or function is make_plan else list(inspect.signature(function).parameters)[2:]
-    return [*[name for name in names if name != "prediction"], *_GRID]
-
-
-def _check_settings(solver: str | None, spacing: str | None, options: Mapping[str, Any]) -> None:
-    if solver is None:
-        if spacing is not None or options:
-            name = "spacing" if spacing is not None else next(iter(options))
-            raise ValueError(f"{name} must go with a solver: without one the config says all, timestep_spacing too")
-        return
-    choose("solver", solver, [*[name for name in SOLVERS if SOLVER_INFO[name].space != "phase"], AUTO])

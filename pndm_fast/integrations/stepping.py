@@ -34,7 +34,7 @@ class Prepared(NamedTuple):
             ValueError: it has parts beside its rows, or is guided in itself.
         """
         p = plan.prologue
-        if plan.components > 1 or p.c0 or p.a0 != 1 or plan.guided or plan.has_factors or not plan.unscaled:
+        if plan.components > 1 or p.c0 or p.a0 != 1 or plan.guided or plan.has_factors:
             raise ValueError(f"solver must be all in its rows, of one part and unguided, got {plan.solver}")
         return cls(plan, build([plan], torch.float32))
 
@@ -42,7 +42,8 @@ class Prepared(NamedTuple):
 class Stepper:
     """The registers of loops over a plan's rows, one at a time, whose samples are of one shape, on one device.
 
-    The state is float32. No row reads anything on the host; the table was uploaded when the stepper was made.
+    The state is float32; the network's input is the caller's to scale. No row reads anything on the host; the table was
+    uploaded when the stepper was made.
 
     Args:
         sample: such as will come, [B, ...].
