@@ -19,11 +19,9 @@ def test_the_same_samples(solver, prediction):
     plan = pf.make_plan(solver, steps=6, prediction=prediction, clip=4.0 if solver == "unipc" else None)
     other = unscaled(plan)
     assert all(level.alpha == 1 for row in other for level in row.levels)
-    draw = {"shape": (2, 6), "seeds": 3, "dtype": torch.float64}
     start = pf.Noise(torch.from_numpy(np.random.default_rng(0).standard_normal((2, 6))))
-    arguments = {"solver": plan, **draw, "start": start}
-    want = pf.sample(network, **arguments)
-    assert relative(pf.sample(network, **{**arguments, "solver": other}), want) < 1e-11
+    want = pf.sample(network, solver=plan, start=start, seeds=3)  # float64, as the start is
+    assert relative(pf.sample(network, solver=other, start=start, seeds=3), want) < 1e-11
 
 
 def test_no_signal():
