@@ -9,6 +9,7 @@ from speed.harness import Side, Target, contest
 
 from pndm_fast.integrations.diffusers import PlanScheduler
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' of numpy
 SHAPE, STEPS = (1, 4, 8, 8), 50
 SCHEDULERS = {
     "pndm": ("PNDM", {"skip_prk_steps": True}),
@@ -40,8 +41,11 @@ class Loop:
             self.scheduler.set_begin_index(0)
         torch.manual_seed(0)
         self.x = self.start * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        if hasattr(self.scheduler, "scale_model_input"):  # else some warn at each step
+            self.scheduler.scale_model_input(self.x, self.scheduler.timesteps[0])
         self.times = iter(list(self.scheduler.timesteps))
 
+    @torch.no_grad()
     def run(self, steps):
         x, step, output = self.x, self.scheduler.step, self.output
         for t in islice(self.times, steps):
