@@ -17,9 +17,8 @@ from golden_data import relative  # noqa: E402
 from scheduler_case import LOOPS, loop, scheduler_of  # noqa: E402
 
 import pndm_fast as pf  # noqa: E402
-from pndm_fast.solvers import like  # noqa: E402
 from pndm_fast.solvers.compat import SCHEDULERS  # noqa: E402
-from pndm_fast.solvers.foreign import REFUSED, SAME_AS  # noqa: E402
+from pndm_fast.solvers.foreign import FIXED, REFUSED, SAME_AS  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' of numpy
 
@@ -69,7 +68,7 @@ def test_a_refusal_says_why(name):
 def test_every_option_is_known(name):
     function = set(inspect.signature(SCHEDULERS[name]).parameters)
     ours = {"timestep_spacing" if key == "spacing" else key for key in function}
-    fixed = {key for key, (_, owners, _) in like._FIXED.items() if name in owners}
+    fixed = {key for key, (_, owners, _) in FIXED.items() if name in owners}
     theirs = set(inspect.signature(class_of(name).__init__).parameters) - {"self"}
     assert theirs <= ours | fixed | SCHEDULE | IDLE | IDLE_IN.get(name, set())
     assert fixed <= theirs
@@ -88,9 +87,9 @@ OTHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("key", like._FIXED)
+@pytest.mark.parametrize("key", FIXED)
 def test_options_that_no_plan_does(key):
-    _, owners, why = like._FIXED[key]
+    _, owners, why = FIXED[key]
     for name in owners:
         with pytest.raises(ValueError, match=f"{key} must be .* for a plan like {name}: ") as error:
             pf.plan_like(config_of(name, **{key: OTHERS.get(key, True)}), steps=5)

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import pickle
+import warnings
 
 import pytest
 
@@ -179,6 +180,25 @@ def test_classes_refused_before_any_loop():
             PlanScheduler.from_config({"_class_name": name}, solver)
     tcd = ready({"_class_name": "TCDScheduler"}, "lcm")  # whose schedule is known
     assert tcd.timesteps.tolist() == pytest.approx(pf.make_plan("lcm", pf.Schedule.scaled_linear(), steps=6).times)
+
+
+@pytest.mark.parametrize("key", ["clip_sample", "thresholding"])
+def test_what_a_solver_leaves_out(key):
+    with pytest.warns(UserWarning, match=f"{key} of the config is left out with solver='unipc': clip=1.0 clamps"):
+        PlanScheduler.from_config({**DDIM, key: True}, "unipc")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        PlanScheduler.from_config({**DDIM, key: True}, "unipc", clip=1.0)
+
+
+def test_levels_without_signal():
+    """At zero terminal SNR alpha is 0, as it is where flow begins, whatever the network predicts there."""
+    scheduler = ready(
+        {**DDIM, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, "ddim", spacing="trailing"
+    )
+    assert scheduler.sigmas[0] == math.inf
+    flow = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, "prediction_type": "sample"}
+    assert ready(flow, "dpmpp-2m").sigmas[0] == 1
 
 
 def test_solver_auto():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -89,7 +90,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
             solver: a name of `SOLVERS`; None does what the configuration's own class does (`plan_like`).
             spacing: the solver's grid; default its own, or the sigmas that a flow pipeline gives.
             options: the solver's, and clip, final, t_min and integer_times of `make_plan`; else new values of the
-                configuration's own keys, such as flow_shift=3.0.
+                configuration's own keys, such as flow_shift=3.0. The configuration's clip_sample goes with no solver.
 
         Raises:
             TypeError, ValueError: naming what is unknown, or what no plan does.
@@ -139,8 +140,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         """Calls for a step, see above."""
         if self._plan is None:
             return 1
-        solver = self.config["_plan"]["solver"] or self._plan.solver.removesuffix(" (diffusers)")
-        info = SOLVER_INFO.get(solver)
+        info = SOLVER_INFO.get(self._plan.solver.removesuffix(" (diffusers)"))
         return info.calls_per_step if info is not None and info.extra_calls <= 0 else 1
 
     def set_timesteps(
@@ -172,8 +172,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         told = [int(t) for t in plan.times] if whole else plan.times
         self.timesteps = torch.tensor(told, dtype=torch.int64 if whole else torch.float32).to(device)
         at = [row.levels.call.position for row in plan] + [plan.rows[-1].levels.y.position]
-        flow = plan.prediction == "flow" and self._schedule().scale == "flow"
-        self.sigmas = torch.tensor([s if flow else s / a for a, s in at], dtype=torch.float32)
+        flow = self._schedule().scale == "flow"
+        sigmas = [s if flow else s / a if a else math.inf for a, s in at]
+        self.sigmas = torch.tensor(sigmas, dtype=torch.float32)
         self.num_inference_steps = plan.steps
         self._begin_index = self._run = None
 
@@ -208,11 +209,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         plan = self._plan
         if plan is None or plan.unscaled:
             return sample
-        if self._run is not None:
-            index = self._first + self._run.index
-        else:
+        index = self.step_index
+        if index is None:
             index = self._index_of(timestep) if self._begin_index is None else self._begin_index
-        return sample * plan.rows[index].in_scale  # type: ignore[return-value]
+        return sample * plan.rows[min(index, plan.nfe - 1)].in_scale  # type: ignore[return-value]
 
     def step(
         self,

@@ -1,8 +1,10 @@
-"""diffusers' scheduler classes that no plan here stands for, and why."""
+"""What diffusers' scheduler classes have: defaults, options that no plan does, and which have no plan here, and why."""
 
 from __future__ import annotations
 
 import difflib
+import math
+from typing import Any
 
 from pndm_fast.solvers.compat import SCHEDULERS
 
@@ -47,6 +49,61 @@ REFUSED: dict[str, str] = {
     "ScoreSdeVpScheduler": "its steps take the score of a continuous time",
     "TCDScheduler": _MISSING,
     "UnCLIPScheduler": "its variance is learned",
+}
+
+
+# what diffusers' classes take a word of another class for
+WORDS: dict[str, dict[str, dict[str, str]]] = {
+    "DPMSolverMultistepScheduler": {
+        "algorithm_type": {"deis": "dpmsolver++"},
+        "solver_type": dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint"),
+    },
+    "UniPCMultistepScheduler": {"solver_type": dict.fromkeys(("midpoint", "heun", "logrho"), "bh2")},
+}
+WORDS["DPMSolverSinglestepScheduler"] = WORDS["DPMSolverMultistepScheduler"]
+BETAS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+_LATENT_BETAS = {**BETAS, "beta_start": 0.00085, "beta_end": 0.012}
+BETAS_OF = {  # where a class has other defaults, or a schedule that we have and no solver
+    "HeunDiscreteScheduler": _LATENT_BETAS,
+    "DPMSolverSDEScheduler": _LATENT_BETAS,
+    "KDPM2DiscreteScheduler": _LATENT_BETAS,
+    "KDPM2AncestralDiscreteScheduler": _LATENT_BETAS,
+    "LCMScheduler": {**_LATENT_BETAS, "beta_schedule": "scaled_linear"},
+    "TCDScheduler": {**_LATENT_BETAS, "beta_schedule": "scaled_linear"},
+    "SASolverScheduler": BETAS,
+}
+CLIPS_ALL = ("DDPMScheduler", "LCMScheduler", "HeunDiscreteScheduler")  # whose step follows the clamped x_0 alone
+CLIP_DEFAULT = ("DDIMScheduler", "DDIMInverseScheduler", "DDPMScheduler")  # of the others it is False
+
+_MULTISTEP = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler")
+FLOWS = (*_MULTISTEP, "DEISMultistepScheduler", "UniPCMultistepScheduler")  # which have use_flow_sigmas
+_RANGE = ("UniPCMultistepScheduler", "EulerDiscreteScheduler")
+ZERO_SNR = (
+    *("DDIMScheduler", "DDIMInverseScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler"),
+    *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler", _MULTISTEP[0]),
+)
+# options that a plan can have at one value alone: that value, the classes that have them, and why
+FIXED: dict[str, tuple[Any, tuple[str, ...], str]] = {
+    "thresholding": (
+        False,
+        (*FLOWS, "DDIMScheduler", "DDPMScheduler", "LCMScheduler"),
+        "a quantile of each sample is in no plan, Thresholded goes around a network",
+    ),
+    "use_lu_lambdas": (False, _MULTISTEP[:1], "that grid is diffusers' own"),
+    "lambda_min_clipped": (-math.inf, _MULTISTEP, "no plan's grid is cut so"),
+    "interpolation_type": ("linear", _RANGE[1:], "its log_linear sigmas are told times of another grid"),
+    "timestep_type": ("discrete", _RANGE[1:], "it is for EDM's networks, Schedule.edm"),
+    "sigma_min": (None, _RANGE, "make_plan takes sigmas"),
+    "sigma_max": (None, _RANGE, "make_plan takes sigmas"),
+    "invert_sigmas": (False, ("FlowMatchEulerDiscreteScheduler",), "its times run the other way"),
+    "stochastic_sampling": (
+        False,
+        ("FlowMatchEulerDiscreteScheduler",),
+        "make_plan('lcm', Schedule.flow()) is its like",
+    ),
+    "noise_sampler_seed": (None, ("DPMSolverSDEScheduler",), "a plan's noise comes from seeds or a generator"),
+    "solver_p": (None, _RANGE[:1], "a plan has one solver"),
+    "disable_corrector": ([], _RANGE[:1], "a plan corrects each step"),
 }
 
 

@@ -20,10 +20,23 @@ from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.row import SAME_X
 from pndm_fast.plan.schedule import Schedule
+from pndm_fast.plan.warn import warn
 from pndm_fast.solvers import SOLVERS
 from pndm_fast.solvers.compat import SCHEDULERS
 from pndm_fast.solvers.compat.grids import SIGMA_SPACINGS, given_sigmas, shifted, stretched
-from pndm_fast.solvers.foreign import REFUSED, SAME_AS, other_class
+from pndm_fast.solvers.foreign import (
+    BETAS,
+    BETAS_OF,
+    CLIP_DEFAULT,
+    CLIPS_ALL,
+    FIXED,
+    FLOWS,
+    REFUSED,
+    SAME_AS,
+    WORDS,
+    ZERO_SNR,
+    other_class,
+)
 from pndm_fast.solvers.make import make_plan
 
 PREDICTIONS = {
@@ -32,59 +45,6 @@ PREDICTIONS = {
     "sample": "x0",
     "original_sample": "x0",
     "flow_prediction": "flow",
-}
-# what diffusers' classes take a word of another class for
-_WORDS: dict[str, dict[str, dict[str, str]]] = {
-    "DPMSolverMultistepScheduler": {
-        "algorithm_type": {"deis": "dpmsolver++"},
-        "solver_type": dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint"),
-    },
-    "UniPCMultistepScheduler": {"solver_type": dict.fromkeys(("midpoint", "heun", "logrho"), "bh2")},
-}
-_WORDS["DPMSolverSinglestepScheduler"] = _WORDS["DPMSolverMultistepScheduler"]
-_BETAS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
-_LATENT_BETAS = {**_BETAS, "beta_start": 0.00085, "beta_end": 0.012}
-_BETAS_OF = {  # where a class has other defaults, or a schedule that we have and no solver
-    "HeunDiscreteScheduler": _LATENT_BETAS,
-    "DPMSolverSDEScheduler": _LATENT_BETAS,
-    "KDPM2DiscreteScheduler": _LATENT_BETAS,
-    "KDPM2AncestralDiscreteScheduler": _LATENT_BETAS,
-    "LCMScheduler": {**_LATENT_BETAS, "beta_schedule": "scaled_linear"},
-    "TCDScheduler": {**_LATENT_BETAS, "beta_schedule": "scaled_linear"},
-    "SASolverScheduler": _BETAS,
-}
-CLIPS_ALL = ("DDPMScheduler", "LCMScheduler", "HeunDiscreteScheduler")  # whose step follows the clamped x_0 alone
-_CLIP_DEFAULT = ("DDIMScheduler", "DDIMInverseScheduler", "DDPMScheduler")  # of the others it is False
-
-_MULTISTEP = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler")
-_FLOWS = (*_MULTISTEP, "DEISMultistepScheduler", "UniPCMultistepScheduler")  # which have use_flow_sigmas
-_RANGE = ("UniPCMultistepScheduler", "EulerDiscreteScheduler")
-_ZERO_SNR = (
-    *("DDIMScheduler", "DDIMInverseScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler"),
-    *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler", _MULTISTEP[0]),
-)
-# options that a plan can have at one value alone: that value, the classes that have them, and why
-_FIXED: dict[str, tuple[Any, tuple[str, ...], str]] = {
-    "thresholding": (
-        False,
-        (*_FLOWS, "DDIMScheduler", "DDPMScheduler", "LCMScheduler"),
-        "a quantile of each sample is in no plan, Thresholded goes around a network",
-    ),
-    "use_lu_lambdas": (False, _MULTISTEP[:1], "that grid is diffusers' own"),
-    "lambda_min_clipped": (-math.inf, _MULTISTEP, "no plan's grid is cut so"),
-    "interpolation_type": ("linear", _RANGE[1:], "its log_linear sigmas are told times of another grid"),
-    "timestep_type": ("discrete", _RANGE[1:], "it is for EDM's networks, Schedule.edm"),
-    "sigma_min": (None, _RANGE, "make_plan takes sigmas"),
-    "sigma_max": (None, _RANGE, "make_plan takes sigmas"),
-    "invert_sigmas": (False, ("FlowMatchEulerDiscreteScheduler",), "its times run the other way"),
-    "stochastic_sampling": (
-        False,
-        ("FlowMatchEulerDiscreteScheduler",),
-        "make_plan('lcm', Schedule.flow()) is its like",
-    ),
-    "noise_sampler_seed": (None, ("DPMSolverSDEScheduler",), "a plan's noise comes from seeds or a generator"),
-    "solver_p": (None, _RANGE[:1], "a plan has one solver"),
-    "disable_corrector": ([], _RANGE[:1], "a plan corrects each step"),
 }
 
 
@@ -122,15 +82,15 @@ def schedule_of(scheduler: Any, *, mu: float | None = None) -> tuple[Schedule, s
     """
     config = config_of(scheduler)
     name = config["_class_name"]
-    if name not in SCHEDULERS and name not in _BETAS_OF:
+    if name not in SCHEDULERS and name not in BETAS_OF:
         raise ValueError(other_class(name))
     flow = name.startswith("FlowMatch")
     word = config.get("prediction_type", "flow_prediction" if flow else "epsilon")
     prediction = "flow" if flow else PREDICTIONS[choose("prediction_type", word, PREDICTIONS)]
-    if flow or (name in _FLOWS and config.get("use_flow_sigmas")):
+    if flow or (name in FLOWS and config.get("use_flow_sigmas")):
         return Schedule.flow(_shift(config, "shift" if flow else "flow_shift", mu), _length(config)), prediction
-    schedule = _from_betas(config, _BETAS_OF.get(name, _BETAS))
-    rescaled = name in _ZERO_SNR and config.get("rescale_betas_zero_snr")
+    schedule = _from_betas(config, BETAS_OF.get(name, BETAS))
+    rescaled = name in ZERO_SNR and config.get("rescale_betas_zero_snr")
     return schedule.zero_terminal_snr() if rescaled else schedule, prediction
 
 
@@ -289,6 +249,9 @@ def _grid(config: Mapping[str, Any], schedule: Schedule, spacing: str | None, as
 def check_like(scheduler: Any) -> None:
     """Refuse, before any length is known, what `plan_like` does whatever the length.
 
+    Warns:
+        UserWarning: what is done to x_0 there is not done with a solver of ours.
+
     Raises:
         TypeError, ValueError: as of `plan_like`.
     """
@@ -296,6 +259,9 @@ def check_like(scheduler: Any) -> None:
     schedule_of(config, mu=1.0)
     settings = config.get("_plan")
     if isinstance(settings, Mapping) and settings["solver"] is not None:
+        left = "thresholding" if _given(config, "thresholding") else "clip_sample" if _clips(config) else None
+        if left is not None and "clip" not in settings["options"]:
+            warn(f"{left} of the config is left out with solver={settings['solver']!r}: clip=1.0 clamps every x_0")
         return
     if config["_class_name"] not in SCHEDULERS:
         raise ValueError(other_class(config["_class_name"]))
@@ -310,12 +276,11 @@ def _options(config: Mapping[str, Any], function: Any) -> dict[str, Any]:
         ValueError: an option of the class that no plan does.
     """
     name = config["_class_name"]
-    for key, (value, owners, why) in _FIXED.items():
-        given = config.get(key, value)
-        given = -math.inf if given in ("-inf", "-Infinity") else list(given) if isinstance(given, tuple) else given
-        if name in owners and given != value:
+    for key, (value, _, why) in FIXED.items():
+        given = _given(config, key)
+        if given != value:
             raise ValueError(f"{key} must be {value!r} for a plan like {name}: {why}; got {given!r}")
-    words = _WORDS.get(name, {})
+    words = WORDS.get(name, {})
     options: dict[str, Any] = {}
     for key in inspect.signature(function).parameters:
         theirs = "timestep_spacing" if key == "spacing" else key
@@ -324,10 +289,17 @@ def _options(config: Mapping[str, Any], function: Any) -> dict[str, Any]:
             options[key] = words.get(key, {}).get(value, value) if isinstance(value, str) else value
     if "sigma_spacing" in inspect.signature(function).parameters:
         options |= _sigma_spacing(config)
-    if name in _FLOWS and config.get("use_flow_sigmas"):  # whose grid is its own, whatever these say
+    if name in FLOWS and config.get("use_flow_sigmas"):  # whose grid is its own, whatever these say
         for key in ("spacing", "steps_offset"):
             options.pop(key, None)
     return options
+
+
+def _given(config: Mapping[str, Any], key: str) -> Any:
+    """An option of `FIXED`, at its one value where the class has none such."""
+    value, owners, _ = FIXED[key]
+    given = config.get(key, value) if config["_class_name"] in owners else value
+    return -math.inf if given in ("-inf", "-Infinity") else list(given) if isinstance(given, tuple) else given
 
 
 def _sigma_spacing(config: Mapping[str, Any]) -> dict[str, str]:
@@ -337,19 +309,25 @@ def _sigma_spacing(config: Mapping[str, Any]) -> dict[str, str]:
     return {"sigma_spacing": named[0]} if named else {}
 
 
+def _clips(config: Mapping[str, Any]) -> bool:
+    name = config["_class_name"]
+    has = name in (*CLIPS_ALL, *CLIP_DEFAULT)
+    return has and bool(config.get("clip_sample", name in CLIP_DEFAULT))
+
+
 def _clip(config: Mapping[str, Any]) -> float | None:
     """The limit of x_0, None for none.
 
     Raises:
         ValueError: of a class that clamps x_0 and steps along the eps of an x_0 that is not clamped.
     """
-    name = config["_class_name"]
-    if name not in (*CLIPS_ALL, *_CLIP_DEFAULT) or not config.get("clip_sample", name in _CLIP_DEFAULT):
+    if not _clips(config):
         return None
+    name = config["_class_name"]
     if name not in CLIPS_ALL:
         raise ValueError(
-            f"clip_sample must be False for a plan like {name}, which clamps x_0 but not eps: make_plan's clip and "
-            "solver='ddim' clamp both, as use_clipped_model_output does; got True"
+            f"clip_sample must be False for a plan like {name}, which clamps x_0 but not eps: solver='ddim' with "
+            "clip=1.0 clamps both, as use_clipped_model_output does; got True"
         )
     limit = config.get("clip_sample_range", 1.0)
     check_type("clip_sample_range", limit, float)
