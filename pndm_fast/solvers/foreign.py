@@ -36,7 +36,7 @@ REFUSED: dict[str, str] = {
     "HeliosScheduler": "its samples change their size between stages",
     "IPNDMScheduler": "its network is told times of a schedule of its own; make_plan('ipndm') is the solver",
     "KDPM2AncestralDiscreteScheduler": _MISSING,
-    "KDPM2DiscreteScheduler": "it is make_plan('dpm-solver-2', multistep=False) on the same sigmas",
+    "KDPM2DiscreteScheduler": "make_plan('dpm-solver-2', multistep=False) is its like",
     "KarrasVeScheduler": "it is make_plan('edm', Schedule.edm())",
     "LTXEulerAncestralRFScheduler": _MISSING,
     "MiniMaxH3Scheduler": "its times run the other way; make_plan('euler', Schedule.flow(...)) steps so",
