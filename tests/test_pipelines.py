@@ -85,6 +85,12 @@ def test_ddim_s_eta(eta):
     check((diffusers.DDIMPipeline(tiny.pixels(), scheduler), {"output_type": "np"}), scheduler, eta=eta)
 
 
+def test_latent_consistency_models():
+    """Which take two things of each step."""
+    check(tiny.consistency(), latent("LCM"))
+    check(tiny.consistency(), latent("LCM"), original_inference_steps=20)
+
+
 @pytest.mark.parametrize("name", ["Euler", "DPM++ 2M Karras"])
 def test_stable_diffusion_xl(name):
     check(tiny.stable_diffusion_xl(), latent(name))

@@ -242,6 +242,7 @@ def test_timesteps():
             "timesteps must be as many as num_inference_steps, 4, got 2",
         ),
         ({"timesteps": [9, 5], "sigmas": [9, 5]}, "timesteps and sigmas exclude each other"),
+        ({"num_inference_steps": 4, "original_inference_steps": 9}, "original_inference_steps must be of LCMScheduler"),
     ],
 )
 def test_timesteps_refused(arguments, message):
@@ -364,6 +365,22 @@ def test_generators_of_each_sample(case):
 
     scheduler = PlanScheduler.from_config(scheduler_of(case))
     assert torch.equal(run(scheduler, [7, 8])[:1], run(scheduler, [7]))
+
+
+@pytest.mark.parametrize("case", ["LCM", "LCM clipped"])
+def test_what_consistency_models_noise_again(case):
+    """Their pipelines take it too, and its last for the image."""
+    made = []
+    for scheduler in (theirs := scheduler_of(case), PlanScheduler.from_config(theirs)):
+        scheduler.set_timesteps(4)
+        x, generator = SAMPLE, torch.Generator().manual_seed(5)
+        for t in scheduler.timesteps:
+            x, denoised = scheduler.step(network(x, t.reshape(1)), t, x, generator=generator, return_dict=False)
+            made.append(denoised)
+    assert max(map(relative, made[4:], made[:4])) < 1e-5
+    scheduler.set_timesteps(1)
+    out = scheduler.step(SAMPLE, scheduler.timesteps[0], SAMPLE)
+    assert torch.equal(out.prev_sample, out.denoised) and out.prev_sample is not out.denoised
 
 
 def test_noise_without_a_generator_is_torch_s():

@@ -76,6 +76,21 @@ def stable_diffusion(kind: str = "") -> tuple[Any, dict[str, Any]]:
 
 
 @cache
+def consistency() -> tuple[Any, dict[str, Any]]:
+    """LatentConsistencyModelPipeline, whose network is told the guidance."""
+    unet = _seeded(
+        diffusers.UNet2DConditionModel, sample_size=8, block_out_channels=(8, 8), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=8, attention_head_dim=4, norm_num_groups=4, time_cond_proj_dim=32,
+    )  # fmt: skip
+    pipeline = diffusers.LatentConsistencyModelPipeline(
+        vae=_vae(4), unet=unet, scheduler=diffusers.LCMScheduler(), **UNENCODED,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    return pipeline, {"prompt_embeds": _random((1, 5, 8)), "output_type": "latent"} | SIZE
+
+
+@cache
 def stable_diffusion_xl() -> tuple[Any, dict[str, Any]]:
     unet = _seeded(
         diffusers.UNet2DConditionModel, sample_size=8, block_out_channels=(8, 8), layers_per_block=1,

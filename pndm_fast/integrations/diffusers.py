@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_lcm import LCMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -64,13 +65,14 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(len(self) - 1, -1, -1)
         self._asked: dict[str, Any] = {}
+        self._original: int | None = None
         self._prepared: dict[Any, Prepared] = {}
         self._prepared_for: Any = None
         self._plan: Plan | None = None
         self._begin_index: int | None = None
         self._run: Stepper | None = None
         self._idle: Stepper | None = None
-        self._first, self._eta = 0, 0.0
+        self._first, self._eta, self._consistency = 0, 0.0, False
         self._levels: tuple[Tensor, Tensor] | None = None
 
     @classmethod
@@ -150,6 +152,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
+        original_inference_steps: int | None = None,
     ) -> None:
         """Make the plan of a loop: it must be called before each.
 
@@ -157,6 +160,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
             num_inference_steps: how many steps.
             device: of `timesteps`.
             timesteps, sigmas: the grid itself, see `plan_like`; mu: of use_dynamic_shifting.
+            original_inference_steps: of LCMScheduler, in place of its configuration's.
 
         Raises:
             TypeError, ValueError: naming what no plan does.
@@ -166,6 +170,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
                 raise ValueError(
                     f"{name} must be as many as num_inference_steps, {num_inference_steps}, got {len(given)}"
                 )
+        settings = self.config["_plan"]
+        if original_inference_steps is not None and (settings["solver"] or settings["like"] != "LCMScheduler"):
+            raise ValueError(f"original_inference_steps must be of LCMScheduler, got {original_inference_steps}")
+        self._original = original_inference_steps
         self._asked = {"steps": num_inference_steps, "mu": mu, "timesteps": timesteps, "sigmas": sigmas}
         self._plan = plan = self._prepare(0, 0.0).plan
         whole = all(t == int(t) for t in plan.times)
@@ -175,7 +183,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         flow = self._schedule().scale == "flow"
         sigmas = [s if flow else s / a if a else math.inf for a, s in at]
         self.sigmas = torch.tensor(sigmas, dtype=torch.float32)
-        self.num_inference_steps = plan.steps
+        self.num_inference_steps, self._consistency = plan.steps, plan.solver.startswith("lcm")
         self._begin_index = self._run = None
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -198,9 +206,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         lists = (
             (name, None if v is None else tuple(map(float, v))) for name, v in self._asked.items() if name in LISTS
         )
-        key = self._asked["steps"], self._asked["mu"], *lists, first, eta
+        key = self._asked["steps"], self._asked["mu"], self._original, *lists, first, eta
         if key not in self._prepared:
-            plan = plan_like(self.config, **self._asked, begin=first, eta=eta)
+            original = {} if self._original is None else {"original_inference_steps": self._original}
+            plan = plan_like({**self.config, **original}, **self._asked, begin=first, eta=eta)
             self._prepared[key] = Prepared.of(unscaled(plan) if self._in_sigma else plan)
         return self._prepared[key]
 
@@ -223,8 +232,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
         **others: Any,
-    ) -> SchedulerOutput | tuple[Tensor, ...]:
-        """The sample at the next time: one row of the plan.
+    ) -> SchedulerOutput | LCMSchedulerOutput | tuple[Tensor, ...]:
+        """The sample at the next time: one row of the plan; of "lcm" the data before it is noised again too.
 
         Args:
             model_output: the network's, [B, ...]; of one that learned its variance too the first half of the channels.
@@ -250,6 +259,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
             return drawn
 
         out = run.step(model_output, sample, draw)
+        if self._consistency:
+            denoised = run.denoised(out.dtype)
+            return LCMSchedulerOutput(prev_sample=out, denoised=denoised) if return_dict else (out, denoised)
         return SchedulerOutput(prev_sample=out) if return_dict else (out,)
 
     def _begin(self, timestep: Any, sample: Tensor, eta: float, others: Mapping[str, Any]) -> Stepper:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,6 +80,7 @@ class Stepper:
         r.active.fill_(len(r.row))
         self.index = 0
         self._out: Tensor | None = None
+        self._z: Tensor | None = None
         self._version = -1
 
     def step(self, output: Tensor, sample: Tensor, draw: Draw) -> Tensor:
@@ -104,7 +105,7 @@ class Stepper:
             output = self._fitted(output, sample)
         if not output.is_contiguous():
             output = output.contiguous()
-        z = draw(output).to(torch.float32).reshape(len(output), -1) if self._noisy[i] else None
+        self._z = z = draw(output).to(torch.float32).reshape(len(output), -1) if self._noisy[i] else None
         self._row(output, None, z)
         self.index = i + 1
         if torch.is_inference_mode_enabled():  # whose tensors count no changes
@@ -114,6 +115,13 @@ class Stepper:
             out = self._copy(sample.dtype)
         self._out, self._version = out, out._version
         return out
+
+    def denoised(self, dtype: torch.dtype) -> Tensor:
+        """The state after the last row less its noise, as data: of consistency models what was noised again."""
+        row = self.plan.rows[self.index - 1]
+        weight: Any = row.y[-1]  # a number: the plan has one component
+        state = self._y if self._z is None else self._y - weight * self._z.view(self.shape)
+        return (state / row.levels.y.position.alpha).to(dtype)
 
     def _copy(self, dtype: torch.dtype) -> Tensor:
         return self._y.clone() if dtype is torch.float32 else self._y.to(dtype)
