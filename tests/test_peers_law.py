@@ -191,6 +191,8 @@ def test_one_code_behind_names_and_classes():
         ("unipc", "linear", {"solver_order": 4}, "solver_order must be 1 to 3, got 4"),
         ("unipc", "flow", {"shift_terminal": 1.5}, r"shift_terminal must be in \(0, 1\), got 1.5"),
         ("unipc", "flow", {"shift_terminal": 0.1, "steps": 1}, "shift_terminal must be None for a grid of one point"),
+        ("dpmpp-2m", "linear", {"begin": 2}, "'begin' is neither an argument nor an option of dpmpp-2m"),
+        ("euler", "linear", {"timesteps": [9, 1]}, "'timesteps' is neither an argument nor an option of euler"),
         ("dpmpp-2m", "linear", {"steps": 1000}, "steps must leave linspace times apart, got 1000 of 1000"),
         ("ddim", "linear", {"steps": 61, "spacing": "trailing"}, "steps must be a number whose trailing grid has"),
     ],

@@ -24,6 +24,7 @@ from pndm_fast.solvers.grid import GridSpec, steps_of
 from pndm_fast.solvers.phase.conjugate import FRAMES
 from pndm_fast.solvers.phase.program import DENOISE
 
+OF_LOOPS = ("prediction", "begin", "timesteps", "sigmas")  # which `plan_like` gives, and no option is
 CHOICES = {"frame": FRAMES, "denoise": DENOISE}  # of options whose default stands for one of these words
 
 
@@ -141,7 +142,7 @@ def _compatible(
 def _options(function: Callable[..., Plan], name: str, options: dict[str, Any]) -> dict[str, Any]:
     """The function's options, of the types that its signature names."""
     parameters = inspect.signature(function).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "prediction"]
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in OF_LOOPS]
     checked = {}
     for option in options:
         if option not in known:
