@@ -229,7 +229,7 @@ CASES = [
     (
         sample(cond={"y": torch.tensor([1, 2, 3])}),
         ValueError,
-        r"cond\['y'\] must have one entry for each of the 2 .*got 3",
+        r"cond\['y'\] must have one entry for each of the 2 .*got shape \(3,\)",
     ),
     (
         sample(cond={"y": {"z": torch.zeros(2, device="meta")}}),

@@ -24,11 +24,11 @@ class Weights:
 
     @cached_property
     def _parameters(self) -> list[Tensor]:
-        return _tensors(self._model, "parameters")
+        return tensors_in(self._model, "parameters")
 
     @cached_property
     def _buffers(self) -> list[Tensor]:
-        return _tensors(self._model, "buffers")
+        return tensors_in(self._model, "buffers")
 
     @property
     def dtypes(self) -> set[torch.dtype]:
@@ -117,7 +117,7 @@ def _declared(model: Any, name: str) -> tuple[Any, bool]:
     return None, False
 
 
-def _tensors(model: Any, kind: str) -> list[Tensor]:
+def tensors_in(model: Any, kind: str) -> list[Tensor]:
     """Parameters or buffers of the outermost layer that has any way to tell, tensors of this package's own aside."""
     for part in layers(model):
         tell = None if isinstance(part, Around) else getattr(part, kind, None)

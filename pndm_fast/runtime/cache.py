@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from pndm_fast.loop.network import Denoiser
@@ -110,6 +111,13 @@ class Cache:
             self.refused.put(key, str(refusal))
         elif refusal.tries < math.inf:
             self._failures.put(key, failures)
+
+    def learned(self, key: Hashable, told: OutputSpec, refused: int) -> None:
+        """What a first call told. A batch that was refused for guidance is tried once more: it may have been chance."""
+        if refused and not self._failures.peek(key):
+            self._failures.put(key, refused)
+            told = replace(told, split_reason=None)
+        self.outputs.put(key, told)
 
     def captured(self, key: Hashable, replaces: bool) -> None:
         """A graph was made, maybe since the network had changed: then other graphs of it may be stale too."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
+import inspect
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +19,10 @@ from pndm_fast.loop import nvtx
 from pndm_fast.loop.call import Call, Setup, resolve
 from pndm_fast.loop.checks import check_shape, check_sizes
 from pndm_fast.loop.config_shape import sample_shape
-from pndm_fast.loop.evaluation import Evaluation, evaluation_of
+from pndm_fast.loop.evaluation import Evaluation, Output, evaluation_of
+from pndm_fast.loop.layers import layers
+from pndm_fast.loop.learn import first_call
+from pndm_fast.loop.memory_format import check_memory_format
 from pndm_fast.loop.network import Denoiser, Identity, check_device, check_dtype, denoiser_of, denoisers, device_of_all
 from pndm_fast.loop.positions import Kind, Positions
 from pndm_fast.loop.request import Request
@@ -26,15 +31,18 @@ from pndm_fast.loop.run import check_ended, run_segment, samples_of, watch_for_b
 from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.short_form import with_fields_of
 from pndm_fast.loop.tensors import INPUTS
+from pndm_fast.loop.workspace import Workspace
 from pndm_fast.plan.checks import choose
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row.backends import BACKENDS, choose_backend
 from pndm_fast.row.registers import Registers
 from pndm_fast.row.table import Table, build
 from pndm_fast.runtime import graphs
+from pndm_fast.runtime.batch_error import batch_error
 from pndm_fast.runtime.cache import Cache
 from pndm_fast.runtime.capture import release
 from pndm_fast.runtime.executor import Executor, Pace, check_graph, report_of, take_executor
+from pndm_fast.runtime.opaque import opaque
 from pndm_fast.runtime.progress import progress_bar
 
 
@@ -60,6 +68,12 @@ class Sampler:
             `graph_reason`. A graph reads its own copies of x, t and conditioning tensors;
             weights changed in place are seen, replaced ones lead to a new capture.
         concurrency: how many captured calls may run at once, each with a graph, and memory, of its own.
+        memory_format: of the network's inputs, default torch.channels_last where its convolutions' weights lie so, as
+            `model.to(memory_format=...)` leaves them. Outputs of another layout are copied, and the report says so.
+        fixed_batch: the number of samples in every call of the network, a request's own and halted ones behind them, so
+            that what it says of a sample cannot depend on how many others there are. Guidance then takes two calls.
+        stateful: whether the network remembers its calls (a step cache, say). It is then called exactly as often as
+            the plan says, and so neither captured nor prepared. A network of diffusers whose cache is enabled says so.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -77,6 +91,9 @@ class Sampler:
         backend: str = "auto",
         graph: str = "auto",
         concurrency: int = 1,
+        memory_format: torch.memory_format | None = None,
+        fixed_batch: int | None = None,
+        stateful: bool = False,
     ) -> None:
         if plan is not None and not isinstance(plan, Plan):
             raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
@@ -85,7 +102,9 @@ class Sampler:
         self._asked = check_dtype("dtype", dtype, INPUTS), check_device(device)
         networks = denoisers(model, *self._asked)
         resolved = device_of_all(networks)
-        self.graph = check_graph(graph, resolved)
+        self.graph = check_graph(graph, resolved, stateful)
+        self.fixed_batch = None if fixed_batch is None else check_sizes("fixed_batch", [fixed_batch])[0]
+        self.stateful = stateful
         self._setup = Setup(
             networks=networks,
             plan=plan,
@@ -95,7 +114,11 @@ class Sampler:
             time_dtype=check_dtype("time_dtype", time_dtype, (torch.float32, torch.int64)),
             guided=self._with_guidance,
             once=self._once,
+            fixed_batch=self.fixed_batch,
         )
+        if self.fixed_batch is not None and self.shape[0] > self.fixed_batch:
+            raise ValueError(f"shape must have at most fixed_batch = {self.fixed_batch} samples, got {self.shape[0]}")
+        self.memory_format = check_memory_format(memory_format, self.shape)
         self._preparing = threading.Lock()  # two at once could each hold a part of the graphs, and wait for the rest
         self.reset()
 
@@ -106,6 +129,7 @@ class Sampler:
         """
         self.cache = Cache()
         self.batches: list[int] = []
+        self.batch_error: float | None = None
         release(wait=True)
 
     @property
@@ -143,11 +167,24 @@ class Sampler:
         """Of the network's times; None where it is the state's."""
         return self._setup.time_dtype
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy has a memory of its own, and is to be prepared anew."""
+        options = {name: getattr(self, name) for name in inspect.signature(Sampler).parameters}
+        options["dtype"], options["device"] = self._asked  # not the first network's for all
+        models, plan = options.pop("model"), options.pop("plan")
+        return functools.partial(Sampler, **options), (models if len(self.models) == 1 else self.models, plan)
+
+    def __repr__(self) -> str:
+        plan = "no plan" if self.plan is None else f"{self.plan.solver} with {self.plan.nfe} calls"
+        names = ", ".join(getattr(model, "__name__", type(model).__name__) for model in self.models)
+        return f"<Sampler of {names}: {plan}, shape {self.shape}, {self.device}>"
+
     @with_fields_of(Request)
     def __call__(self, request: Request) -> Tensor:
         """`run` for the samples alone: float32 [B, *shape], contiguous (float64 where network, noise or state is)."""
         return self.run(request).samples
 
+    @opaque
     def run(self, request: Request) -> Result:
         """Sample.
 
@@ -165,7 +202,7 @@ class Sampler:
         with self._modes(), progress_bar(request.progress, call.plans[0].solver, call.nfe) as advance:
             for number, (kind, count) in enumerate(call.segments, 1):
                 segment = self._segment(call, evaluations[kind], positions, kind, count, snapshot)
-                with take_executor(self.cache, segment, positions, self.graph, self.concurrency) as executor:
+                with self._executor(segment, positions) as executor:
                     samples = self._run(request, executor, positions, advance)
                     if number < len(call.segments):
                         snapshot = executor.workspace.snapshot()
@@ -175,18 +212,20 @@ class Sampler:
                 ran.append(executor)
             bad = look()  # others may have the executor by now
         assert samples is not None
-        report = report_of(self.cache, ran, time.perf_counter() - began)
+        report = report_of(self.cache, ran, time.perf_counter() - began, self.batch_error)
         if bad and request.on_nan == "raise":
             raise NonFiniteError(bad, samples, report)
         if bad:
             samples[[b.sample for b in bad]] = float("nan")
         return Result(samples, report, bad)
 
+    @opaque
     def prepare(self, batches: Iterable[int], example: Request | None = None) -> None:
         """Make everything for these batch sizes now: compile, capture, allocate. Later requests are filled up to them.
 
         A request runs with the next larger size, halted samples standing behind its own; one above all sizes runs as it
-        is. Without CUDA graphs the network is called once for each size.
+        is. Without CUDA graphs the network is called once for each size, and once more for reports' `batch_error`,
+        which compares its outputs for one sample alone and in batches of these sizes.
 
         Args:
             example: of later requests, for a batch of `shape[0]`: values do not matter, forms do, and where there is
@@ -198,12 +237,22 @@ class Sampler:
         sizes = sorted(set(check_sizes("batches", batches)))
         if len(sizes) > graphs.KEPT:
             raise ValueError(f"batches must have at most {graphs.KEPT} entries, got {len(sizes)}")
+        if self.fixed_batch is not None and sizes != [self.fixed_batch]:
+            raise ValueError(f"batches must be [{self.fixed_batch}], the sampler's fixed_batch, got {sizes}")
+        if self._remembers():
+            raise ValueError("prepare calls the network, which a stateful one would remember: it cannot be had")
         # the noise of an example is of its own batch
         example = Request() if example is None else replace(example, noise_sampler=None)
-        call = resolve(example, self._setup)
+        call = resolve(example, self._setup, example=True)
         with self._preparing, self._modes():
             for size in reversed(sizes):  # the largest first: what it takes, smaller ones may find free again
                 self._prepare(call.resized(size))
+            one = call.resized(1)
+            self.batch_error = batch_error(
+                lambda size: self._first_output(replace(one.padded(size), real=size)),  # none of them halted
+                sizes,
+                alone=self.fixed_batch is None,
+            )
         self.batches = sizes
 
     def _prepare(self, call: Call) -> None:
@@ -212,12 +261,28 @@ class Sampler:
             segment = self._segment(call, evaluations[kind], positions, kind, count, snapshot)
             with contextlib.ExitStack() as stack:
                 for _ in range(self.concurrency):
-                    taken = take_executor(self.cache, segment, positions, self.graph, self.concurrency)
+                    taken = self._executor(segment, positions)
                     snapshot = stack.enter_context(taken).workspace.snapshot()
             positions.advance(segment.length)
 
+    def _executor(self, segment: Segment, positions: Positions) -> contextlib.AbstractContextManager[Executor]:
+        stateful = self._remembers()
+        return take_executor(self.cache, segment, positions, self.graph, self.concurrency, stateful)
+
+    def _remembers(self) -> bool:
+        parts = [part for model in self.models for part in layers(model)]
+        return self.stateful or any(getattr(part, "is_cache_enabled", False) is True for part in parts)
+
+    def _first_output(self, call: Call) -> Output:
+        """Of the network at a call's first row."""
+        kind, count = call.segments[0]
+        segment = self._segment(call, self._evaluations(call)[kind], call.positions(), kind, count, None)
+        return first_call(segment, None, Workspace).output
+
     def _batch_for(self, batch: int) -> int:
-        """The next size that was prepared, else the batch itself."""
+        """The fixed size, else the next one that was prepared, else the batch itself."""
+        if self.fixed_batch is not None:
+            return self.fixed_batch
         at = bisect.bisect_left(self.batches, batch)
         return self.batches[at] if at < len(self.batches) else batch
 
@@ -245,6 +310,7 @@ class Sampler:
             device=self.device,
             network=evaluation.model.dtype or call.state_dtype,
             time=self.time_dtype or call.state_dtype,
+            memory_format=self.memory_format,
             snapshot=snapshot,
         )
 
@@ -287,7 +353,8 @@ class Sampler:
         """A segment's rows: in one go where nobody looks on; a loop on the device can be cancelled there."""
         call, cancel = executor.segment.call, request.cancel
         watched = request.progress or request.on_step is not None or call.origin.known is not None
-        if watched or call.noise is not None or (cancel is not None and executor.cancelable is None):
+        between = call.noise is not None or call.by_row is not None
+        if watched or between or (cancel is not None and executor.cancelable is None):
             return self._row_by_row(request, executor, positions, advance)
         rows = executor.segment, executor.workspace, executor.rows, positions
         if cancel is None or executor.cancelable is None:
