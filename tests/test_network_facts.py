@@ -11,7 +11,7 @@ from network_kinds import DDIM, LABELS, SHAPE, Small
 from torch import nn
 
 import pndm_fast as pf
-from pndm_fast.loop.network import Denoiser, denoiser_of, device_of_all
+from pndm_fast.loop.network import denoiser_of
 from pndm_fast.loop.time_argument import TimeArgument, time_argument
 
 F32, BF16, F16, F8, I8 = torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8
@@ -76,11 +76,11 @@ def test_dtype(network, dtype):
 @pytest.mark.parametrize(
     "network, message",
     [
-        (Holding([F32, BF16]), "a network of several dtypes, got weights in bfloat16 and float32"),
+        (Holding([F32, BF16]), "whose dtypes are several, got weights in bfloat16 and float32"),
         (Holding([F32, BF16, F8]), "got weights in bfloat16 and float32"),
         (nn.DataParallel(Holding([F32, BF16])), "got weights in bfloat16 and float32"),
         (Holding([], [F32, F16]), "got weights in float16 and float32"),
-        (Holding([F8]), "a network whose weights are only stored, got weights in float8_e4m3fn"),
+        (Holding([F8]), "whose weights are only stored so, got weights in float8_e4m3fn"),
         (Holding([], [F8]), "got weights in float8_e4m3fn"),
         (Computed([F8], told=F8, where=None), "got weights in float8_e4m3fn"),
         (Holding([BF16], dtype=F32), "got model.dtype float32 and weights in bfloat16"),  # older than `.bfloat16()`
@@ -88,9 +88,16 @@ def test_dtype(network, dtype):
     ],
 )
 def test_dtypes_in_doubt(network, message):
-    with pytest.raises(ValueError, match=f"^dtype must be given for .*{message}: .*dtype=.... says it$"):
+    with pytest.raises(ValueError, match=f"^dtype must be given for model, .*{message}: .*dtype=.... says it$"):
         pf.Sampler(network, DDIM, shape=SHAPE)
     assert pf.Sampler(network, DDIM, shape=SHAPE, dtype=F32)().dtype is F32
+
+
+def hooked_inside(device, outer=True):
+    """As accelerate's `cpu_offload` leaves it: the outer hook only puts outputs back."""
+    net = hooked(None) if outer else Holding([F32], device="meta")
+    net.block = hooked(None, device)
+    return net
 
 
 def hooked(*devices):
@@ -119,6 +126,8 @@ CPU, META, CUDA = torch.device("cpu"), torch.device("meta"), torch.device("cuda:
         (partly_meta(), CPU),
         (hooked("cpu"), CPU),
         (hooked(None, CUDA), CUDA),
+        (hooked_inside(CUDA), CUDA),
+        (hooked_inside(CUDA, outer=False), CUDA),
         (nn.DataParallel(hooked("cpu")), CPU),
         (Computed([F32], device="meta", where=CUDA, told=F32), CUDA),
         (Computed([F32], where=META, told=F32), CPU),
@@ -143,11 +152,11 @@ def declared(device, where):
         (Holding([F32], device="meta"), "weights are all on the meta device, got none: .*device=.* says it"),
         (Holding([], [F32], device="meta"), "weights are all on the meta device"),
         (declared(META, "meta"), "weights are all on the meta device"),
-        (declared(CUDA, "cpu"), "on several, got model.device cuda:0 and weights on cpu"),
+        (declared(CUDA, "cpu"), "which is on several, got model.device cuda:0 and weights on cpu"),
     ],
 )
 def test_devices_in_doubt(network, message):
-    with pytest.raises(ValueError, match=f"^device must be given for a network .*{message}"):
+    with pytest.raises(ValueError, match=f"^device must be given for model, .*{message}"):
         pf.Sampler(network, DDIM, shape=SHAPE)
     assert pf.Sampler(network, DDIM, shape=SHAPE, device="cpu").device == CPU
 
@@ -363,15 +372,20 @@ def test_a_weaker_network_is_called_in_its_own_dtype(dtypes):
 
 
 def test_networks_are_on_one_device():
-    def on(device):
-        return Denoiser(lambda x, t: x, TimeArgument(), None, device, False)
-
-    assert device_of_all([on(None), on(CPU), on(None)]) == device_of_all([on(None)]) == CPU
-    elsewhere = Computed([F32], where=META, told=F32)
-    sampler = pf.Sampler(Small(), DDIM, shape=SHAPE)
-    weaker = Holding([F32], device="meta")
-    with pytest.raises(ValueError, match="device must be given for a network whose weights are all on the meta"):
-        sampler(cond={"label": LABELS}, guidance=pf.Guidance(2.0, weaker=weaker))
-    told = pf.Sampler(Small(), DDIM, shape=SHAPE, device="cpu")
-    told(cond={"label": LABELS}, guidance=pf.Guidance(2.0, weaker=functools.partial(lambda x, t, label: x)))
-    assert denoiser_of(elsewhere).device == CPU
+    elsewhere = Computed([F32], where=CUDA, told=F32)
+    with pytest.raises(ValueError, match="model must be networks on one device, got cpu and cuda:0: device= says"):
+        pf.Sampler([Small(), elsewhere], DDIM, shape=SHAPE)
+    assert pf.Sampler([lambda x, t: x, Small()], DDIM, shape=SHAPE).device == CPU
+    for weaker, message in (
+        (elsewhere, "^weaker must be on cpu, as the sampler's network, got cuda:0"),
+        (Holding([F32], device="meta"), "^device must be given for weaker, whose weights are all on the meta"),
+        (Holding([F32, BF16]), "^dtype must be given for weaker, whose dtypes are several"),
+        (named("t", "x"), "^weaker must take x first"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            pf.Sampler(Small(), DDIM, shape=SHAPE)(cond={"label": LABELS}, guidance=pf.Guidance(2.0, weaker=weaker))
+    with pytest.raises(ValueError, match=r"^dtype must be given for model\[1\], whose dtypes are several"):
+        pf.Sampler([Small(), Holding([F32, BF16])], DDIM, shape=SHAPE)
+    told = pf.Sampler(Small(), DDIM, shape=SHAPE, device="cpu", dtype=F32)
+    for weaker in (elsewhere, Holding([F32], device="meta"), Holding([F32, BF16])):
+        told(cond={"label": LABELS}, guidance=pf.Guidance(2.0, weaker=weaker))

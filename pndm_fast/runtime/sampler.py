@@ -30,7 +30,7 @@ from pndm_fast.loop.results import BadSample, Cancelled, NonFiniteError, Result
 from pndm_fast.loop.run import check_ended, run_segment, samples_of, watch_for_bad
 from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.short_form import with_fields_of
-from pndm_fast.loop.tensors import INPUTS
+from pndm_fast.loop.tensors import INPUTS, same_device
 from pndm_fast.loop.workspace import Workspace
 from pndm_fast.plan.checks import choose
 from pndm_fast.plan.plan import Plan
@@ -336,7 +336,7 @@ class Sampler:
         def ask() -> Denoiser:
             dtype, device = self._asked
             known = denoiser_of(network, dtype, device, "weaker")
-            if check_device(known.device) not in (None, self.device):
+            if known.device is not None and not same_device(known.device, self.device):
                 raise ValueError(f"weaker must be on {self.device}, as the sampler's network, got {known.device}")
             return known
 
