@@ -110,23 +110,20 @@ def pixart():
 
 
 @kind
-def sd3():
+def sd3_guided():
     net = made(
-        "SD3Transformer2DModel",
-        sample_size=8,
-        patch_size=2,
-        in_channels=4,
-        out_channels=4,
-        num_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        caption_projection_dim=16,
-        joint_attention_dim=8,
-        pooled_projection_dim=8,
-        pos_embed_max_size=8,
-    )
+        "SD3Transformer2DModel", sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=1,
+        attention_head_dim=8, num_attention_heads=2, caption_projection_dim=16, joint_attention_dim=8,
+        pooled_projection_dim=8, pos_embed_max_size=8,
+    )  # fmt: skip
     cond = {"encoder_hidden_states": TEXT, "pooled_projections": normal(2, 8)}
-    return pf.sample(net, cond=cond, **flow(1000.0)), lambda x, t: net(x, timestep=t, **cond).sample, 1000.0
+    uncond = {key: torch.zeros_like(value) for key, value in cond.items()}
+
+    def guided(x, t):
+        with_text, without = (net(x, timestep=t, **tree).sample for tree in (cond, uncond))
+        return without + 4 * (with_text - without)
+
+    return pf.sample(net, cond=cond, uncond=uncond, guidance=4.0, **flow(1000.0)), guided, 1000.0
 
 
 @kind

@@ -1,5 +1,6 @@
 """What is known of a network before it is called: asked of it, never guessed, refused by name where in doubt."""
 
+import copy
 import functools
 import types
 import warnings
@@ -369,6 +370,24 @@ def test_a_weaker_network_is_called_in_its_own_dtype(dtypes):
         return without + 1.5 * (out - without)
 
     torch.testing.assert_close(got.double(), by_hand(DDIM, guided), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("graph", ["while", "replay"])
+def test_a_graph_tells_the_time_by_name_and_a_weaker_network_in_its_dtype(stand_in, graph):
+    net, weak = Small(), Noting(BF16)
+    late = lambda x, label, *, timestep: net(x, timestep, label)  # noqa: E731
+    ask = {"cond": {"label": LABELS}, "guidance": pf.Guidance(1.5, weaker=weak)}
+    result = pf.Sampler(late, DDIM, shape=SHAPE, graph=graph).run(pf.Request(**ask))
+    assert result.report.graph == graph and weak.seen == {BF16}
+    assert torch.equal(result.samples, pf.Sampler(net, DDIM, shape=SHAPE, graph="eager")(**ask))
+
+
+def test_a_copied_sampler_has_each_networks_own_dtype():
+    networks, cond = [Small(), Noting(BF16)], {"label": LABELS}
+    networks.append(lambda x, label, *, t: networks[0](x, t, label))
+    sampler = pf.Sampler(networks, DDIM.with_models([0, 1, 2, 1]), shape=SHAPE)
+    twin = copy.deepcopy(sampler)
+    assert torch.equal(twin(cond=cond), sampler(cond=cond)) and twin.models[1].seen == {BF16}
 
 
 def test_networks_are_on_one_device():
