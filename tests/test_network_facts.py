@@ -10,6 +10,7 @@ from network_kinds import DDIM, LABELS, SHAPE, Small
 from torch import nn
 
 import pndm_fast as pf
+from pndm_fast.loop.memory_format import channels_for
 from pndm_fast.loop.network import denoiser_of
 from pndm_fast.loop.time_argument import TimeArgument, time_argument
 
@@ -300,3 +301,11 @@ def test_wrappers_of_the_package_tell_the_time_as_the_network_takes_it():
     late = pf.Thresholded(lambda x, label, *, timestep: net(x, timestep, label), plan)
     wanted = pf.sample(pf.Thresholded(net, plan), solver=plan, shape=SHAPE, cond={"label": LABELS})
     assert torch.equal(pf.sample(late, solver=plan, shape=SHAPE, cond={"label": LABELS}), wanted)
+
+
+def test_what_else_is_asked_of_the_inner_network():
+    net = Small().to(memory_format=torch.channels_last)
+    assert channels_for(functools.partial(net, label=LABELS), None, SHAPE[1:]) == SHAPE[1]
+    net.is_cache_enabled = True
+    with pytest.raises(ValueError, match="prepare calls the network, which a stateful one would remember"):
+        pf.Sampler(nn.DataParallel(net), DDIM, shape=SHAPE).prepare([1])

@@ -78,7 +78,7 @@ class Evaluation(NamedTuple):
         x, t, direct = workspace.x_in, workspace.t, workspace.spec.direct
         uncond_tree, arguments = trees or map(given, self.trees)
         model, weaker, rescale, fits = self.model.call, self.weaker.call, self.rescale, workspace.fits
-        dtype = self.weaker.dtype or x.dtype
+        other = self.weaker.dtype or x.dtype
 
         def read(result: Any, first: bool) -> Tensor:
             out = prediction(result, x)
@@ -88,10 +88,10 @@ class Evaluation(NamedTuple):
             uncond = None
             if uncond_tree is not None:
                 # copies both ways: a network may write its inputs, or answer twice in one static buffer
-                uncond = read(weaker(x.to(dtype, copy=True), t.clone(), **uncond_tree), first).clone()
+                uncond = read(weaker(x.to(other, copy=True), t.clone(), **uncond_tree), first).clone()
             before = x._version
             out = model(x, t, **arguments)
-            if first or type(out) is not Tensor or not fits(out):
+            if type(out) is not Tensor or not fits(out):
                 out = read(out, first)
             if direct and not first and x._version != before:
                 raise InputWritten("the network changed its input in place, which it did not at its first call")

@@ -34,21 +34,17 @@ class Denoiser:
 
     Attributes:
         network: as it was given; it is called through all that it is wrapped in.
-        time: how it is told the time.
+        call: (x, t, **cond) -> what the network returns; time: how it is told the time.
         dtype: of its input, None where nothing says it: the state's; device: where its input is, None likewise.
         momentum_only: whether it predicts eps of the momentum alone.
     """
 
     network: Callable[..., Any]
+    call: Callable[..., Any]
     time: TimeArgument
     dtype: torch.dtype | None
     device: torch.device | None
     momentum_only: bool
-
-    @property
-    def call(self) -> Callable[..., Any]:
-        """(x, t, **cond) -> what the network returns."""
-        return with_time(self.network, self.time.keyword)
 
 
 def with_time(network: Callable[..., Any], keyword: str | None) -> Callable[..., Any]:
@@ -76,10 +72,11 @@ def denoiser_of(
     Raises:
         TypeError, ValueError: it cannot be called as `Sampler` does, or its dtype or device is in doubt.
     """
-    weights = Weights(network)
+    weights, time = Weights(network), time_argument(network, name)
     return Denoiser(
         network=network,
-        time=time_argument(network, name),
+        call=with_time(network, time.keyword),
+        time=time,
         dtype=dtype or dtype_of(network, weights, name),
         device=device or device_of(network, weights, name),
         momentum_only=any(getattr(part, "momentum_only", False) is True for part in layers(network)),

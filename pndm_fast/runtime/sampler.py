@@ -119,6 +119,8 @@ class Sampler:
         if self.fixed_batch is not None and self.shape[0] > self.fixed_batch:
             raise ValueError(f"shape must have at most fixed_batch = {self.fixed_batch} samples, got {self.shape[0]}")
         self.memory_format = check_memory_format(memory_format, self.shape)
+        parts: list[Any] = [part for network in self.models for part in layers(network)]
+        self._telling = [part for part in parts if hasattr(part, "is_cache_enabled")]
         self._preparing = threading.Lock()  # two at once could each hold a part of the graphs, and wait for the rest
         self.reset()
 
@@ -270,8 +272,7 @@ class Sampler:
         return take_executor(self.cache, segment, positions, self.graph, self.concurrency, stateful)
 
     def _remembers(self) -> bool:
-        parts = [part for model in self.models for part in layers(model)]
-        return self.stateful or any(getattr(part, "is_cache_enabled", False) is True for part in parts)
+        return self.stateful or any([model.is_cache_enabled is True for model in self._telling])
 
     def _first_output(self, call: Call) -> Output:
         """Of the network at a call's first row."""
