@@ -151,8 +151,13 @@ def check_model(model: Any, name: str = "model") -> None:
         warn(f"the {name} is in training mode: call .eval() for dropout and batch norm")
 
 
-def denoisers(model: Any, dtype: torch.dtype | None, device: torch.device | None) -> tuple[Denoiser, ...]:
-    """One network, or a sequence of them.
+def denoisers(
+    model: Any,
+    dtype: torch.dtype | None,
+    device: torch.device | None,
+    ask: Callable[[Any, torch.dtype | None, torch.device | None, str], Denoiser] = denoiser_of,
+) -> tuple[Denoiser, ...]:
+    """One network, or a sequence of them; what `ask` says of each.
 
     Raises:
         TypeError, ValueError: as `denoiser_of`, or it is empty.
@@ -164,7 +169,7 @@ def denoisers(model: Any, dtype: torch.dtype | None, device: torch.device | None
     for network in networks:
         check_model(network)
     names = [f"model[{i}]" if several else "model" for i in range(len(networks))]
-    return tuple([denoiser_of(network, dtype, device, name) for network, name in zip(networks, names, strict=True)])
+    return tuple([ask(network, dtype, device, name) for network, name in zip(networks, names, strict=True)])
 
 
 def check_device(device: Any) -> torch.device | None:
