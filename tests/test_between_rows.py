@@ -6,8 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 from drawing import Reporting, draw
-from hypothesis import given
-from hypothesis import strategies as st
 from test_image_to_image import SCHEDULE, normal
 from test_sampler import Pointwise
 
