@@ -86,6 +86,11 @@ class Live(Mapping[str, Any]):
         return len(self._now())
 
 
+def arguments(tree: Mapping[str, Any] | None) -> Any:
+    """What the network is called with: a live tree, or what is given of another."""
+    return tree if isinstance(tree, Live) else given(tree)
+
+
 def _form(tree: Any) -> dict[str, str]:
     """What a tree holds, by path: of tensors the form, of numbers, words and objects the kind."""
     found: dict[str, str] = {}

@@ -148,8 +148,9 @@ def adds_nothing(uncond: Any, cond: Any) -> bool:
     """Whether every value in uncond is cond's own, the same object, or an equal constant. No tensor is read."""
     if uncond is cond:
         return True
-    if isinstance(uncond, Mapping):
-        return isinstance(cond, Mapping) and all(k in cond and adds_nothing(v, cond[k]) for k, v in uncond.items())
+    if isinstance(uncond, (dict, Mapping)):
+        own = cond if isinstance(cond, (dict, Mapping)) else {}
+        return all(key in own and adds_nothing(value, own[key]) for key, value in uncond.items())
     if isinstance(uncond, Shared) and isinstance(cond, Shared):
         return adds_nothing(uncond.value, cond.value)
     if isinstance(uncond, PerSample) and isinstance(cond, PerSample):
@@ -177,7 +178,7 @@ def batched(uncond: Any, cond: Any) -> Any:
     Raises:
         CannotBatch: tensors differ in more than values, or what samples share is not the same in both.
     """
-    if isinstance(cond, Mapping) and isinstance(uncond, Mapping) and cond.keys() == uncond.keys():
+    if isinstance(cond, (dict, Mapping)) and isinstance(uncond, (dict, Mapping)) and cond.keys() == uncond.keys():
         return _like(cond, {key: batched(uncond[key], cond[key]) for key in cond})
     if isinstance(cond, (tuple, list)) and isinstance(uncond, type(cond)) and len(cond) == len(uncond):
         return _like(cond, [batched(u, c) for u, c in zip(uncond, cond, strict=True)])
@@ -248,12 +249,14 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _like(container: Any, values: Any) -> Any:
-    """A container of the same type with other values; itself where they are its own."""
+    """A container of the same type with other values; an unusual one itself where they are its own."""
+    if type(container) in (dict, list):
+        return values
     if isinstance(container, Mapping):
         if all(value is container[key] for key, value in values.items()):
             return container
-        if type(container) is dict or not isinstance(container, MutableMapping):
-            return values if type(container) is dict else type(container)(values)  # type: ignore[call-arg]
+        if not isinstance(container, MutableMapping):
+            return type(container)(values)  # type: ignore[call-arg]
         mapping = copy.copy(container)
         for key, value in values.items():
             mapping[key] = value

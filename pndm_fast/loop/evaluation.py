@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pndm_fast.loop.by_row import Live
+from pndm_fast.loop.by_row import Live, arguments
 from pndm_fast.loop.call import Call
-from pndm_fast.loop.conditioning import CannotBatch, batched, given
+from pndm_fast.loop.conditioning import CannotBatch, batched
 from pndm_fast.loop.guidance import rescaled
 from pndm_fast.loop.network import prediction
 from pndm_fast.loop.positions import Kind
@@ -82,7 +82,7 @@ class Evaluation(NamedTuple):
             learning: take any output: what they are like is not known yet.
         """
         x, t, direct = workspace.x_in, workspace.t, workspace.spec.direct
-        uncond_tree, arguments = trees or map(given, self.trees)
+        uncond_tree, tree = trees or map(arguments, self.trees)
         model, weaker, dense, rescale = self.model, self.weaker, self.dense, self.rescale
         takes = (lambda _: True) if learning else workspace.fits
 
@@ -99,7 +99,7 @@ class Evaluation(NamedTuple):
                 # copies both ways: a network may write its inputs, or answer twice in one static buffer
                 uncond = read(weaker(x.clone(), t.clone(), **uncond_tree)).clone()
             before = x._version
-            out = model(x, t, **arguments)
+            out = model(x, t, **tree)
             if dense or learning or type(out) is not Tensor or not takes(out):
                 out = read(out)
             if direct and x._version != before:
@@ -153,7 +153,7 @@ def _cond(uncond: Any, cond: Any) -> Any:
     return cond
 
 
-def _trees(call: Call, uncond: Make | None, arguments: Make) -> Trees:
+def _trees(call: Call, uncond: Make | None, cond: Make) -> Trees:
     """What is made of the call's two trees, for all rows or for the one under way.
 
     Raises:
@@ -164,4 +164,4 @@ def _trees(call: Call, uncond: Make | None, arguments: Make) -> Trees:
         made: Mapping[str, Any] = make(call.uncond, call.cond)
         return made if call.by_row is None else Live(call.by_row, make)
 
-    return None if uncond is None else of(uncond), of(arguments)
+    return None if uncond is None else of(uncond), of(cond)
