@@ -59,18 +59,18 @@ def numbers(shape, seed):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def value_of(form, seeds, salt):
-    """What a caller gives for these samples; `salt` is another for cond than for uncond, where values may differ."""
+def value_of(form, seeds, salt, common):
+    """What a caller gives for these samples; `salt`, and `common` of what they share, are others in cond and uncond."""
     kind, detail = form
     if kind in CONTAINERS:
-        inner = [value_of(one, seeds, salt + 10 * i + 7) for i, one in enumerate(detail)]
+        inner = [value_of(one, seeds, salt + 10 * i + 7, common + 10 * i + 7) for i, one in enumerate(detail)]
         return CONTAINERS[kind]({f"k{i}": v for i, v in enumerate(inner)} if kind in ("dict", "output") else inner)
     if kind == "each":
         return torch.stack([numbers(detail, salt + 1000 * seed) for seed in seeds])
     if kind == "spread":
         return numbers((1, *detail), salt)
     if kind == "shared":
-        return pf.Shared(numbers(detail, salt))
+        return pf.Shared(numbers(detail, common))
     if kind == "entries":
         of = {
             "tensors": lambda seed: numbers((1 + seed,), salt + seed),
@@ -79,8 +79,10 @@ def value_of(form, seeds, salt):
         }[detail]
         return pf.PerSample([of(seed) for seed in seeds])
     if kind == "object":
-        return pf.Shared({"array": np.arange(3.0), "tree": {"a": [numbers((3,), salt)], "b": 1}, "set": {1, 2}}[detail])
-    return CONSTANTS[detail] if kind == "constant" else numbers((), salt)
+        return pf.Shared(
+            {"array": np.arange(3.0), "tree": {"a": [numbers((3,), common)], "b": 1}, "set": {1, 2}}[detail]
+        )
+    return CONSTANTS[detail] if kind == "constant" else numbers((), common)
 
 
 def in_order(tensor):
@@ -147,11 +149,10 @@ def test_no_sample_depends_on_its_batch(form, seeds, calls, ready):
     sampler = Reporting(network, PLAN, shape=(1, *SHAPE))
 
     def asked(seeds):
-        request = {"seeds": seeds, "cond": {"c": value_of(form, seeds, 1)}}
+        request = {"seeds": seeds, "cond": {"c": value_of(form, seeds, 1, 1)}}
         if calls is not None:
-            salt = 1 if calls == "as one" else 2
             guidance = pf.Guidance(2.0, calls="separate" if calls == "separate" else "auto")
-            request |= {"uncond": {"c": value_of(form, seeds, salt)}, "guidance": guidance}
+            request |= {"uncond": {"c": value_of(form, seeds, 2, 1 if calls == "as one" else 2)}, "guidance": guidance}
         return request
 
     alone = {seed: sampler(**asked([seed])) for seed in set(seeds)}

@@ -30,10 +30,10 @@ class Request:
             row i's.
         cond: the network's keyword arguments; uncond: those without condition, for guidance; keys that it lacks come
             from cond. A tensor has one entry for each sample, [B, ...], or one for all, [1, ...]; `Shared(value)` is
-            the same for all whatever its shape, and `PerSample(list)` one entry for each. Numbers, words, None and tensors
-            without dimensions are the same for all; lists, tuples and mappings hold more of these. Anything else is
-            refused. Or a function of the row, 0, 1, ..., that returns such a mapping: it is called once for each row,
-            before that row's network call, and only values may differ from row 0's.
+            the same for all whatever its shape, and `PerSample(list)` one entry for each. Numbers, words, None and
+            tensors without dimensions are the same for all; lists, tuples and mappings hold more of these. Anything
+            else is refused. Or a function of the row, 0, 1, ..., that returns such a mapping: it is called once for
+            each row, before that row's network call, and only values may differ from row 0's.
         guidance: a scale, one for each row, or a `Guidance`; default the plan's.
         on_step: called after each row with a `Step`. On a CUDA device the row before has ended, this one is under way.
             None changes nothing. A tensor [B, *shape] that it returns is the state, at the level `step.row.levels.y`,
