@@ -116,6 +116,37 @@ def test_rows_conditions_in_guidance_and_filled_up(calls, interval, prepared):
     assert sampler.report.calls == sum(both if i else 1 for i in inside)
 
 
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("mode", ["replay", "while"])
+def test_a_graph_is_filled_for_each_row(stand_in, mode, guided):
+    """Rows' tensors, marked or not, at one capture; other rows at the next call."""
+
+    def network(x, t, shift, table, each, more):
+        assert more is None and table.shape == (3,)
+        entries = torch.stack([entry.sum() for entry in each])
+        return bent(x, t, shift + entries + table.sum() * 0.1)
+
+    def rows(factor):
+        def tree(row):
+            table = pf.Shared(torch.arange(3.0) * row)
+            each = pf.PerSample([torch.full((2,), factor * row), torch.ones(1)])
+            return {"shift": torch.full((1,), 0.1 * row * factor), "table": table, "each": each, "more": None}
+
+        return tree
+
+    plan = pf.make_plan("plms", steps=5)
+    captured, eager = (Reporting(network, plan, shape=SHAPE, graph=graph) for graph in (mode, "eager"))
+    captured.prepare([2], pf.Request(cond=rows(1.0)))
+    for factor in (0.3, 0.7):
+        more = {"uncond": rows(-factor), "guidance": 2.0} if guided else {}
+        got = captured(cond=rows(factor), **more)
+        assert torch.equal(got, eager(cond=rows(factor), **more)) and captured.report.graph == mode
+        assert captured.report.guidance == ("batched" if guided else "none")
+    assert captured.report.captures == 1 + guided
+    interval = {"uncond": rows(0.0), "guidance": pf.Guidance(2.0, (0.5, 5.0))}
+    assert torch.equal(captured(cond=rows(0.5), **interval), eager(cond=rows(0.5), **interval))
+
+
 CHANGED = {
     "shape": (
         {"a": torch.ones(2, 3)},

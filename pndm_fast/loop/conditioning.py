@@ -306,29 +306,30 @@ def resized(name: str, tree: dict[str, Any], batch: int, to: int) -> dict[str, A
     return mapped(resize, tree)  # type: ignore[no-any-return]
 
 
-def signature(tree: Any) -> Hashable:
+def signature(tree: Any, by_row: bool = False) -> Hashable:
     """What a captured graph holds fast: the tree's form, its tensors' forms and all other values.
 
     Raises:
-        TypeError: a leaf of a type that may change in place.
+        TypeError: a leaf of a type that may change in place, or a number or word where rows have their own.
     """
     if type(tree) is dict:  # another mapping may hold more than its items
-        return tuple((key, signature(value)) for key, value in tree.items())
+        return tuple((key, signature(value, by_row)) for key, value in tree.items())
     if isinstance(tree, (tuple, list)):
-        return type(tree), *map(signature, tree)
+        return type(tree), *[signature(value, by_row) for value in tree]
     if isinstance(tree, Shared):
-        return signature(tree.value)
+        return signature(tree.value, by_row)
     if isinstance(tree, PerSample):
-        return list, *map(signature, tree.entries)
+        return signature(list(tree.entries), by_row)
     if isinstance(tree, Halves):
         return 2, signature(tree.cond)
     if isinstance(tree, Tensor):
         if tree.is_nested or tree.layout is not torch.strided:
             raise TypeError("cond holds a tensor that is not dense, which a graph cannot fill")
         return tuple(tree.shape), tree.dtype, tree.device
-    if isinstance(tree, CONSTANTS):
+    if isinstance(tree, CONSTANTS) and (tree is None or not by_row):
         return type(tree), repr(tree)  # not the value: NaN is not itself
-    raise TypeError(f"cond holds a {type(tree).__name__}, whose value a graph would hold fast")
+    when = " of each row" * by_row
+    raise TypeError(f"cond{when} holds a {type(tree).__name__}, whose value a graph would hold fast")
 
 
 def given(tree: Any) -> Any:

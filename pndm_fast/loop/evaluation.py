@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pndm_fast.loop.by_row import Live, arguments
+from pndm_fast.loop.by_row import Live, arguments, marked
 from pndm_fast.loop.call import Call
 from pndm_fast.loop.conditioning import CannotBatch, batched
 from pndm_fast.loop.guidance import rescaled
@@ -60,6 +60,11 @@ class Evaluation(NamedTuple):
     def calls(self) -> int:
         """Network calls of a row."""
         return 1 if self.split_reason is None else 2
+
+    @property
+    def marked(self) -> tuple[Any, ...]:
+        """The trees at the row under way, as `conditioning` copies and refills them."""
+        return tuple([marked(tree) for tree in self.trees])
 
     def split(self, call: Call, reason: str) -> Evaluation:
         """The same with two calls of the network.
