@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pndm_fast.loop.layers import Around, innermost, layers
 from pndm_fast.loop.tensors import Weights, device_of, dtype_of, same_device
@@ -37,6 +37,7 @@ class Denoiser:
         call: (x, t, **cond) -> what the network returns; time: how it is told the time.
         dtype: of its input, None where nothing says it: the state's; device: where its input is, None likewise.
         momentum_only: whether it predicts eps of the momentum alone.
+        scatters: whether it deals every tensor's first dimension out to several devices.
     """
 
     network: Callable[..., Any]
@@ -45,6 +46,7 @@ class Denoiser:
     dtype: torch.dtype | None
     device: torch.device | None
     momentum_only: bool
+    scatters: bool
 
 
 def with_time(network: Callable[..., Any], keyword: str | None) -> Callable[..., Any]:
@@ -80,6 +82,7 @@ def denoiser_of(
         dtype=dtype or dtype_of(network, weights, name),
         device=device or device_of(network, weights, name),
         momentum_only=any(getattr(part, "momentum_only", False) is True for part in layers(network)),
+        scatters=any(isinstance(part, nn.DataParallel) and len(part.device_ids) > 1 for part in layers(network)),
     )
 
 

@@ -150,7 +150,7 @@ def asked_once(network: Any, dtype: torch.dtype | None, device: torch.device | N
         return Denoiser(network, with_time(network, time.keyword), time, *others)
     made = denoiser_of(network, name=name)
     with contextlib.suppress(TypeError):
-        _FACTS[network] = now, (made.time, made.dtype, made.device, made.momentum_only)
+        _FACTS[network] = now, (made.time, made.dtype, made.device, made.momentum_only, made.scatters)
     return made
 
 
