@@ -48,7 +48,12 @@ class OutputMap(NamedTuple):
 
 
 class Prologue(NamedTuple):
-    """x_0 = y_0 = a0 p0 noise + c0 z: the start, before the first network call. A given state stands for p0 noise."""
+    """x_0 = y_0 = a0 p0 noise + c0 z: the start, before the first network call. A given state stands for p0 noise.
+
+    On variance-preserving schedules p0 is 1: x_T is the noise itself, as the data's part of it is neglected (Ho et al.
+    2020, arXiv:2006.11239). Where x_t is not of unit variance it is sigma_T. k-diffusion starts with sigma_max z in
+    unscaled data, which is sigma_T z here, a little less: diffusers' schedulers of that kind under compat have that.
+    """
 
     p0: Coefficient = 1.0
     a0: Coefficient = 1.0
