@@ -111,6 +111,12 @@ def test_tables_of_any_dtype(dtype):
         (lambda: pf.Schedule.linear(beta_end=1.0), "betas must leave some signal .*none at index 9"),
         (lambda: pf.Schedule.vp(-5.0, 3.0), "that is beta_min [+] beta_max > 0, got -5.0, 3.0"),
         (lambda: pf.Schedule.vp(3.0, 1.0), "beta_min <= beta_max"),
+        (lambda: pf.Schedule.vp("0.1"), "beta_min must be float, got '0.1'"),
+        (lambda: pf.Schedule.flow(shift="3"), "shift must be float, got '3'"),
+        (lambda: pf.Schedule.flow(T=None), "T must be float, got None"),
+        (lambda: pf.Schedule.edm(sigma_max=True), "sigma_max must be float, got True"),
+        (lambda: pf.Schedule.linear(beta_end="0.02"), "beta_end must be float, got '0.02'"),
+        (lambda: pf.make_plan("ddim", integer_times="yes"), "integer_times must be bool, got 'yes'"),
     ],
 )  # fmt: skip
 def test_schedules_refused(make, message):
@@ -269,6 +275,8 @@ def test_a_start_beyond_the_schedule():
         ("timestep_spacing", "say spacing="),
         ("algorithm_type", "say solver="),
         ("seed", "seeds= gives each sample its own"),
+        ("guidance", "it is an argument of a sampler's call"),
+        ("device", "it is an argument of Sampler"),
         ("eta", "it is one of dpmpp-2m-sde, dpmpp-3m-sde, dpmpp-sde, ddim, euler-ancestral"),
         ("spacings", "did you mean 'spacing'"),
         ("lower_order_fina", "did you mean 'lower_order_final'"),

@@ -166,7 +166,7 @@ def test_heun_is_exact_for_lines_in_rho(times):
 def test_the_gradient_part_is_a_mean(solver, options, orders):
     """PNDM's phi takes the mean of e over the step; integers give that of cubics and less on equal steps of t.
 
-    arXiv:2202.09778, eq. 9 and section 3.3; `orders` are those of the first steps, the last one stays.
+    arXiv:2202.09778, eq. 9; `orders` are those of the first steps, the last one stays.
     """
     times = np.linspace(1.0, 0.1, 10) if solver != "ipndm-v" else np.array([1.0, 0.9, 0.75, 0.7, 0.5, 0.42, 0.2, 0.1])
     plan = pf.make_plan(solver, VP, times=times, final="min", **options)

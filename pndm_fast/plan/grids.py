@@ -255,7 +255,7 @@ def snap(times: Sequence[float], inner: int = 0) -> WholeTimes:
         ValueError: naming the two times that leave none.
     """
     given = numbers_of("times", times)
-    whole = WholeTimes(float(np.rint(t)) for t in given)
+    whole = WholeTimes(float(np.rint(t)) + 0.0 for t in given)  # -0.0 is 0.0
     for i, (t, s) in enumerate(pairwise(whole)):
         if t == s:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Words of other libraries, and what this one says in their place: the one table that error messages look in."""
+"""Words that are no argument here, mostly other libraries', and what to say: the one table of error messages."""
 
 from __future__ import annotations
 
@@ -121,6 +121,14 @@ HINTS: dict[str, str] = {
     **dict.fromkeys(("verbose", "disable", "disable_progress_bar", "disable_tqdm", "tqdm"), f"say progress=, {_CALL}"),
     **dict.fromkeys(("unet", "net", "network", "denoise_fn", "model_fn"), "the network is the first argument, model"),
     "torch_dtype": "say dtype=, an argument of Sampler",
+    # ours, in another place
+    **dict.fromkeys(
+        ("shape", "device", "dtype", "time_dtype", "backend", "graph", "concurrency"), "it is an argument of Sampler"
+    ),
+    **dict.fromkeys(
+        ("seeds", "start", "noise_sampler", "cond", "uncond", "guidance", "on_step", "cancel", "on_nan", "progress"),
+        "it is an argument of a sampler's call",
+    ),
 }  # fmt: skip
 
 
