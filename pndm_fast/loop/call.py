@@ -32,6 +32,7 @@ from pndm_fast.loop.noise_source import NoiseSource
 from pndm_fast.loop.positions import Kind, Positions, segments_of
 from pndm_fast.loop.request import Request
 from pndm_fast.loop.starts import Inpaint, Start, tensors_of
+from pndm_fast.loop.told import check_told, told_prediction, told_schedule
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan, distinct
 from pndm_fast.row.device import upload
@@ -261,8 +262,12 @@ def _plans(request: Request, setup: Setup, guidance: Guidance, batch: int) -> tu
         check_components(plan, setup.shape)
         check_time_dtype(plan, setup.time_dtype)
         check_models(plan, setup.models, guidance.weaker)
+        used = [setup.models[i] for i in sorted({row.model for row in plan})]
+        check_told(plan, used if guidance.weaker is None else [*used, guidance.weaker])
         return plan
 
+    weaker = guidance.weaker
+    facts = None if weaker is None else (knows_momentum_only(weaker), told_schedule(weaker), told_prediction(weaker))
     for plan in different:
-        setup.once((id(plan), given, knows_momentum_only(guidance.weaker)), lambda plan=plan: checked(plan))  # type: ignore[misc]
+        setup.once((id(plan), given, facts), lambda plan=plan: checked(plan))  # type: ignore[misc]
     return plans, different
