@@ -67,10 +67,10 @@ def _around(schedule: Schedule | PSLD, edm: bool, times: Array) -> tuple[Array, 
     return np.min(seen, 0), np.max(seen, 0)
 
 
-def _inside(shown: Array, low: Array, high: Array) -> NDArray[np.bool_]:
-    """For each time, [n]."""
+def _inside(shown: Array, low: Array, high: Array) -> Any:
+    """Whether all entries of each time are, [n]."""
     slack = _SLACK * (high - low) + 1e-6
-    return ((shown >= low - slack) & (shown <= high + slack)).reshape(len(shown), -1).all(1)  # type: ignore[no-any-return]
+    return ((shown >= low - slack) & (shown <= high + slack)).reshape(len(shown), -1).all(1)
 
 
 def _seen(schedule: Schedule | PSLD, edm: bool, times: Array) -> Array:
