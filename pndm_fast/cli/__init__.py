@@ -20,8 +20,5 @@ def main() -> None:
                 raise
             print("error: the command line needs typer: pip install 'pndm_fast[cli]'", file=sys.stderr)
             sys.exit(2)
-        try:
-            with signals.orderly():
-                app(prog_name="pndm-fast")
-        finally:
-            atexit.register(signals.forget)
+        atexit.register(signals.forget)
+        app(prog_name="pndm-fast")

@@ -24,13 +24,17 @@ from pndm_fast.cli import arguments as given
 from pndm_fast.cli import hints
 from pndm_fast.cli.errors import JobError, UsageError
 from pndm_fast.cli.plans import Words, make_plan, schedule_of, solver_lines, solver_rows
-from pndm_fast.cli.signals import INTERRUPTED, TERMINATED, Terminated, at_once, word_of
+from pndm_fast.cli.signals import INTERRUPTED, TERMINATED, Terminated, orderly, word_of
 from pndm_fast.cli.words import DEMO, parse_classes, parse_options, parse_shape
 
 if TYPE_CHECKING:
     from pndm_fast.cli.jobs import Job
 
 GONE = 128 + signal.SIGPIPE
+
+
+class GoneError(Exception):
+    """Who reads stdout is gone, such as head, which has seen enough: there is nobody to tell."""
 
 
 class Commands(TyperGroup):
@@ -48,8 +52,7 @@ class Commands(TyperGroup):
             code = INTERRUPTED
         except Terminated:
             code = TERMINATED
-        except BrokenPipeError:  # such as head, which has seen enough
-            _drop_stdout()
+        except GoneError:
             return GONE
         except JobError as error:
             return _fail(1, error)
@@ -72,7 +75,7 @@ def _hinted(error: Exception, message: str) -> str:
     option = getattr(error, "option_name", None)
     if option is None:
         return message.rstrip(".") + hints.for_word(message) if "'" in message or "(" in message else message
-    hint = hints.for_option(str(option))
+    hint = hints.for_option(str(option), getattr(getattr(error, "ctx", None), "info_name", None) or "")
     return str(getattr(error, "message", message)).rstrip(".") + hint if hint else message
 
 
@@ -91,17 +94,16 @@ def _say(text: str) -> None:
     """Lines on stdout, which is what the command is for.
 
     Raises:
-        BrokenPipeError: who reads it is gone.
-        JobError: it is closed, or full.
+        GoneError, JobError: it is closed, or full.
     """
     if sys.stdout is None:
         raise JobError("stdout must be open, got none")
     try:
         print(text, flush=True)
-    except BrokenPipeError:
-        raise
     except OSError as error:
         _drop_stdout()
+        if isinstance(error, BrokenPipeError):
+            raise GoneError from error
         raise JobError(f"stdout could not be written: {error.strerror}") from error
 
 
@@ -164,10 +166,10 @@ def sample(
     """Draw pictures from a model: pndm-fast sample --solver f-pndm --steps 50 --out digits.png"""
     words = Words(solver, schedule, prediction, steps, nfe, spacing, parse_options(option or []))
     wanted, size = parse_classes(classes), parse_shape(shape)
-    with at_once():
-        from pndm_fast.cli.jobs import Job, JobSpec, planned
-        from pndm_fast.cli.models import ModelArgs, find_device
-        from pndm_fast.cli.outputs import open_target
+    from pndm_fast.cli.jobs import Job, JobSpec, planned
+    from pndm_fast.cli.models import ModelArgs, find_device
+    from pndm_fast.cli.outputs import open_target
+
     place = find_device(device)
     network = ModelArgs(model, trust, size, null_class, place, dtype, backend, graph)
     target = open_target(out, force)
@@ -197,7 +199,7 @@ def execute(job: Job, as_json: bool, quiet: bool) -> None:
         _tell(f"{summary['skipped']} of {job.spec.number} pictures are in {summary['out']} already: skipped")
     shown = bool(job.calls) and not quiet and (not as_json or (sys.stderr is not None and sys.stderr.isatty()))
     try:
-        with progress_bar(shown, job.plan.solver, job.calls) as advance:
+        with orderly(), progress_bar(shown, job.plan.solver, job.calls) as advance:
             job.run(advance if shown else None)
     finally:
         if job.unfinished and job.target.written:
@@ -229,10 +231,10 @@ def replay(
     quiet: given.Quiet = False,
 ) -> None:
     """Make images again by the recipes they carry: pndm-fast replay digits.png"""
-    with at_once():
-        from pndm_fast.cli.models import ModelArgs, find_device
-        from pndm_fast.cli.recipes import read_source
-        from pndm_fast.cli.replays import copies_of, replays, version_note
+    from pndm_fast.cli.models import ModelArgs, find_device
+    from pndm_fast.cli.recipes import read_source
+    from pndm_fast.cli.replays import copies_of, replays, version_note
+
     sources = [read_source(name) for name in image]
     copies = copies_of(sources, out, force)
     note = version_note(sources)
@@ -300,10 +302,11 @@ def write_plan(plan: pf.Plan, path: str) -> None:
         JobError: it could be made, but not filled.
     """
     try:
-        plan.save(path)
+        with orderly():
+            plan.save(path)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
-        text = f"--save must be a file that can be written, got {path}: {error.strerror}"
+        text = f"--save must be a file that can be written, got {path!r}: {error.strerror}"
         raise JobError(text) if full else UsageError(text) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import fields
 
+from pndm_fast.cli.words import FLAGS
 from pndm_fast.solvers import SOLVERS
 from pndm_fast.solvers.grid import GridSpec
 
@@ -12,7 +13,7 @@ _OPTIONS = {
     "--steps": "num-inference-steps inference-steps num-steps n-steps ddim-steps sampling-steps timesteps s",
     "--guidance": "guidance-scale cfg cfg-scale scale w g",
     "--solver": "sampler scheduler sampler-name sample-method method",
-    "--number": "num-images num-samples n-samples n-iter count samples num-images-per-prompt",
+    "--number": "n num-images num-samples n-samples n-iter count samples num-images-per-prompt",
     "--class": "label labels class-label class-labels classes y",
     "--out": "output output-dir outdir out-dir output-file save o",
     "--batch": "batch-size bs b",
@@ -41,9 +42,11 @@ _COMMANDS = {
 COMMANDS = {word: name for name, words in _COMMANDS.items() for word in words.split()}
 
 
-def for_option(option: str) -> str:
-    """A hint for an option that there is not, or nothing."""
+def for_option(option: str, command: str) -> str:
+    """A hint for an option that a command has not, or nothing."""
     word = option.lstrip("-").partition("=")[0].lower().replace("_", "-")
+    if word in FLAGS:
+        return f"; did you mean {command} {word.upper()}?" if command == "plan" else f"; did you mean sample --{word}?"
     if word in OPTIONS:
         return f"; did you mean {OPTIONS[word]}?"
     name = word.replace("-", "_")

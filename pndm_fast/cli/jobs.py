@@ -91,7 +91,7 @@ class Job:
         return sum(len(draw.kept) for draw in self.draws)
 
     def _draws(self, classes: tuple[int, ...]) -> list[Draw]:
-        """The batches of all pictures in which one is missing: a folder that is resumed gets the bytes of the others."""
+        """The batches of all pictures in which one is missing: what is resumed has the bytes of an unbroken run."""
         spec = self.spec
         items = [Item(spec.seed + i, classes[i % len(classes)] if classes else None) for i in range(spec.number)]
         todo = set(self.target.missing(items))

@@ -20,7 +20,7 @@ class Terminated(BaseException):
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """Where nothing is to be kept, as in imports: a signal ends the process in one line.
+    """Where nothing is to be kept: a signal ends the process in one line.
 
     An exception would not do: C code that imports turns KeyboardInterrupt into errors of its own.
     """
@@ -30,7 +30,7 @@ def at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def orderly() -> Iterator[None]:
-    """Where work is to be kept: Ctrl-C raises KeyboardInterrupt, SIGTERM `Terminated`."""
+    """Where work is to be kept, or files are open: Ctrl-C raises KeyboardInterrupt, SIGTERM `Terminated`."""
     with _handled(_raise):
         yield
 
