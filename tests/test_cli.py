@@ -277,6 +277,8 @@ USAGE = {
     "shape": (["--shape", "3x4"], "--shape must be C,H,W"),
     "shape missing": (["--model", "toy_net:plain"], "--shape must be given"),
     "latents": (["--model", "toy_net:latent"], "got 4: latents"),
+    "demo's prediction": (["--model", "demo:mnist", "--prediction", "v"], "the network's own, 'eps', got 'v'"),
+    "demo's schedule": (["--model", "demo:mnist", "--schedule", "edm"], "the network's own, linear, got edm"),
     "demo's shape": (["--model", "demo:mnist", "--shape", "1,4,4"], "--shape"),
     "start": (["--steps", "1"], "grid starts pure noise", "trailing"),
     "flag": (["--colour", "red"], "--colour"),

@@ -29,6 +29,12 @@ class Rounded(torch.nn.Module):
 
 def rounded():
     return Rounded()
+
+def own():
+    import pndm_fast as pf
+    net = Rounded()
+    net.schedule = pf.Schedule.from_betas([0.02 + i / 500 for i in range(100)])
+    return net
 '''
 
 
@@ -71,6 +77,18 @@ CASES = {
     "sigmas": ("-n", 1, "--solver", "heun", "--option", "sigmas=[80, 5, 0.5, 0]", "--schedule", "edm"),
     "another prediction": ("-n", 2, "--solver", "ddim", "--steps", 4, "--schedule", "flow", "--prediction", "flow"),
     "no class, a shape": ("-n", 2, "--class", "none", "--solver", "lms", "--steps", 5, "--shape", "3,4,6"),
+    "its own schedule": (
+        "-n",
+        2,
+        "--nfe",
+        4,
+        "--solver",
+        "ddim",
+        "--spacing",
+        "trailing",
+        "--model",
+        "rounded_net:own",
+    ),
     "another dtype": ("-n", 2, "--solver", "ddim", "--steps", 4, "--dtype", "bf16"),
 }
 
@@ -87,6 +105,16 @@ def test_an_image_is_made_again(case, suffix, place):
     assert np.array_equal(images.read_pixels(f"a-replay.{suffix}"), images.read_pixels(f"a.{suffix}"))
     replay(f"a-replay.{suffix}", "--out", f"b.{suffix}")
     assert np.array_equal(images.read_pixels(f"b.{suffix}"), images.read_pixels(f"a.{suffix}"))
+
+
+def test_a_models_own_facts_are_the_defaults(place):
+    sample(*CASES["its own schedule"], "--out", "a.npz")
+    recipe = images.read_recipe("a.npz")
+    assert (recipe["schedule"], recipe["prediction"]) == ("model", "v")
+    sample(*CASES["its own schedule"], "--schedule", "model", "--prediction", "v", "--out", "b.npz")
+    assert images.read_recipe("b.npz") == recipe
+    for words in (("--schedule", "linear"), ("--prediction", "eps")):
+        assert "the network's own" in sample(*CASES["its own schedule"], *words, "--out", "c.npz", code=2).stderr
 
 
 def test_pictures_of_a_folder_are_drawn_at_their_places(place):

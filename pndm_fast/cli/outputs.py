@@ -43,14 +43,11 @@ class Folder:
 
     def check(self) -> None:
         """UsageError where nothing can be written."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--out must be a folder that can be made, got {self.path}: {error.strerror}") from error
         check_writable(self.path)
 
     def missing(self, items: list[Item]) -> list[Item]:
-        """The pictures still to make, or UsageError where one is by another recipe."""
+        """The pictures still to make, or UsageError where one is by another recipe, or the folder cannot be made."""
+        make_folder(self.path)
         return [item for item in items if self.force or not self._has(*self._file(item))]
 
     def _file(self, item: Item) -> tuple[Path, dict[str, Any]]:
@@ -94,7 +91,7 @@ class Sheet:
         """UsageError where the file exists or cannot be written."""
         if self.path.exists() and not self.force:
             raise UsageError(f"--out must be a new file, got {self.path}: give --force to replace it")
-        check_writable(self.path.parent)
+        check_writable(self.path.parent, there=True)
 
     def missing(self, items: list[Item]) -> list[Item]:
         """All of them."""
@@ -141,8 +138,20 @@ def open_target(out: str, force: bool) -> Folder | Sheet:
     return target
 
 
-def check_writable(folder: Path) -> None:
-    """UsageError where no file can be made in that folder."""
+def make_folder(path: Path) -> None:
+    """UsageError where it is not there and cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out must be a folder that can be made, got {path}: {error.strerror}") from error
+
+
+def check_writable(folder: Path, there: bool = False) -> None:
+    """UsageError where no file can be made in that folder, or, where it need not be there, the folder itself cannot."""
+    if not there:
+        folder = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not folder.is_dir():
+            raise UsageError(f"--out must be a folder that can be made, got {folder}, which is a file")
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:

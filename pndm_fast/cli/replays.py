@@ -16,7 +16,7 @@ from pndm_fast.cli.errors import UsageError
 from pndm_fast.cli.images import Bytes
 from pndm_fast.cli.jobs import Job, JobSpec, planned
 from pndm_fast.cli.models import Model, ModelArgs
-from pndm_fast.cli.outputs import Draw, Folder, Item, Sheet, check_writable
+from pndm_fast.cli.outputs import Draw, Folder, Item, Sheet, check_writable, make_folder
 from pndm_fast.cli.plans import NamedPlan
 from pndm_fast.cli.recipes import Source
 
@@ -70,10 +70,8 @@ def copies_of(sources: Sequence[Source], out: str | None, force: bool) -> list[C
         if path.exists() and not force:
             raise UsageError(f"--out must be a new file, got {path}: give --force to replace it")
         made[path] = Copy(source, images.read_pixels(source.path), path)
-    if out is not None and folder:
-        Folder(Path(out), force).check()
     for path in made:
-        check_writable(path.parent)
+        check_writable(path.parent, there=not folder)
     return list(made.values())
 
 
@@ -93,7 +91,10 @@ def replays(copies: Sequence[Copy], machine: ModelArgs) -> list[Replay]:
         key = json.dumps([recipe, copy.source.recipe["class"] is None, own], sort_keys=True)
         groups.setdefault(key, []).append(copy)
     loaded: dict[str, Planned] = {}
-    return [_replay(group, machine, loaded) for group in groups.values()]
+    made = [_replay(group, machine, loaded) for group in groups.values()]
+    for copy in copies:
+        make_folder(copy.out.parent)
+    return made
 
 
 def _replay(group: list[Copy], machine: ModelArgs, loaded: dict[str, Planned]) -> Replay:
