@@ -77,18 +77,7 @@ CASES = {
     "sigmas": ("-n", 1, "--solver", "heun", "--option", "sigmas=[80, 5, 0.5, 0]", "--schedule", "edm"),
     "another prediction": ("-n", 2, "--solver", "ddim", "--steps", 4, "--schedule", "flow", "--prediction", "flow"),
     "no class, a shape": ("-n", 2, "--class", "none", "--solver", "lms", "--steps", 5, "--shape", "3,4,6"),
-    "its own schedule": (
-        "-n",
-        2,
-        "--nfe",
-        4,
-        "--solver",
-        "ddim",
-        "--spacing",
-        "trailing",
-        "--model",
-        "rounded_net:own",
-    ),
+    "its own schedule": ("-n", 2, "--solver", "ddim", "--spacing", "trailing", "--model", "rounded_net:own"),
     "another dtype": ("-n", 2, "--solver", "ddim", "--steps", 4, "--dtype", "bf16"),
 }
 
