@@ -240,6 +240,7 @@ USAGE = {
     "prediction": (["--prediction", "score"], "prediction must be one of"),
     "schedule": (["--schedule", "quadratic"], "schedule must be one of"),
     "number": (["-n", "0"], "--number"),
+    "number too large": (["-n", "1000000001"], "--number"),
     "seed": (["--seed", "-1"], "--seed must be"),
     "seed too large": (["--seed", str(2**64 - 1), "-n", "2"], "--seed must be"),
     "class": (["--class", "11"], "--class must be in [0, 10]"),

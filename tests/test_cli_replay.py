@@ -215,6 +215,16 @@ def test_refusals(case, place, monkeypatch):
     assert not (place / "changed-replay.png").exists()
 
 
+def test_no_pillow(place, monkeypatch):
+    sample(*CASES["sheet"], "--out", "a.npz")
+    sample(*CASES["sheet"], "--out", "a.png")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert "pip install 'pndm_fast[images]'" in replay("a.png", code=2).stderr
+    assert "the same pixels" in replay("a.npz").stdout
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    assert "--out must be .npz without Pillow" in replay("a.npz", "--out", "b.png", code=2).stderr
+
+
 def test_places_and_trust(place):
     sample(*CASES["sheet"], "--out", "a.png")
     (place / "text.png").write_text("no picture")

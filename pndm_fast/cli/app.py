@@ -164,12 +164,12 @@ def sample(
     quiet: given.Quiet = False,
 ) -> None:
     """Draw pictures from a model: pndm-fast sample --solver f-pndm --steps 50 --out digits.png"""
-    words = Words(solver, schedule, prediction, steps, nfe, spacing, parse_options(option or []))
-    wanted, size = parse_classes(classes), parse_shape(shape)
     from pndm_fast.cli.jobs import Job, JobSpec, planned
     from pndm_fast.cli.models import ModelArgs, find_device
     from pndm_fast.cli.outputs import open_target
 
+    words = Words(solver, schedule, prediction, steps, nfe, spacing, parse_options(option or []))
+    wanted, size = parse_classes(classes), parse_shape(shape)
     place = find_device(device)
     network = ModelArgs(model, trust, size, null_class, place, dtype, backend, graph)
     target = open_target(out, force)

@@ -8,7 +8,7 @@ import typer
 
 from pndm_fast.cli import complete
 from pndm_fast.cli.plans import SCHEDULES
-from pndm_fast.cli.words import BACKENDS, BATCH, DEMOS, DTYPES, GRAPHS, ON_NAN
+from pndm_fast.cli.words import BACKENDS, BATCH, DEMOS, DTYPES, GRAPHS, MOST, ON_NAN
 from pndm_fast.plan.grids import PHASE_SPACINGS, SPACINGS
 from pndm_fast.plan.row import PREDICTIONS
 from pndm_fast.solvers.compat import COMPAT
@@ -59,7 +59,7 @@ Model = Annotated[
 Trust = Annotated[bool, _option("--trust", help="Allow --model to import and run code.")]
 TrustRecipe = Annotated[bool, _option("--trust", help="Allow an image's model to import and run code.")]
 Shape = Annotated[str | None, _option(help="C,H,W of a model whose config does not say.")]
-Number = Annotated[int, _option("--number", "-n", min=1, help="Pictures.")]
+Number = Annotated[int, _option("--number", "-n", min=1, max=MOST, help="Pictures.")]
 Seed = Annotated[int, _option(help="Picture i has seed + i.")]
 Classes = Annotated[
     list[str] | None,

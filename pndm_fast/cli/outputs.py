@@ -129,13 +129,18 @@ def open_target(out: str, force: bool) -> Folder | Sheet:
     if not folder and suffix not in (".png", ".npz"):
         raise UsageError(f"--out must end in .png or .npz, or be a folder, got {out!r}")
     if folder or suffix == ".png":
-        try:
-            importlib.import_module("PIL.Image")
-        except ImportError as error:
-            raise UsageError("--out must be .npz without Pillow: pip install 'pndm_fast[images]'") from error
+        check_pillow()
     target = Folder(path, force) if folder else Sheet(path, force)
     target.check()
     return target
+
+
+def check_pillow() -> None:
+    """UsageError where no PNG can be written."""
+    try:
+        importlib.import_module("PIL.Image")
+    except ImportError as error:
+        raise UsageError("--out must be .npz without Pillow: pip install 'pndm_fast[images]'") from error
 
 
 def make_folder(path: Path) -> None:

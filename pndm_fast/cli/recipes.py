@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pndm_fast.cli import images
 from pndm_fast.cli.errors import UsageError
 from pndm_fast.cli.plans import Words
-from pndm_fast.cli.words import MOST_CLASSES, check_options
+from pndm_fast.cli.words import MOST, check_options
 from pndm_fast.plan.numbers import is_integer, is_number
 
 FORMAT = 1
@@ -17,7 +17,7 @@ _Rule = tuple[str, Callable[[Any], bool]]
 
 
 def _count(value: Any) -> bool:
-    return is_integer(value) and 1 <= value <= MOST_CLASSES
+    return is_integer(value) and 1 <= value <= MOST
 
 
 def _label(value: Any) -> bool:
@@ -33,7 +33,7 @@ def _or_none(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _labels(value: Any) -> bool:
-    return _label(value) or (isinstance(value, list) and 0 < len(value) <= MOST_CLASSES and all(map(_label, value)))
+    return _label(value) or (isinstance(value, list) and 0 < len(value) <= MOST and all(map(_label, value)))
 
 
 def _grid(value: Any) -> bool:

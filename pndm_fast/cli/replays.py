@@ -16,7 +16,7 @@ from pndm_fast.cli.errors import UsageError
 from pndm_fast.cli.images import Bytes
 from pndm_fast.cli.jobs import Job, JobSpec, planned
 from pndm_fast.cli.models import Model, ModelArgs
-from pndm_fast.cli.outputs import Draw, Folder, Item, Sheet, check_writable, make_folder
+from pndm_fast.cli.outputs import Draw, Folder, Item, Sheet, check_pillow, check_writable, make_folder
 from pndm_fast.cli.plans import NamedPlan
 from pndm_fast.cli.recipes import Source
 
@@ -67,6 +67,8 @@ def copies_of(sources: Sequence[Source], out: str | None, force: bool) -> list[C
             raise UsageError(f"--out must hold each image once, got {made[path].source.path} and {source.path}")
         if path.suffix.lower() not in ((".png",) if source.one else (".png", ".npz")):
             raise UsageError(f"--out must end in .png{'' if source.one else ' or .npz'} for {source.path}, got {path}")
+        if path.suffix.lower() == ".png":
+            check_pillow()
         if path.exists() and not force:
             raise UsageError(f"--out must be a new file, got {path}: give --force to replace it")
         made[path] = Copy(source, images.read_pixels(source.path), path)

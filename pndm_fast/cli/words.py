@@ -19,7 +19,7 @@ BACKENDS = ("auto", "cpp", "triton", "reference")
 GRAPHS = ("auto", "while", "replay", "eager")
 ON_NAN = ("raise", "mark", "ignore")
 FLAGS = ("solver", "schedule", "steps", "nfe", "spacing", "prediction", "compat")  # not to be given as --option
-MOST_CLASSES = 1_000_000
+MOST = 1_000_000  # pictures, and labels
 WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -79,7 +79,7 @@ def parse_classes(words: Sequence[str] | None) -> tuple[int, ...] | None:
     for part in ",".join(words).split(","):
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip(), re.ASCII)
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not low <= high < low + MOST_CLASSES:
+        if not low <= high < low + MOST:
             raise UsageError(f"--class must be labels such as 3, 1,4 or 0-9, or none alone, got {part!r}")
         labels.extend(range(low, high + 1))
     return tuple(labels)
