@@ -149,6 +149,7 @@ def test_marked_pictures_stay_black(place):
     assert "the same pixels" in replay("a.npz").stdout
 
 
+@pytest.mark.slow
 def test_the_packaged_model_is_replayed(place):
     done("sample", "-n", 3, "--batch", 2, "--steps", 4, "--solver", "ipndm", "--device", "cpu", "--out", "a.png")
     told = done("replay", "a.png", "--device", "cpu", "--quiet", "--json").stdout
