@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pndm_fast.plan.curves import INTERPOLATIONS, Array, Curve, Flow, LinearBeta, Nodes, Sigma, _Preserving
+from pndm_fast.plan.numbers import is_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,13 +254,18 @@ def _betas(kind: str, T: int, start: float, end: float) -> Array:
     return np.linspace(np.sqrt(start), np.sqrt(end), T) ** 2
 
 
-def _vector(name: str, values: ArrayLike | Sequence[float]) -> Array:
+def _vector(name: str, values: Any) -> Array:
+    kind = type(values).__name__
     try:
-        if hasattr(values, "detach"):  # a tensor, on any device; this room knows no torch
-            values = values.detach().cpu().numpy()
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a sequence of numbers, got {type(values).__name__}") from error
+        if hasattr(values, "detach"):  # a tensor, on any device; this room knows no torch, and numpy no bfloat16
+            values = (values.double() if values.dtype.is_floating_point else values).detach().cpu().numpy()
+        given = np.asarray(values)
+        real = given.dtype.kind in "biuf" or all(map(is_number, given.flat))
+        array = np.asarray(given, dtype=np.float64) if real else None
+    except (TypeError, ValueError):  # ragged, or no numbers
+        array = None
+    if array is None:
+        raise TypeError(f"{name} must be a sequence of numbers, got {kind}")
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} must be a non-empty vector, got shape {array.shape}")
     return array

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from pndm_fast.loop.checks import check_seeds, check_shape
 from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.request import Request
 from pndm_fast.loop.starts import Start, tensors_of
+from pndm_fast.plan.hints import OPTIONS, refuse_unknown
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.psld import PSLD
@@ -56,8 +56,8 @@ def sample(
         TypeError, ValueError: naming the argument, before the first network call.
         NonFiniteError, Cancelled: both carry what was computed.
     """
+    _refuse_words(options)
     request = Request(seeds=seeds, start=start, cond=cond, uncond=uncond, guidance=guidance, progress=progress)
-    _refuse_arguments_of_others(options)
     planned = {"steps": steps, "nfe": nfe, "schedule": schedule, "spacing": spacing, "prediction": prediction}
     asked = {name: value for name, value in {**planned, "strength": strength, **options}.items() if value is not None}
     if not isinstance(solver, Plan):
@@ -74,19 +74,11 @@ def sample(
     return sampler.run(request).samples
 
 
-def _refuse_arguments_of_others(options: Mapping[str, Any]) -> None:
-    """What is neither here nor a solver's own: it would be forwarded unseen."""
-    owners: dict[Callable[..., Any], str] = {
-        make_plan: "pf.sample(model, solver=pf.make_plan(..., {}=...))",
-        Sampler: "pf.Sampler(model, plan, {}=...)",
-        Request: "pf.Sampler(model, plan)({}=...)",
-    }
+def _refuse_words(options: Mapping[str, Any]) -> None:
+    """What is neither here nor a solver's own: it would be forwarded unseen, or answered for something else."""
     if "plan" in options:
         raise TypeError("plan is no argument of pf.sample: give a ready plan as solver=")
-    for name in options:
-        for owner, form in owners.items():
-            if name in inspect.signature(owner).parameters and name != "options":
-                raise TypeError(f"{name} is an argument of {owner.__name__}: {form.format(name)}")
+    refuse_unknown("pf.sample", OPTIONS, options, all_known=False)
 
 
 @functools.lru_cache(maxsize=KEPT)

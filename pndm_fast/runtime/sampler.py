@@ -19,12 +19,13 @@ from pndm_fast.loop.checks import check_shape, check_sizes
 from pndm_fast.loop.evaluation import Evaluation, evaluation_of
 from pndm_fast.loop.network import check_dtype, config_shape, networks_of, parameter
 from pndm_fast.loop.positions import Kind, Positions
-from pndm_fast.loop.request import Request
+from pndm_fast.loop.request import Request, check_request
 from pndm_fast.loop.results import BadSample, Cancelled, NonFiniteError, Result
 from pndm_fast.loop.run import check_ended, run_segment, samples_of, watch_for_bad
 from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.short_form import with_fields_of
 from pndm_fast.plan.checks import choose
+from pndm_fast.plan.hints import in_words
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row.backends import BACKENDS, choose_backend
 from pndm_fast.row.registers import Registers
@@ -36,6 +37,7 @@ from pndm_fast.runtime.executor import Executor, Pace, check_graph, report_of, t
 from pndm_fast.runtime.progress import progress_bar
 
 
+@in_words("Sampler")
 class Sampler:
     """A network, mostly with a plan: call it many times, from many threads.
 
@@ -152,7 +154,7 @@ class Sampler:
             NonFiniteError, Cancelled: both carry what was computed.
         """
         began = time.perf_counter()
-        call = resolve(request, self._setup)
+        call = resolve(check_request(request), self._setup)
         call = call.padded(self._batch_for(call.batch))
         evaluations = self._evaluations(call)
         positions, ran = call.positions(), []
@@ -178,6 +180,7 @@ class Sampler:
             samples[[b.sample for b in bad]] = float("nan")
         return Result(samples, report, bad)
 
+    @in_words("prepare", batch_size="batches", batch_sizes="batches", sizes="batches", request="example")
     def prepare(self, batches: Iterable[int], example: Request | None = None) -> None:
         """Make everything for these batch sizes now: compile, capture, allocate. Later requests are filled up to them.
 
@@ -195,7 +198,7 @@ class Sampler:
         if len(sizes) > graphs.KEPT:
             raise ValueError(f"batches must have at most {graphs.KEPT} entries, got {len(sizes)}")
         # the noise of an example is of its own batch
-        example = Request() if example is None else replace(example, noise_sampler=None)
+        example = Request() if example is None else replace(check_request(example, "example"), noise_sampler=None)
         call = resolve(example, self._setup)
         with self._preparing, self._modes():
             for size in reversed(sizes):  # the largest first: what it takes, smaller ones may find free again
