@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from pndm_fast.loop.network import check_model, in_training, prediction
+from pndm_fast.plan.hints import in_words
 from pndm_fast.plan.levels import Level
 from pndm_fast.plan.plan import Plan
 
 
+@in_words("Thresholded", dynamic_thresholding_ratio="quantile", p="quantile", sample_max_value="limit")
 class Thresholded(nn.Module):
     """A network whose x_0 estimate is clamped to [-s, s] and divided by s, sample by sample.
 

@@ -15,13 +15,15 @@ _SHORT = 80
 
 
 def shown(value: Any) -> str:
-    """What was got, for a message: as it is written, or where that takes long its type."""
+    """What was got, for a message: as it is written, or where that takes long its beginning, or its type."""
     kind = type(value).__name__
     try:
         text = repr(value)
     except Exception:  # it is somebody else's
         return kind
-    return text if len(text) <= _SHORT and "\n" not in text else kind
+    if len(text) <= _SHORT and "\n" not in text:
+        return text
+    return f"{text[:_SHORT]}..." if isinstance(value, (int, float, str, bytes)) else kind
 
 
 def choose(what: str, name: Any, known: Iterable[str], where: str = "") -> str:

@@ -241,7 +241,7 @@ def in_words(what: str, **own: str) -> Callable[[Taker], Taker]:
                 return taker(*args, **given)
             except TypeError:
                 names = list(inspect.signature(taker).parameters)
-                refuse_unknown(what, [name for name in names if name != "self"], given, own)
+                refuse_unknown(what, [name for name in names if name not in ("self", "cls")], given, own)
                 raise
 
         return called  # type: ignore[return-value]
