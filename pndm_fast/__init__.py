@@ -15,6 +15,7 @@ from pndm_fast.solvers.make import make_plan
 
 if TYPE_CHECKING:
     from pndm_fast import phase_space
+    from pndm_fast.loop.conditioning import PerSample, Shared
     from pndm_fast.loop.guidance import Guidance
     from pndm_fast.loop.nvtx import nvtx_ranges
     from pndm_fast.loop.request import Request
@@ -37,10 +38,12 @@ _LATER = {
     "Inpaint": "loop.starts",
     "Noise": "loop.starts",
     "NonFiniteError": "loop.results",
+    "PerSample": "loop.conditioning",
     "Report": "loop.results",
     "Request": "loop.request",
     "Result": "loop.results",
     "Sampler": "runtime.sampler",
+    "Shared": "loop.conditioning",
     "State": "loop.starts",
     "Step": "loop.results",
     "Thresholded": "loop.wrappers",
@@ -64,6 +67,7 @@ __all__ = [
     "Noise",
     "NonFiniteError",
     "OutputMap",
+    "PerSample",
     "Plan",
     "Prologue",
     "Report",
@@ -72,6 +76,7 @@ __all__ = [
     "Row",
     "Sampler",
     "Schedule",
+    "Shared",
     "State",
     "Step",
     "Thresholded",

@@ -26,7 +26,7 @@ import torch
 
 class Toy(torch.nn.Module):
     """eps = tanh(x + class / 20): one output depends on one input, so a batch changes no bit."""
-    config = {"in_channels": 1, "sample_size": 4, "num_class_embeds": 11}
+    config = {"in_channels": 1, "sample_size": (4, 4), "num_class_embeds": 11}
 
     def forward(self, x, t, class_labels=None):
         if class_labels is None:
@@ -41,7 +41,7 @@ def plain():
 
 def latent():
     net = Toy()
-    net.config = {"in_channels": 4, "sample_size": 4}
+    net.config = {"in_channels": 4, "sample_size": (4, 4)}
     return net
 
 def nan():

@@ -183,8 +183,9 @@ def test_a_passing_failure_is_no_refusal():
 
     sampler = Reporting(moody, SHORT, shape=(2, 32))
     arguments = {"cond": {"shift": torch.ones(2)}, "uncond": {"shift": torch.zeros(2)}, "guidance": 2.0}
-    sampler(**arguments)
-    assert sampler.report.guidance == "batched"
+    first = sampler(**arguments)
+    assert sampler.report.guidance == "two calls: the network refused a batch of 4: busy"
+    assert torch.equal(sampler(**arguments), first) and sampler.report.guidance == "batched"
 
 
 def test_steps_are_read_inside_the_callback():
@@ -218,12 +219,14 @@ def test_conditioning_trees():
         assert nothing is None and extra[0].shape == (3,) and len(table) == 64
         return x * 0.5 + (tree["a"]["shift"] * tree["scale"] + pair.shift).view(-1, 1)
 
+    numbers = np.arange(3)
+
     def tree(value):
         shift = torch.full((2,), value)
         return {
             "tree": {"a": {"shift": shift}, "scale": 2.0},
-            "table": torch.ones(64),
-            "extra": [np.arange(3)],
+            "table": pf.Shared(torch.ones(64)),
+            "extra": [pf.Shared(numbers)],
             "pair": Pair(shift, 1),
             "nothing": None,
         }

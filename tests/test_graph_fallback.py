@@ -55,7 +55,12 @@ UNFIT = {
         {"cond": {"added": collections.OrderedDict(scale=0.5)}},
         "cond holds a OrderedDict",
     ),
-    "opaque": (lambda: lambda x, t, thing: x * 0.5, {"cond": {"thing": Opaque()}}, "cond holds a Opaque"),
+    "opaque": (lambda: lambda x, t, thing: x * 0.5, {"cond": {"thing": pf.Shared(Opaque())}}, "cond holds a Opaque"),
+    "rows": (
+        lambda: lambda x, t, scale: x * scale.view(-1, 1, 1, 1),
+        {"cond": lambda row: {"scale": torch.full((2,), 0.1 * row)}},
+        "cond is called between rows",
+    ),
 }
 
 

@@ -127,8 +127,13 @@ def test_channels_last_and_integer_times():
             return super().forward(x, t.float()).contiguous(memory_format=torch.channels_last)
 
     plan = pf.make_plan("f-pndm", steps=6, integer_times=True)
-    captured, eager = pair(Last(), plan, time_dtype=torch.int64)
+    last = Last().to(memory_format=torch.channels_last)
+    captured, eager = pair(last, plan, time_dtype=torch.int64)
     assert torch.equal(captured(), eager()) and captured.report.layout == "channels_last"
+    captured, eager = pair(Last(), plan, time_dtype=torch.int64)
+    for _ in range(2):  # the copy is captured too
+        assert torch.equal(captured(), eager()) and captured.report.graph == "while"
+        assert captured.report.copied == eager.report.copied == "float32, channels_last"
 
 
 def test_auto_replays_until_a_measurement_says_more(stand_in):

@@ -128,7 +128,10 @@ BAD = {
         "Inpaint's start must be a Noise, State or Image, got Inpaint",
     ),
     "no mask": ({"start": pf.Inpaint(NEED, None)}, "mask must be a tensor, got NoneType"),
-    "grey mask": ({"start": pf.Inpaint(NEED, torch.full((1,), 0.5))}, "mask must be 1"),
+    "mask above 1": ({"start": pf.Inpaint(NEED, torch.full((1,), 1.5))}, "mask must be in [0, 1], 0 where"),
+    "mask below 0": ({"start": pf.Inpaint(NEED, torch.tensor(-1))}, "they are drawn, got -1"),
+    "mask of nothing": ({"start": pf.Inpaint(NEED, torch.tensor(float("nan")))}, "they are drawn, got nan"),
+    "complex mask": ({"start": pf.Inpaint(NEED, torch.tensor(1j))}, "mask must be of real numbers, got torch.complex"),
     "mask of another shape": ({"start": pf.Inpaint(NEED, torch.ones(5))}, "mask must fit"),
     "mask as numbers": ({"start": pf.Inpaint(NEED, np.ones(SHAPE))}, "mask must be a tensor"),
     "known and noises": (

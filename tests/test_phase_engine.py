@@ -258,12 +258,20 @@ def test_another_attribute_of_that_name_says_nothing():
     )
 
 
-def test_a_strided_output_is_refused():
+def test_strided_outputs():
     def network(x, t):
-        return torch.cat([x, x], dim=-1)[..., ::2]
+        out = pointwise(x, t)
+        return torch.cat([out, out], dim=-1)[..., : out.shape[-1]]
 
-    with pytest.raises(ValueError, match="must be contiguous"):
-        pf.sample(network, solver=plan_of("em"), shape=SHAPE)
+    plan = plan_of("em")
+    sampler = Reporting(network, plan, shape=SHAPE)
+    assert torch.equal(sampler(), pf.sample(pointwise, solver=plan, shape=SHAPE)) and sampler.report.copied
+
+
+def test_channels_last_cannot_be_asked_for():
+    sampler = pf.Sampler(pointwise, plan_of("em"), shape=(2, 4, 3, 5), memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="memory_format must be contiguous_format in phase space"):
+        sampler()
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ def samplers(solver="ddpm", **arguments):
 @pytest.mark.parametrize("solver", ["ddpm", "f-pndm"])
 def test_the_next_size_is_used_and_changes_nothing(backend, solver):
     ready, plain = samplers(solver, backend=backend)
-    assert ready.model.batches == [8, 4]  # one call to learn the network's form, the largest first
+    assert ready.model.batches == [8, 4, 1, 4, 8]  # to learn the network's form, the largest first; then to compare
+    assert ready.batch_error == 0.0
     for batch, size in ((1, 4), (3, 4), (4, 4), (5, 8), (9, 9)):
         ready.model.batches.clear()
         got, wanted = ready(seeds=range(batch)), plain(seeds=range(batch))
@@ -103,8 +104,8 @@ def test_an_example_says_what_later_calls_are_like():
     sampler = Reporting(Watched(), plan, shape=(2, *SHAPE))
     labels = {"shift": torch.tensor([3.0, 4.0])}
     sampler.prepare([1, 2, 4], pf.Request(cond=labels, uncond=labels, guidance=2.0))
-    assert sampler.model.batches == [8, 4, 2]
-    assert [len(shift) for shift in sampler.model.shifts] == [8, 4, 2]
+    assert sampler.model.batches == [8, 4, 2, 2, 4, 8]
+    assert [len(shift) for shift in sampler.model.shifts] == [8, 4, 2, 2, 4, 8]
 
 
 @pytest.mark.parametrize("sizes, error", [(4, TypeError), ([], ValueError), ([0], ValueError), ([1.5], TypeError)])

@@ -220,18 +220,30 @@ def test_prepare_makes_every_stretch(stand_in):
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 @pytest.mark.parametrize(
-    "change",
+    "change, words",
     [
-        lambda out: out.half(),
-        lambda out: out.mean((1, 2, 3), keepdim=True),
-        lambda out: out.contiguous(memory_format=torch.channels_last),
-        lambda out: out.transpose(2, 3),
+        (lambda out: out.double(), "float64, contiguous"),
+        (lambda out: out.contiguous(memory_format=torch.channels_last), "float32, channels_last"),
+        (lambda out: out.transpose(2, 3).contiguous().transpose(2, 3), "float32, strides (192, 64, 1, 8)"),
     ],
-    ids=["dtype", "shape", "layout", "strides"],
+    ids=["dtype", "layout", "strides"],
 )
-def test_a_weaker_network_of_another_form_is_refused_at_its_first_output(backend, change):
-    """Its output is read with the other's dtype and layout: one row must tell, not only later ones."""
-    weaker = pf.Guidance(2.0, weaker=lambda x, t: change(x * 0.25))
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_weaker_network_of_another_form(backend, change, words, steps):
+    """Its output is read with the other's dtype and layout, so it is copied to those: at the first row too."""
+    plain, changed = (
+        pf.Guidance(2.0, weaker=lambda x, t, change=change: change(x * 0.25)) for change in (lambda out: out, change)
+    )
+    plan = pf.make_plan("ddim", steps=steps, spacing="trailing")
+    sampler = Reporting(lambda x, t: x * 0.5, plan, shape=(4, 3, 8, 8), backend=backend)
+    wanted = sampler(guidance=plain)
+    for _ in range(2):
+        assert torch.equal(sampler(guidance=changed), wanted) and sampler.report.copied == words
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_a_weaker_network_of_another_shape_is_refused(backend):
+    weaker = pf.Guidance(2.0, weaker=lambda x, t: x.mean((1, 2, 3), keepdim=True))
     sampler = pf.Sampler(lambda x, t: x * 0.5, pf.make_plan("ddim", steps=1), shape=(4, 3, 8, 8), backend=backend)
     for _ in range(2):
         with pytest.raises(ValueError, match="the network's output must stay"):

@@ -16,7 +16,7 @@ from torch import nn
 
 from pndm_fast import demo
 from pndm_fast.cli.outputs import UsageError
-from pndm_fast.loop.network import config_shape
+from pndm_fast.loop.config_shape import sample_shape
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DEMO, DEMO_PSLD = "demo:mnist", "demo:psld"
@@ -81,9 +81,10 @@ def load_model(args: ModelArgs) -> Model:
     net = _made(args.name, module, factory)
     if isinstance(net, nn.Module):
         net = net.to(device=args.device, dtype=dtype).eval().requires_grad_(False)
-    found = args.shape or config_shape(net)
-    if found is None:
-        raise UsageError(f"--shape must be given for {args.name}: its config has no in_channels and sample_size")
+    try:
+        found = args.shape or sample_shape(net)
+    except ValueError as error:
+        raise UsageError(f"--shape must be given for {args.name}: {str(error).partition(': ')[2]}") from error
     config = getattr(net, "config", None)
     embeds = (
         config.get("num_class_embeds") if isinstance(config, Mapping) else getattr(config, "num_class_embeds", None)

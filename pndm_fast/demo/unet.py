@@ -9,7 +9,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ _FIXED: dict[str, Any] = dict(
 class UNetConfig:
     """Sizes of the network; the defaults are those of the packaged MNIST weights."""
 
+    _class_name: ClassVar[str] = "UNet2DModel"  # says that an integer sample_size is height and width
     sample_size: int = 28
     in_channels: int = 1
     out_channels: int = 1
@@ -61,7 +62,7 @@ class UNetConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The same configuration with the keys of a diffusers `config.json`."""
-        return {"_class_name": "UNet2DModel", **_FIXED, **asdict(self)}
+        return {"_class_name": self._class_name, **_FIXED, **asdict(self)}
 
 
 class _Residual(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,20 +14,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pndm_fast.loop import conditioning
+from pndm_fast.loop.by_row import ByRow, Pair
 from pndm_fast.loop.checks import (
     check_batches,
     check_components,
     check_conditioning,
     check_models,
+    check_names,
     check_plans,
     check_seeds,
     check_start,
     check_tensor,
     check_time_dtype,
+    warn_of_idle_guidance,
 )
 from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.inpainting import Known, known_of
-from pndm_fast.loop.network import knows_momentum_only
+from pndm_fast.loop.network import Denoiser
 from pndm_fast.loop.noise_source import NoiseSource
 from pndm_fast.loop.positions import Kind, Positions, segments_of
 from pndm_fast.loop.request import Request
@@ -45,21 +48,24 @@ class Setup:
     """What a sampler knows, of which a request says nothing.
 
     Attributes:
-        models: the networks that a plan's rows may name.
+        networks: those that a plan's rows may name.
         shape: (batch, *sample shape); the batch is that of a request with one seed.
-        dtype: of the network's input, None for the state's; time_dtype: of its times, None for the state's.
+        time_dtype: of their times, None for the state's.
+        weaker: what is known of guidance's other network; may remember.
         guided: (plan, scale, interval) -> the plan at that scale; may remember.
         once: (key, make) -> make(), remembered: of what is true of a plan whatever the request.
+        fixed_batch: samples in every call of the network, where that is fixed.
     """
 
-    models: tuple[Callable[..., Any], ...]
+    networks: tuple[Denoiser, ...]
     plan: Plan | None
     shape: tuple[int, ...]
     device: torch.device
-    dtype: torch.dtype | None
     time_dtype: torch.dtype | None
+    weaker: Callable[[Any], Denoiser]
     guided: Callable[[Plan, Any, Any], Plan]
     once: Callable[[Any, Callable[[], Plan]], Plan]
+    fixed_batch: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +108,9 @@ class Call:
         seeds: int64 [B], the seeds' bits, on the host.
         noise: the caller's in place of Philox, or None.
         cond: the network's keyword arguments; uncond: those of its second evaluation, None without guidance.
-        guidance: how it is evaluated; the scales stand in the plans.
+        by_row: those of the row under way where they change, or None; cond and uncond are then row 0's.
+        guidance: how it is evaluated; the scales stand in the plans. weaker: its other network, where there is one.
+        separate: why guidance must take two calls, empty where it need not.
         state_dtype: float32, or float64 for exact runs.
         real: samples that were asked for; those behind them are halted from the start.
     """
@@ -117,9 +125,12 @@ class Call:
     cond: dict[str, Any]
     uncond: dict[str, Any] | None
     guidance: Guidance
+    weaker: Denoiser | None
+    separate: str
     state_dtype: torch.dtype
     device: torch.device
     real: int
+    by_row: ByRow | None = None
 
     @property
     def batch(self) -> int:
@@ -187,14 +198,18 @@ class Call:
             seeds=np.append(self.seeds, self.seeds[:1].repeat(max(batch - self.batch, 0)))[:batch],
             origin=self.origin.mapped(resize),
             noise=None if self.noise is None else self.noise.resized(real, batch),
-            cond=conditioning.resized(self.cond, self.batch, batch),
-            uncond=None if self.uncond is None else conditioning.resized(self.uncond, self.batch, batch),
+            cond=conditioning.resized("cond", self.cond, self.batch, batch),
+            uncond=None if self.uncond is None else conditioning.resized("uncond", self.uncond, self.batch, batch),
             real=real,
+            by_row=None if self.by_row is None else self.by_row.resized(batch),
         )
 
 
-def resolve(request: Request, setup: Setup) -> Call:
+def resolve(request: Request, setup: Setup, *, example: bool = False) -> Call:
     """Check a request against a sampler, and complete it.
+
+    Args:
+        example: its values do not matter.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -205,14 +220,23 @@ def resolve(request: Request, setup: Setup) -> Call:
     bits = check_seeds(request.seeds, next((len(tensor) for tensor in tensors.values()), batch))
     batch = len(bits)
     check_batches(tensors, batch)
-    exact = setup.dtype is torch.float64 or any(tensor.dtype is torch.float64 for tensor in tensors.values())
+    if setup.fixed_batch is not None and batch > setup.fixed_batch:
+        raise ValueError(f"a request must have at most fixed_batch = {setup.fixed_batch} samples, got {batch}")
+    inputs = [*(network.dtype for network in setup.networks), *(tensor.dtype for tensor in tensors.values())]
+    exact = torch.float64 in inputs
     if exact and setup.device.type != "cpu":
         raise ValueError(f"a float64 network, noise or state must be on the CPU, got {setup.device}")
     state_dtype = torch.float64 if exact else torch.float32
     guidance = request.guidance if isinstance(request.guidance, Guidance) else UNGUIDED
-    plans, different = _plans(request, setup, guidance, batch)
-    weaker = guidance.weaker is not None
-    cond, uncond = check_conditioning(request.cond, request.uncond, different, batch, setup.device, weaker)
+    if setup.fixed_batch is not None and guidance.calls == "batched":
+        raise ValueError("guidance calls must be separate or auto with fixed_batch, which is one call's, got 'batched'")
+    weaker = None if guidance.weaker is None else setup.weaker(guidance.weaker)
+    plans, different = _plans(request, setup, guidance, weaker, batch)
+    (cond, uncond), by_row = _conditioning(request, guidance, different, batch, setup.device)
+    check_names("cond", cond, setup.networks)
+    check_names("cond" if uncond is None else "uncond", uncond or {}, [*setup.networks, *([weaker] if weaker else [])])
+    if uncond is not None and weaker is None and not example:
+        warn_of_idle_guidance(request.cond, request.uncond)
     if request.uncond is not None and uncond is None and request.guidance is None:
         raise ValueError("uncond must come with guidance, or a plan that has it: it has no effect without")
     if guidance is not UNGUIDED and guidance.scale is None and uncond is None:
@@ -235,9 +259,26 @@ def resolve(request: Request, setup: Setup) -> Call:
         cond=cond,
         uncond=uncond,
         guidance=guidance,
+        weaker=weaker,
+        separate="as asked" if guidance.calls == "separate" else "fixed_batch" if setup.fixed_batch else "",
         state_dtype=state_dtype,
         real=batch,
+        by_row=by_row,
     )
+
+
+def _conditioning(
+    request: Request, guidance: Guidance, plans: tuple[Plan, ...], batch: int, device: torch.device
+) -> tuple[Pair, ByRow | None]:
+    """The trees of row 0, and what gives those of later rows where they change."""
+    weaker = guidance.weaker is not None
+
+    def at(row: int) -> Pair:
+        return check_conditioning(request.cond, request.uncond, plans, batch, device, weaker, row)
+
+    first = at(0)
+    changes = any(callable(given) and not isinstance(given, Mapping) for given in (request.cond, request.uncond))
+    return first, ByRow(at, first, batch, batch) if changes else None
 
 
 def _origin(start: Start | None, tensors: dict[str, Tensor], device: torch.device) -> Origin:
@@ -247,7 +288,9 @@ def _origin(start: Start | None, tensors: dict[str, Tensor], device: torch.devic
     return Origin(tensors.get("noise"), tensors.get("state"), tensors.get("image"), known)
 
 
-def _plans(request: Request, setup: Setup, guidance: Guidance, batch: int) -> tuple[tuple[Plan, ...], tuple[Plan, ...]]:
+def _plans(
+    request: Request, setup: Setup, guidance: Guidance, weaker: Denoiser | None, batch: int
+) -> tuple[tuple[Plan, ...], tuple[Plan, ...]]:
     """One for each sample, and the different ones among them."""
     plans = check_plans(request.plan, setup.plan, batch)
     different = distinct(plans)
@@ -260,9 +303,10 @@ def _plans(request: Request, setup: Setup, guidance: Guidance, batch: int) -> tu
         check_start(plan, given)
         check_components(plan, setup.shape)
         check_time_dtype(plan, setup.time_dtype)
-        check_models(plan, setup.models, guidance.weaker)
+        check_models(plan, setup.networks, weaker)
         return plan
 
+    partial = weaker is not None and weaker.momentum_only
     for plan in different:
-        setup.once((id(plan), given, knows_momentum_only(guidance.weaker)), lambda plan=plan: checked(plan))  # type: ignore[misc]
+        setup.once((id(plan), given, partial), lambda plan=plan: checked(plan))  # type: ignore[misc]
     return plans, different

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pndm_fast.loop import conditioning
-from pndm_fast.loop.network import knows_momentum_only
+from pndm_fast.loop.network import Denoiser
 from pndm_fast.plan.checks import shown
 from pndm_fast.plan.matrix2 import matrix
 from pndm_fast.plan.numbers import is_integer
@@ -174,7 +174,7 @@ def check_components(plan: Plan, shape: tuple[int, ...]) -> None:
         raise ValueError(f"shape must be {rule} for {plan.solver} in phase space, got {shape}")
 
 
-def check_models(plan: Plan, networks: Sequence[Any], weaker: Any) -> None:
+def check_models(plan: Plan, networks: Sequence[Denoiser], weaker: Denoiser | None) -> None:
     """Refuse a plan that calls a network that there is not, or that stores more of its output than it knows.
 
     Raises:
@@ -185,11 +185,12 @@ def check_models(plan: Plan, networks: Sequence[Any], weaker: Any) -> None:
         raise ValueError(
             f"the plan calls network {plan.last_model}, but model has {count}: give a sequence of networks"
         )
-    partial = [knows_momentum_only(network) for network in networks]
-    if not any(partial) and not knows_momentum_only(weaker):
+    partial = [network.momentum_only for network in networks]
+    other = weaker is not None and weaker.momentum_only
+    if not any(partial) and not other:
         return
     for row in plan:
-        called = partial[row.model] or (row.guided and knows_momentum_only(weaker))
+        called = partial[row.model] or (row.guided and other)
         if called and np.any(matrix(row.store.q)[:, 0]):
             raise ValueError(
                 f"schedule must be PSLD(gamma=0, ...).momentum_only() for a network of the momentum alone, but "
@@ -197,24 +198,88 @@ def check_models(plan: Plan, networks: Sequence[Any], weaker: Any) -> None:
             )
 
 
+def check_names(tree: str, keys: Iterable[str], networks: Sequence[Denoiser]) -> None:
+    """Refuse conditioning in the place of what the sampler gives.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    for network in networks:
+        for key in network.time.names.intersection(keys):
+            raise ValueError(f"{tree} must not have the key {key!r}: the sampler gives that argument of the network")
+
+
 def check_conditioning(
-    cond: Mapping[str, Any] | None,
-    uncond: Mapping[str, Any] | None,
+    cond: Any,
+    uncond: Any,
     plans: Sequence[Plan],
     batch: int,
     device: torch.device,
     weaker: bool,
+    row: int = 0,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Both trees; uncond is None where no row needs a second evaluation. A weaker network may take cond's.
+    """Both trees at that row; uncond is None where no row needs a second evaluation. A weaker network may take cond's.
 
     Raises:
-        ValueError: guidance without uncond, or uncond with keys that cond lacks.
+        TypeError, ValueError: what `conditioning.check` refuses, guidance without uncond, or uncond with keys that cond
+            lacks.
     """
-    with_cond = conditioning.check("cond", cond, batch, device)
+    with_cond = conditioning.check(*_at_row("cond", cond, row), batch, device)
     guided = any([plan.guided for plan in plans])
     if uncond is None and not weaker:
         if guided:
             raise ValueError("a guided plan must have uncond, the network's arguments without condition")
         return with_cond, None
-    without = conditioning.complete(conditioning.check("uncond", uncond or {}, batch, device), with_cond)
+    without = conditioning.complete(conditioning.check(*_at_row("uncond", uncond, row), batch, device), with_cond)
     return with_cond, without if guided else None
+
+
+def warn_of_idle_guidance(cond: Any, uncond: Any) -> None:
+    """Where both evaluations of guidance are the same, for all rows."""
+    known = cond if isinstance(cond, Mapping) else {}
+    if isinstance(uncond, Mapping) and conditioning.adds_nothing(uncond, known):
+        warn("uncond has no effect: each of its values is cond's own, and guidance evaluates the same twice")
+
+
+def _at_row(name: str, given: Any, row: int) -> tuple[str, Any]:
+    """A tree, and its name: what was given, or what it returns for that row."""
+    if given is None or isinstance(given, Mapping) or not callable(given):
+        return name, given
+    tree = given(row)
+    if tree is None:
+        raise TypeError(f"{name}({row}) must be a dict of the network's keyword arguments, got None")
+    return f"{name}({row})", tree
+
+
+def check_restarts(rows: Sequence[tuple[Plan, int]]) -> None:
+    """Refuse another state after rows (plan, index) from which a plan cannot go on from a state alone.
+
+    Raises:
+        ValueError: naming the row, and those after which it can.
+    """
+    for plan, index in rows:
+        if plan.restarts[index]:
+            continue
+        why = "does not end a step"
+        if plan.rows[index].ends_step:
+            why = "leaves an anchor to later rows, which correct the state by it"
+        after = [str(i) for i, fine in enumerate(plan.restarts) if fine]
+        listed = ", ".join(after if len(after) <= 8 else [*after[:6], "...", after[-1]])
+        raise ValueError(
+            f"on_step must return None after row {index} of {plan.solver}, which {why}, got a tensor: the state can be "
+            f"changed after rows {listed}"
+        )
+
+
+def check_changed(value: Any, shape: tuple[int, ...], batch: int, device: torch.device) -> Tensor:
+    """States [B, *shape] that `on_step` returned.
+
+    Raises:
+        TypeError, ValueError: anything else.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"on_step must return None, or the state to go on from as a tensor, got {type(value).__name__}")
+    state = check_tensor("the state that on_step returns", value, shape, device)
+    if len(state) != batch:
+        raise ValueError(f"the state that on_step returns must have batch {batch}, got {len(state)}")
+    return state

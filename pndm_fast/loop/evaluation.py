@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from pndm_fast.loop.by_row import Live
 from pndm_fast.loop.call import Call
-from pndm_fast.loop.conditioning import CannotBatch, batched, joined
+from pndm_fast.loop.conditioning import CannotBatch, batched, given
 from pndm_fast.loop.guidance import rescaled
-from pndm_fast.loop.network import prediction
+from pndm_fast.loop.network import Denoiser, prediction
 from pndm_fast.loop.positions import Kind
 from pndm_fast.loop.workspace import Workspace
-from pndm_fast.row.layout import channels_of
 from pndm_fast.row.table import GUIDANCE
 
 Output = tuple[Tensor, Tensor | None]  # (out, uncond); uncond is None where out holds both, or without guidance
-Trees = tuple[dict[str, Any] | None, dict[str, Any]]  # arguments of a call of its own for uncond, and of the other
-
-
-class OutputMisfit(ValueError):
-    """An output of another form than the buffers have."""
+Evaluate = Callable[..., Output]  # evaluate(first=False): `first` takes outputs of any form, which are not known yet
+# arguments of a call of its own for uncond, and of the other
+Trees = tuple[Mapping[str, Any] | None, Mapping[str, Any]]
+Make = Callable[[Any, Any], Any]  # uncond, cond -> arguments
 
 
 class InputWritten(RuntimeError):
@@ -36,16 +35,14 @@ class Evaluation(NamedTuple):
         trees: what they are called with besides x and t.
         guided: whether there is a second evaluation.
         rescale: of `Guidance`.
-        dense: whether outputs must be contiguous: in phase space a row reads whole halves.
         split_reason: why guidance takes two calls; None where one call carries both, or there is no guidance.
     """
 
-    model: Callable[..., Any]
-    weaker: Callable[..., Any]
+    model: Denoiser
+    weaker: Denoiser
     trees: Trees
     guided: bool = False
     rescale: float = 0.0
-    dense: bool = False
     split_reason: str | None = None
 
     @property
@@ -66,40 +63,37 @@ class Evaluation(NamedTuple):
         """
         if call.guidance.calls == "batched":
             raise ValueError(f"guidance calls='batched' cannot be had: {reason}")
-        return self._replace(trees=(call.uncond, call.cond), split_reason=reason)
+        return self._replace(trees=_trees(call, _uncond, _cond), split_reason=reason)
 
-    def bind(self, workspace: Workspace, trees: Trees | None = None, *, learning: bool = False) -> Callable[[], Output]:
+    def bind(self, workspace: Workspace, trees: Trees | None = None) -> Evaluate:
         """The network call at a workspace's input.
 
-        It raises `OutputMisfit` for an output that the workspace does not take, and `InputWritten` where the network
-        changed the state itself, which it reads in place of a copy.
+        Outputs of another layout or dtype than the buffers have are copied. It raises `OutputMisfit` for those of
+        another shape or device, and `InputWritten` where the network changed the state itself, which it reads in place
+        of a copy.
 
         Args:
             trees: others of the same form, as `conditioning.copied` makes them.
-            learning: take any output: what they are like is not known yet.
         """
         x, t, direct = workspace.x_in, workspace.t, workspace.spec.direct
-        uncond_tree, arguments = trees or (joined(self.trees) if self.cfg_copies == 2 else self.trees)
-        model, weaker, dense, rescale = self.model, self.weaker, self.dense, self.rescale
-        takes = (lambda _: True) if learning else workspace.fits
+        uncond_tree, arguments = trees or map(given, self.trees)
+        model, weaker, rescale, fits = self.model.call, self.weaker.call, self.rescale, workspace.fits
+        other = self.weaker.dtype or x.dtype
 
-        def read(result: Any) -> Tensor:
+        def read(result: Any, first: bool) -> Tensor:
             out = prediction(result, x)
-            out = out.contiguous() if dense and channels_of(out) else out
-            if not takes(out):
-                raise OutputMisfit(workspace.difference(out))
-            return out
+            return out if first else workspace.taken(out)
 
-        def evaluate() -> Output:
+        def evaluate(first: bool = False) -> Output:
             uncond = None
             if uncond_tree is not None:
                 # copies both ways: a network may write its inputs, or answer twice in one static buffer
-                uncond = read(weaker(x.clone(), t.clone(), **uncond_tree)).clone()
+                uncond = read(weaker(x.to(other, copy=True), t.clone(), **uncond_tree), first).clone()
             before = x._version
             out = model(x, t, **arguments)
-            if dense or learning or type(out) is not Tensor or not takes(out):
-                out = read(out)
-            if direct and x._version != before:
+            if first or type(out) is not Tensor or not fits(out):
+                out = read(out, first)
+            if direct and not first and x._version != before:
                 raise InputWritten("the network changed its input in place, which it did not at its first call")
             return self._rescaled(out, uncond, workspace) if rescale else (out, uncond)
 
@@ -119,24 +113,46 @@ class Evaluation(NamedTuple):
         return both, None
 
 
-def evaluation_of(call: Call, kind: Kind, models: tuple[Callable[..., Any], ...]) -> Evaluation:
+def evaluation_of(call: Call, kind: Kind, networks: tuple[Denoiser, ...]) -> Evaluation:
     """How a call's rows of that kind are evaluated.
 
     Raises:
         ValueError: one call for both evaluations was asked for and cannot be.
     """
-    model, guidance = models[kind.model], call.guidance
-    plain = Evaluation(model, model, (None, call.cond), dense=call.components > 1)
+    model, guidance = networks[kind.model], call.guidance
+    plain = Evaluation(model, model, _trees(call, None, _cond))
     if not kind.guided:
         return plain
     assert call.uncond is not None
-    weaker = model if guidance.weaker is None else guidance.weaker
+    weaker = call.weaker or model
     guided = plain._replace(weaker=weaker, guided=True, rescale=float(guidance.rescale))
-    if weaker is not model:
+    if weaker.network is not model.network:
         return guided.split(call, "the weaker network is another")
-    if guidance.calls == "separate":
-        return guided.split(call, "as asked")
+    if call.separate:
+        return guided.split(call, call.separate)
     try:
-        return guided._replace(trees=(None, batched(call.uncond, call.cond, call.batch)))
+        return guided._replace(trees=_trees(call, None, batched))
     except CannotBatch as reason:
         return guided.split(call, str(reason))
+
+
+def _uncond(uncond: Any, cond: Any) -> Any:
+    return uncond
+
+
+def _cond(uncond: Any, cond: Any) -> Any:
+    return cond
+
+
+def _trees(call: Call, uncond: Make | None, arguments: Make) -> Trees:
+    """What is made of the call's two trees, for all rows or for the one under way.
+
+    Raises:
+        CannotBatch: of row 0's.
+    """
+
+    def of(make: Make) -> Mapping[str, Any]:
+        made: Mapping[str, Any] = make(call.uncond, call.cond)
+        return made if call.by_row is None else Live(call.by_row, make)
+
+    return None if uncond is None else of(uncond), of(arguments)

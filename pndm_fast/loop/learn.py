@@ -1,18 +1,22 @@
-"""The first call of a network: what its outputs are like."""
+"""A segment's first network call: what it tells of the outputs decides on the buffers, and its output is used."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pndm_fast.loop import nvtx
-from pndm_fast.loop.evaluation import Output, OutputMisfit
+from pndm_fast.loop.evaluation import Evaluate, Output
 from pndm_fast.loop.segment import Segment
-from pndm_fast.loop.workspace import OutputSpec, Workspace
-from pndm_fast.row.layout import channels_of, describe
+from pndm_fast.loop.workspace import BufferSpec, OutputSpec, Workspace
+from pndm_fast.row.layout import channels_of
 from pndm_fast.row.registers import FLOATS
+
+Take = Callable[[BufferSpec], Workspace]
+OUT_OF_MEMORY = torch.OutOfMemoryError, MemoryError
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,69 +24,88 @@ class FirstCall:
     """What a first call told, and what it left.
 
     Attributes:
+        spec: of the network's outputs.
         segment: with two calls for guidance, where the network refused one.
-        workspace: begun buffers of the form that the outputs ask for.
-        output: the first row's, None where those buffers are of another layout than the call saw: it is made again, so
-            that the first sample of a `Sampler` has the bits of all later ones.
-        calls: of the network so far.
+        workspace: begun buffers of the form that the outputs ask for; evaluate: the network on them.
+        output: the first row's.
+        refused: network calls that failed.
     """
 
     spec: OutputSpec
     segment: Segment
     workspace: Workspace
-    output: Output | None
-    calls: int
+    evaluate: Evaluate
+    output: Output
+    refused: int = 0
 
 
-def learn(segment: Segment) -> FirstCall:
-    """Call the network in careful buffers, which it may write into, and look at what it does.
+def first_call(segment: Segment, known: OutputSpec | None, take: Take) -> FirstCall:
+    """Begin the segment in buffers as the outputs are known to need them, or in careful ones, and call the network.
+
+    Where the output is of another form, samples move to other buffers and take it along: the network is not called
+    again, since one that keeps a state, a step cache say, would be a call ahead.
+
+    Args:
+        known: what earlier calls told; None where there were none.
+        take: buffers of a form.
 
     Raises:
-        ValueError, TypeError: outputs of another shape, device or dtype, or of a layout with gaps.
+        ValueError, TypeError: outputs of another shape, on another device, or not of floating point.
     """
-    careful = OutputSpec(segment.call.state_dtype)
-    workspace = Workspace(segment.buffers(careful))
-    calls, refusal = 0, None
-    for _ in range(2):  # what comes and goes is no refusal
-        segment.begin(workspace)
-        before = workspace.x_in._version
-        try:
-            calls += segment.evaluation.calls
-            with nvtx.marked("network"):
-                out, uncond = segment.evaluation.bind(workspace, learning=True)()
-            break
-        except (RuntimeError, ValueError) as error:
-            if segment.evaluation.cfg_copies == 1 or isinstance(error, torch.OutOfMemoryError):
-                raise
-            refusal = error
-    else:
-        told = learn(segment.split(f"the network refused a batch of {2 * segment.call.batch}: {refusal}"))
-        return replace(told, calls=told.calls + calls)
-    wrote = workspace.x_in._version != before
-    exact = segment.call.state_dtype is torch.float64
-    channels = _checked_layout(out, workspace.x_in.shape, segment.device, exact)
-    spec = OutputSpec(out.dtype, channels, wrote, segment.evaluation.split_reason)
-    buffers = segment.buffers(replace(spec, writes_input=True))
-    if buffers != workspace.spec:
-        workspace = Workspace(buffers)
-        segment.begin(workspace)
-    if channels > 1:
-        return FirstCall(spec, segment, workspace, None, calls)
-    if uncond is not None and not workspace.fits(uncond):
-        raise OutputMisfit(workspace.difference(uncond))
-    return FirstCall(spec, segment, workspace, (out, uncond), calls)
+    expected = known or OutputSpec(segment.call.state_dtype, segment.channels())
+    segment = segment.as_learned(expected)
+    workspace = take(segment.buffers(expected))
+    segment.begin(workspace)
+    refused = 0
+    try:
+        told = _call(segment, workspace)
+    except Exception as error:
+        if segment.evaluation.cfg_copies == 1 or isinstance(error, OUT_OF_MEMORY):
+            raise
+        segment = segment.split(f"the network refused a batch of {2 * segment.call.batch}: {error}")
+        refused, workspace = 1, _moved(segment, workspace, take(segment.buffers(expected)))
+        told = _call(segment, workspace)
+    evaluate, (out, uncond), wrote = told
+    _check(out, workspace.x_in.shape, segment)
+    exact = segment.call.state_dtype is torch.float64 and out.dtype is torch.float64
+    # weights are asked again, which takes a walk over them, where an output is unlike what they said
+    as_said = known is None or channels_of(out) == expected.channels
+    spec = OutputSpec(
+        out.dtype if out.dtype in FLOATS or exact else segment.call.state_dtype,
+        expected.channels if as_said else segment.channels(),
+        wrote or (known is not None and known.writes_input),
+        segment.evaluation.split_reason,
+    )
+    if spec != expected and segment.buffers(spec) != workspace.spec:
+        workspace = _moved(segment, workspace, take(segment.buffers(spec)), wrote)
+        evaluate = segment.evaluation.bind(workspace)
+    output = workspace.taken(out), None if uncond is None else workspace.taken(uncond)
+    return FirstCall(spec, segment, workspace, evaluate, output, refused)
 
 
-def _checked_layout(out: Tensor, shape: torch.Size, device: torch.device, exact: bool) -> int:
-    """The layout of a network's first output, as its channel count."""
+def _call(segment: Segment, workspace: Workspace) -> tuple[Evaluate, Output, bool]:
+    """The network on a workspace, its outputs as they are, and whether it wrote its input."""
+    evaluate, before = segment.evaluation.bind(workspace), workspace.x_in._version
+    with nvtx.marked("network"):
+        output = evaluate(True)
+    return evaluate, output, workspace.x_in._version != before
+
+
+def _moved(segment: Segment, old: Workspace, new: Workspace, wrote: bool = False) -> Workspace:
+    """The samples before the segment's first rows, in other buffers: what their noise came from is not asked again."""
+    snapshot = segment.snapshot
+    if snapshot is None:
+        snapshot = old.snapshot()
+        if wrote and old.spec.direct:  # into y; before the first row x is the same
+            snapshot = replace(snapshot, y=snapshot.x)
+    segment._replace(snapshot=snapshot).begin(new)
+    return new
+
+
+def _check(out: Tensor, shape: torch.Size, segment: Segment) -> None:
     if out.shape != shape:
         raise ValueError(f"the network's output must have shape {tuple(shape)}, got {tuple(out.shape)}")
-    if out.device != device:
-        raise ValueError(f"the network's output must be on {device}, got {out.device}")
-    if out.dtype not in FLOATS and not (exact and out.dtype is torch.float64):
-        raise TypeError(f"the network's output must be float32, float16 or bfloat16, got {out.dtype}")
-    channels = channels_of(out)
-    if channels is None:
-        got = describe(out)
-        raise ValueError(f"the network's output must be contiguous or channels_last, got {got}: call .contiguous()")
-    return channels
+    if out.device != segment.device:
+        raise ValueError(f"the network's output must be on {segment.device}, got {out.device}")
+    if not out.dtype.is_floating_point:
+        raise TypeError(f"the network's output must be of floating point, got {out.dtype}")

@@ -1,13 +1,17 @@
-"""What the engine knows of a denoiser: how to read its device, dtype, shape and result."""
+"""What the engine knows of a denoiser: how it is called, where and in which dtype, and how its result is read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pndm_fast.loop.layers import Around, innermost, layers
+from pndm_fast.loop.tensors import Weights, device_of, dtype_of
+from pndm_fast.loop.time_argument import TimeArgument, time_argument
 from pndm_fast.plan.warn import warn
 
 
@@ -24,30 +28,77 @@ class Identity:
         return id(self._network)
 
 
-def parameter(model: Any) -> Tensor | None:
-    """The model's first floating-point parameter or buffer, for its device and dtype."""
-    for kind in ("parameters", "buffers"):
-        tensors: Any = getattr(model, kind, None)
-        for tensor in () if tensors is None else tensors():
-            if isinstance(tensor, Tensor) and tensor.dtype.is_floating_point:
-                return tensor
-    return None
+@dataclass(frozen=True, eq=False)
+class Denoiser:
+    """What is known of one network, asked once.
+
+    Attributes:
+        network: as it was given; it is called through all that it is wrapped in.
+        time: how it is told the time.
+        dtype: of its input, None where nothing says it: the state's; device: where its input is, None likewise.
+        momentum_only: whether it predicts eps of the momentum alone.
+    """
+
+    network: Callable[..., Any]
+    time: TimeArgument
+    dtype: torch.dtype | None
+    device: torch.device | None
+    momentum_only: bool
+
+    @property
+    def call(self) -> Callable[..., Any]:
+        """(x, t, **cond) -> what the network returns."""
+        return with_time(self.network, self.time.keyword)
 
 
-def config_shape(model: Any) -> tuple[int, ...] | None:
-    """(C, H, W) from `model.config`: in_channels and sample_size, as diffusers and `pndm_fast.demo` write them."""
-    config = getattr(model, "config", None)
-    if isinstance(config, Mapping):
-        channels, size = config.get("in_channels"), config.get("sample_size")
-    else:
-        channels, size = getattr(config, "in_channels", None), getattr(config, "sample_size", None)
-    if not isinstance(channels, int):
-        return None
-    if isinstance(size, int):
-        return channels, size, size
-    if isinstance(size, (tuple, list)) and all(isinstance(s, int) for s in size):
-        return channels, *size
-    return None
+def with_time(network: Callable[..., Any], keyword: str | None) -> Callable[..., Any]:
+    """The network, called as network(x, t, **cond)."""
+    return network if keyword is None else ByName(network, keyword)
+
+
+@dataclass(frozen=True, eq=False)
+class ByName:
+    """A network that is told the time by name."""
+
+    network: Callable[..., Any]
+    keyword: str
+
+    def __call__(self, x: Tensor, t: Tensor, **cond: Any) -> Any:
+        """What the network returns."""
+        return self.network(x, **{self.keyword: t}, **cond)
+
+
+def denoiser_of(
+    network: Any, dtype: torch.dtype | None = None, device: torch.device | None = None, name: str = "model"
+) -> Denoiser:
+    """What is known of a network: dtype and device as they are given, else as it says.
+
+    Raises:
+        TypeError, ValueError: it cannot be called as `Sampler` does, or its dtype or device is in doubt.
+    """
+    weights = Weights(network)
+    return Denoiser(
+        network=network,
+        time=time_argument(network, name),
+        dtype=dtype or dtype_of(network, weights),
+        device=device or device_of(network, weights),
+        momentum_only=any(getattr(part, "momentum_only", False) is True for part in layers(network)),
+    )
+
+
+class Wrapped(Around):
+    """A network around another, in the other's mode and with its config."""
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        super().__init__()
+        check_model(model)
+        self.model, self.config = model, getattr(innermost(model), "config", None)
+        self._keyword = time_argument(model).keyword
+        self.train(in_training(innermost(model)))
+
+    def ask(self, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
+        """The inner network's prediction."""
+        return prediction(with_time(self.model, self._keyword)(x, t, **cond), x)
 
 
 def result_tensor(result: Any) -> Tensor:
@@ -99,27 +150,55 @@ def check_model(model: Any, name: str = "model") -> None:
     """
     if not callable(model) or isinstance(model, type):
         raise TypeError(f"{name} must be callable as {name}(x, t, **cond), got {model!r}")
-    if in_training(model):
+    if in_training(innermost(model)):
         warn(f"the {name} is in training mode: call .eval() for dropout and batch norm")
 
 
-def knows_momentum_only(model: Any) -> bool:
-    """Whether the network, or the one inside `nn.DataParallel`, says that it predicts eps of the momentum alone."""
-    return any(getattr(net, "momentum_only", False) is True for net in (model, getattr(model, "module", None)))
-
-
-def networks_of(model: Any) -> tuple[Callable[..., Any], ...]:
+def denoisers(model: Any, dtype: torch.dtype | None, device: torch.device | None) -> tuple[Denoiser, ...]:
     """One network, or a sequence of them.
 
     Raises:
-        TypeError, ValueError: something in it is not callable, or it is empty.
+        TypeError, ValueError: as `denoiser_of`, or it is empty.
     """
     several = isinstance(model, (tuple, list))
     if several and not model:
         raise ValueError("model must be a network or a sequence of networks, got none")
-    for network in model if several else (model,):
+    networks = tuple(model) if several else (model,)
+    for network in networks:
         check_model(network)
-    return tuple(model) if several else (model,)
+    return tuple([denoiser_of(network, dtype, device) for network in networks])
+
+
+def check_device(device: Any) -> torch.device | None:
+    """None or a device that computes, with its index.
+
+    Raises:
+        TypeError, ValueError: it is no device, or none that torch can use here.
+    """
+    if device is None:
+        return None
+    try:
+        found = torch.empty(0, device=device).device
+    except TypeError as error:
+        raise TypeError(f"device must be a device such as 'cpu' or 'cuda:0', got {device!r}") from error
+    except Exception as error:
+        raise ValueError(f"device must be one that torch can use here, got {device!r}: {error}") from error
+    if found.type == "meta":
+        raise ValueError("device must be one that computes, got meta")
+    return found
+
+
+def device_of_all(networks: Sequence[Denoiser]) -> torch.device:
+    """The one that all of them are on, as far as they say so; else the CPU.
+
+    Raises:
+        ValueError: they are on several.
+    """
+    told = {check_device(network.device) for network in networks} - {None}
+    if len(told) > 1:
+        where = " and ".join(sorted(map(str, told)))
+        raise ValueError(f"model must be networks on one device, got {where}: device= says where their input goes")
+    return told.pop() or torch.device("cpu") if told else torch.device("cpu")
 
 
 def check_dtype(name: str, dtype: Any, allowed: tuple[torch.dtype, ...]) -> torch.dtype | None:

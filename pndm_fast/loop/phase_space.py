@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pndm_fast.loop.network import check_model, in_training, prediction
+from pndm_fast.loop.network import Wrapped
 
 
 def position(samples: Tensor) -> Tensor:
@@ -28,7 +27,7 @@ def _halves(samples: Tensor) -> tuple[Tensor, ...]:
     return samples.chunk(2, dim=1)
 
 
-class MomentumOnly(nn.Module):
+class MomentumOnly(Wrapped):
     """A network that predicts eps of the momentum alone, [B, C, ...] from [B, 2 C, ...], with 0 for the position's.
 
     That is all that there is to know at gamma = 0 (Dockhorn et al. 2022, arXiv:2112.07068). Its plans are made on
@@ -38,13 +37,7 @@ class MomentumOnly(nn.Module):
 
     momentum_only = True
 
-    def __init__(self, model: Callable[..., Any]) -> None:
-        super().__init__()
-        check_model(model)
-        self.model, self.config = model, getattr(model, "config", None)
-        self.train(in_training(model))
-
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """[0, eps], [B, 2 C, ...]."""
-        out = prediction(self.model(x, t, **cond), x)
+        out = self.ask(x, t, cond)
         return torch.cat([torch.zeros_like(out), out], dim=1)

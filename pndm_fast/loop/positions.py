@@ -64,6 +64,10 @@ class Positions:
         """Each sample's next row, None once it has ended."""
         return tuple([plan.rows[i] if i < plan.nfe else None for plan, i in zip(self.plans, self.at, strict=True)])
 
+    def left(self) -> list[float]:
+        """Of each sample's rows the fraction that is still to come."""
+        return [(plan.nfe - i) / plan.nfe for plan, i in zip(self.plans, self.at, strict=True)]
+
     def next_rows(self) -> list[Row]:
         """Each sample's next row; of one that has ended its last."""
         return next_rows(self.plans, self.at)

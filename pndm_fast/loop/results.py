@@ -98,12 +98,13 @@ class Report(NamedTuple):
 
     Attributes:
         nfe: rows of the longest plan.
-        calls: calls of the network; above nfe where guidance takes two calls, a first output showed another layout, or
-            a graph was captured.
+        calls: calls of the network; above nfe where guidance takes two, one was refused, or a graph was captured.
         seconds: wall time on the host.
         backend: cpp, triton or reference.
         direct: whether the network reads the state itself, without a copy.
-        layout: contiguous or channels_last.
+        layout: contiguous or channels_last: of the network's inputs.
+        copied: what outputs of the network were like that had to be copied, as they had another layout or dtype than
+            its inputs or its first output; empty where none were.
         guidance: none, batched, or why it took two calls.
         buffer_bytes: memory of the registers.
         graph: while (one launch for the trajectory), replay (one for each row) or eager.
@@ -114,6 +115,9 @@ class Report(NamedTuple):
         launches: of graphs, in this call: one for each of its segments in `while`, one for each row in `replay`.
         graph_bytes: device memory that capturing the graph took, its activations foremost.
         nodes: of the captured iteration, by type.
+        batch_error: by how much the network's output for a sample differs, relative to its largest number, with the
+            batch and the place in it, as `Sampler.prepare` measured: 0.0 where bits do not depend on the batch; None
+            where it was not measured.
     """
 
     nfe: int
@@ -134,6 +138,8 @@ class Report(NamedTuple):
     launches: int = 0
     graph_bytes: int = 0
     nodes: Mapping[str, int] = {}  # of one type with what runs give: a read-only view would not pickle
+    copied: str = ""
+    batch_error: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +187,7 @@ class Step:
 
     @property
     def state(self) -> Tensor:
-        """A copy of the state after the row, [B, *shape]; its level is `row.levels.y`.
+        """A copy of the state after the row, [B, *shape]; its level is `row.levels.y`. Returned, it is gone on from.
 
         Raises:
             RuntimeError: first read after the callback has returned: the buffers have moved on.
@@ -203,16 +209,17 @@ class Step:
             self._read[name] = read()
         return self._read[name]
 
-    def show(self, on_step: Callable[[Step], Any]) -> None:
-        """Call the callback, after which buffers cannot be read any more.
+    def show(self, on_step: Callable[[Step], Any]) -> Any:
+        """What the callback returns, after which buffers cannot be read any more.
 
         Raises:
             Cancelled: it asked for that.
         """
         try:
-            on_step(self)
+            returned = on_step(self)
             if self.cancelled:
                 raise Cancelled(self.index, self.state, self.x0)
+            return returned
         finally:
             self._over = True
 

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from pndm_fast.loop import nvtx
-from pndm_fast.loop.evaluation import Output
+from pndm_fast.loop.checks import check_changed, check_restarts
+from pndm_fast.loop.evaluation import Evaluate, Output
 from pndm_fast.loop.positions import Positions
 from pndm_fast.loop.results import BadSample, Cancelled, Step
 from pndm_fast.loop.segment import Segment
@@ -28,7 +29,7 @@ def eager_rows(
     segment: Segment,
     workspace: Workspace,
     positions: Positions,
-    network: Callable[[], Output],
+    network: Evaluate,
     first: Output | None,
 ) -> RunRows:
     """Rows by calling the network and the row operation one after the other; `first` is an output that is there.
@@ -66,22 +67,47 @@ def run_segment(
 
     Raises:
         Cancelled: `on_step` or `after` asked for it.
+        TypeError, ValueError: `on_step` returned what the next row cannot go on from, or cond of the next row is wrong.
     """
-    left, known = segment.length, segment.call.origin.known is not None
+    left, call = segment.length, segment.call
     while left:
         count = min(at_once, left)
         left -= count
         seen = None if on_step is None else (workspace.registers.y.clone(), positions.rows())
-        done = positions.next_rows() if known else []
+        done = positions.next_rows() if call.origin.known is not None else []
         rows(count)
         positions.advance(count)
-        if known:
-            workspace.put_known(segment.call, done, positions.next_rows())
+        if done:
+            workspace.put_known(call, done, positions.left(), positions.next_rows())
         if on_step is not None and seen is not None:
-            _step(segment, workspace, positions.run - 1, *seen).show(on_step)
+            changed = _step(segment, workspace, positions.run - 1, *seen).show(on_step)
+            if changed is not None:
+                _go_on_from(changed, segment, workspace, positions, seen[1], done)
         if after is not None:
             after(positions.run)
+        if call.by_row is not None and positions.run < call.nfe:
+            call.by_row.go(positions.run)
     return samples_of(segment, workspace)
+
+
+def _go_on_from(
+    changed: Any,
+    segment: Segment,
+    workspace: Workspace,
+    positions: Positions,
+    rows: tuple[Row | None, ...],
+    done: list[Row],
+) -> None:
+    """Put what `on_step` returned in the place of the states of samples that were under way in these rows."""
+    call = segment.call
+    states = check_changed(changed, call.shape, call.real, segment.device)
+    samples = [b for b, row in enumerate(rows[: call.real]) if row is not None]
+    check_restarts([(call.plans[b], positions.at[b] - 1) for b in samples])
+    workspace.replace(samples, states)
+    if done:
+        workspace.put_known(call, done, positions.left(), positions.next_rows())
+    else:
+        workspace.feed(positions.next_rows())
 
 
 def _step(segment: Segment, workspace: Workspace, index: int, seen: Tensor, rows: tuple[Row | None, ...]) -> Step:

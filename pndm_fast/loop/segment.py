@@ -8,6 +8,7 @@ import torch
 
 from pndm_fast.loop.call import Call
 from pndm_fast.loop.evaluation import Evaluation
+from pndm_fast.loop.memory_format import channels_for
 from pndm_fast.loop.positions import Kind, next_rows
 from pndm_fast.loop.workspace import BufferSpec, OutputSpec, Workspace
 from pndm_fast.row.backends import Backend
@@ -26,6 +27,7 @@ class Segment(NamedTuple):
         at: each sample's first row here; length: how many rows the longest plan has here.
         table: the plans' lines.
         network, time: dtypes of the network's inputs.
+        memory_format: of them, where it was asked for.
         snapshot: the registers before, where these are not the first rows of the call.
     """
 
@@ -39,6 +41,7 @@ class Segment(NamedTuple):
     device: torch.device
     network: torch.dtype
     time: torch.dtype
+    memory_format: torch.memory_format | None = None
     snapshot: Registers | None = None
 
     def split(self, reason: str) -> Segment:
@@ -50,11 +53,24 @@ class Segment(NamedTuple):
         known = output.split_reason
         return self if known is None or self.evaluation.split_reason else self.split(known)
 
+    def channels(self) -> int:
+        """The layout of the network's inputs: 1 contiguous, C channels-last. In phase space a row reads whole halves.
+
+        Raises:
+            ValueError: channels-last was asked for, and cannot be.
+        """
+        if self.call.components == 1:
+            return channels_for(self.evaluation.model.network, self.memory_format, self.call.shape)
+        if self.memory_format not in (None, torch.contiguous_format):
+            raise ValueError(f"memory_format must be contiguous_format in phase space, got {self.memory_format}")
+        return 1
+
     def buffers(self, output: OutputSpec) -> BufferSpec:
         """The cheapest ones: no separate input where the network can read y, narrow slots where that loses nothing."""
         call, copies = self.call, self.evaluation.cfg_copies
         same = self.network is call.state_dtype and elements(call.shape) % ALIGN == 0
-        narrow = call.raw and call.state_dtype is torch.float32
+        alone = len({kind.model for kind, _ in call.segments}) == 1  # another network's outputs may be wider
+        narrow = alone and call.raw and call.state_dtype is torch.float32
         return BufferSpec(
             batch=call.batch,
             shape=call.shape,

@@ -44,8 +44,11 @@ class Image:
 class Inpaint:
     """Data x0 [B, *shape] that the samples are to have where the mask is 0; they are drawn where it is 1.
 
-    The mask has any shape that x0's can be broadcast from. `start` is what the drawn part starts from, where that is
-    not the seeds' noise.
+    The mask has any shape that x0's can be broadcast from, and values in [0, 1]. Where it is m in between, an element
+    is held to the data, noised to the state's level, until the fraction 1 - m of its plan's rows has been run, and
+    drawn from there: differential diffusion, Levin & Fried 2023, arXiv:2306.00950. After k of n rows what is known is
+    m < 1 - k/n or m = 0. A multistep method's slots then hold outputs at the data's path. `start` is what the drawn
+    part starts from, where that is not the seeds' noise.
     """
 
     x0: Tensor

@@ -18,7 +18,7 @@ from pndm_fast.plan.row import Row
 from pndm_fast.row.backends import Backend, BoundRow
 from pndm_fast.row.control import Control
 from pndm_fast.row.device import upload
-from pndm_fast.row.layout import channels_of, describe, elements, flatten, scaled, scaled_each, unflatten
+from pndm_fast.row.layout import channels_of, describe, elements, flatten, name_of, scaled, scaled_each, unflatten
 from pndm_fast.row.noise import INITIAL, PROLOGUE
 from pndm_fast.row.reference import SEEDS_ALONE, Sources
 from pndm_fast.row.registers import NEVER, Registers, allocate, padded
@@ -26,13 +26,17 @@ from pndm_fast.row.schema import REGISTERS, sizes
 from pndm_fast.row.table import Table
 
 
+class OutputMisfit(ValueError):
+    """An output of another shape than the buffers have, or on another device."""
+
+
 @dataclass(frozen=True)
 class OutputSpec:
-    """What the network did with its first input: the form that later outputs must have.
+    """What the network did with its first input: the form that later outputs have, or are copied to.
 
     Attributes:
         dtype: of the output.
-        channels: the output's layout: 1 contiguous, C channels-last.
+        channels: the layout of inputs and outputs: 1 contiguous, C channels-last.
         writes_input: whether the network changed its input in place.
         split_reason: why guidance cannot be one batched call, None where it can.
     """
@@ -75,6 +79,7 @@ class Workspace:
         table: lines of its plans, float [rows, width]; its memory stays, what stands there changes with the plans.
         x_in: the network's input, [H B, *shape]; its memory changes from call to call.
         t: its time input, [H B].
+        copied: what outputs were like that had to be copied, since the workspace was begun.
     """
 
     def __init__(self, spec: BufferSpec) -> None:
@@ -103,6 +108,7 @@ class Workspace:
         self._out_shape = torch.Size(self.x_in.shape)
         self._strides: tuple[int, ...] | None = None
         self._bound: tuple[Backend, BoundRow] | None = None
+        self.copied: set[str] = set()
 
     def snapshot(self) -> Registers:
         """What buffers of another form need to go on from here: copies."""
@@ -144,6 +150,7 @@ class Workspace:
         Args:
             lines: of the table, how each sample starts; at: each sample's next, which is `rows`, or its halt row.
         """
+        self.copied = set()  # another one: the last call's report may not have read it yet
         times = [row.t for row in rows] * self.spec.cfg_copies
         # the line before a plan's start is its halt row
         under_way = sum([row != start - 1 for row, start in zip(at, lines, strict=True)])
@@ -155,7 +162,8 @@ class Workspace:
         """The state before the first row, and the network's input from it."""
         self.bind(backend).begin(self._control.lines, self._sources(call))
         if call.origin.known is not None:
-            call.origin.known.put(self._shaped(self.registers.y), call.first_noise, [plan.start for plan in call.plans])
+            starts, all_of_it = [plan.start for plan in call.plans], [1.0] * call.batch
+            call.origin.known.put(self._shaped(self.registers.y), call.first_noise, starts, all_of_it)
             self._x.copy_(self._y)
             self.feed(rows)
 
@@ -175,11 +183,19 @@ class Workspace:
         ]
         return Sources(*given)
 
-    def put_known(self, call: Call, done: Sequence[Row], following: Sequence[Row]) -> None:
+    def put_known(self, call: Call, done: Sequence[Row], left: list[float], following: Sequence[Row]) -> None:
         """After rows `done`: the known part, at the levels that they led to, and the next input from it."""
-        assert call.origin.known is not None
-        call.origin.known.put(self._shaped(self.registers.y), call.first_noise, [row.levels.y for row in done])
+        known, noise = call.origin.known, call.first_noise
+        assert known is not None
+        known.put(self._shaped(self.registers.y), noise, [row.levels.y for row in done], left)
+        if known.grey:  # an element that is drawn from now on may need the anchor
+            known.put(self._shaped(self.registers.x), noise, [row.levels.x for row in done], left)
         self.feed(following)
+
+    def replace(self, samples: Sequence[int], states: Tensor) -> None:
+        """Other states [B, *shape] for some samples. What follows needs no anchor, and its input is to be fed."""
+        which = upload(samples, self._y.device)
+        self._y.index_copy_(0, which, flatten(states, self.spec.channels).to(self._y.dtype)[which])
 
     def _shaped(self, flat: Tensor) -> Tensor:
         """A view of a register, [B, *shape]."""
@@ -202,13 +218,21 @@ class Workspace:
             self._strides = out.stride()
         return True
 
-    def difference(self, out: Tensor) -> str:
-        """How an output that does not fit differs, in a sentence."""
-        layout = "contiguous" if self.spec.channels == 1 else "channels_last"
-        return (
-            f"the network's output must stay {self.spec.out} {tuple(self._out_shape)} on {self.spec.device}, {layout}, "
-            f"as its first one was, got {out.dtype} {tuple(out.shape)} on {out.device}, {describe(out)}"
-        )
+    def taken(self, out: Tensor) -> Tensor:
+        """An output as the buffers take it: itself, or a copy of their dtype and layout, of which `copied` tells.
+
+        Raises:
+            OutputMisfit: it has another shape, or is on another device.
+        """
+        if self.fits(out):
+            return out
+        spec = self.spec
+        if out.shape != self._out_shape or out.device != spec.device or not out.dtype.is_floating_point:
+            wanted = f"of floating point {tuple(self._out_shape)} on {spec.device}"
+            got = f"{out.dtype} {tuple(out.shape)} on {out.device}"
+            raise OutputMisfit(f"the network's output must stay {wanted}, as its first one was, got {got}")
+        self.copied.add(f"{name_of(out.dtype)}, {describe(out)}")
+        return unflatten(flatten(out.to(spec.out), spec.channels).contiguous(), spec.shape, spec.channels)
 
     def state(self, count: int | None = None) -> Tensor:
         """A contiguous copy of y, [B, *shape], or of its first samples."""
@@ -233,7 +257,7 @@ class Workspace:
         """What a report says of the buffers."""
         spec = self.spec
         layout = "contiguous" if spec.channels == 1 else "channels_last"
-        return {"device": str(spec.device), "network_dtype": str(spec.network).removeprefix("torch."), "layout": layout}
+        return {"device": str(spec.device), "network_dtype": name_of(spec.network), "layout": layout}
 
     @cached_property
     def bytes(self) -> int:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pndm_fast.loop.network import check_model, in_training, prediction
+from pndm_fast.loop.network import Wrapped
 from pndm_fast.plan.hints import in_words
 from pndm_fast.plan.levels import Level
 from pndm_fast.plan.plan import Plan
 
 
 @in_words("Thresholded", dynamic_thresholding_ratio="quantile", p="quantile", sample_max_value="limit")
-class Thresholded(nn.Module):
+class Thresholded(Wrapped):
     """A network whose x_0 estimate is clamped to [-s, s] and divided by s, sample by sample.
 
     s = the quantile of |x_0| over a sample's elements, at least 1 and at most `limit`. Saharia et al. 2022,
@@ -29,8 +29,7 @@ class Thresholded(nn.Module):
     def __init__(
         self, model: Callable[..., Any], plan: Plan, quantile: float = 0.995, limit: float = float("inf")
     ) -> None:
-        super().__init__()
-        check_model(model)
+        super().__init__(model)
         if not isinstance(plan, Plan):
             raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
         if not 0 < quantile <= 1 or not limit >= 1:
@@ -39,17 +38,15 @@ class Thresholded(nn.Module):
             raise ValueError("plan must be of one part: what is thresholded in phase space is not known")
         if plan.prediction not in ("eps", "v", "x0") or any(row.in_scale != 1 for row in plan.rows):
             raise ValueError(f"prediction must be eps, v or x0 of the unscaled state, got a plan for {plan.prediction}")
-        self.model, self.prediction, self.quantile, self.limit = model, plan.prediction, quantile, limit
-        self.config = getattr(model, "config", None)
+        self.prediction, self.quantile, self.limit = plan.prediction, quantile, limit
         levels = _levels(plan)
         self.times = nn.Buffer(torch.tensor(sorted(levels), dtype=torch.float64), persistent=False)
         ordered = [levels[t] for t in sorted(levels)]
         self.levels = nn.Buffer(torch.tensor(ordered, dtype=torch.float64), persistent=False)
-        self.train(in_training(model))
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """The prediction whose x_0 estimate is the clamped one, [B, ...]."""
-        out = prediction(self.model(x, t, **cond), x)
+        out = self.ask(x, t, cond)
         exact = torch.float64 if x.dtype is torch.float64 else torch.float32
         times, levels = (buffer.to(x.device, exact) for buffer in (self.times, self.levels))
         told = t.to(exact)

@@ -26,7 +26,8 @@ OWNERS: dict[str, str] = {
         "make_plan",
     ),
     **dict.fromkeys(
-        ("shape", "device", "dtype", "time_dtype", "backend", "graph", "concurrency"), "Sampler"
+        ("shape", "device", "dtype", "time_dtype", "backend", "graph", "concurrency", "memory_format", "fixed_batch",
+         "stateful"), "Sampler"
     ),
     **dict.fromkeys(
         ("seeds", "start", "noise_sampler", "cond", "uncond", "guidance", "on_step", "cancel", "on_nan", "progress"),

@@ -228,6 +228,19 @@ class Plan:
                 raise ValueError(f"times must be finite numbers, got {shown(t)}")
         return replace(self, rows=tuple([replace(row, t=float(t)) for row, t in zip(self.rows, told, strict=True)]))
 
+    @cached_property
+    def restarts(self) -> tuple[bool, ...]:
+        """After which rows the state may be replaced by another at its level.
+
+        These end a step, and later rows take nothing of the anchor from before: a predictor-corrector's do, and its
+        next correction would undo the change.
+        """
+        found, needed = [], False
+        for row in reversed(self.rows):
+            found.append(row.ends_step and not needed)
+            needed = bool(row.y[0]) or (needed and bool(row.x[0]))
+        return tuple(reversed(found))
+
     def __repr__(self) -> str:
         return f"<Plan {self._head}>"
 

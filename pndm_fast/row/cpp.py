@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pndm_fast.row.layout import name_of
 from pndm_fast.row.reference import SEEDS_ALONE, Sources
 from pndm_fast.row.registers import Registers
 from pndm_fast.row.schema import REGISTERS
@@ -82,10 +83,10 @@ def arguments(r: Registers, table: Tensor, out_dtype: torch.dtype, threads: int)
         table_width=table.shape[1],
         channels=r.channels,
         cfg_copies=r.cfg_copies,
-        out_dtype=_name(out_dtype),
-        slot_dtype=_name(r.slots.dtype),
-        net_dtype=_name(torch.float32 if r.net_in is None else r.net_in.dtype),
-        time_dtype=_name(r.t.dtype),
+        out_dtype=name_of(out_dtype),
+        slot_dtype=name_of(r.slots.dtype),
+        net_dtype=name_of(torch.float32 if r.net_in is None else r.net_in.dtype),
+        time_dtype=name_of(r.t.dtype),
         threads=threads,
     )
 
@@ -96,11 +97,6 @@ def _row_op(r: Registers, table: Tensor, out_dtype: torch.dtype) -> Any:
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-@functools.cache
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 @functools.cache

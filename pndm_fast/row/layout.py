@@ -41,6 +41,12 @@ def describe(tensor: Tensor) -> str:
     return names.get(channels, "channels_last")
 
 
+@functools.cache
+def name_of(dtype: torch.dtype) -> str:
+    """As in numpy: float32."""
+    return str(dtype).removeprefix("torch.")
+
+
 def elements(shape: tuple[int, ...]) -> int:
     """n."""
     return math.prod(shape)

@@ -7,8 +7,10 @@ import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
+from pndm_fast.loop.network import Denoiser
 from pndm_fast.loop.workspace import OutputSpec, Workspace
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row.table import Table
@@ -75,6 +77,7 @@ class Cache:
         outputs: what is known of the network's outputs.
         tables: lines of plans, with the plans.
         guided: plans at another guidance scale, with the plan that they were made from; checked: plans that passed.
+        weaker: what is known of guidance's other networks.
         graphs: captured iterations, by what they hold fast; `refused`: why none can be had.
         captures: how many were made; `recaptures`: how many of them because the network's tensors had changed.
     """
@@ -87,6 +90,7 @@ class Cache:
         self.tables: LRU[tuple[tuple[Plan, ...], Table]] = LRU()
         self.guided: LRU[tuple[Plan, Plan]] = LRU(PLANS)
         self.checked: LRU[Plan] = LRU(PLANS)
+        self.weaker: LRU[Denoiser] = LRU()
         self.graphs: LRU[graphs.Pool] = LRU(graphs.KEPT)
         self.refused: LRU[str] = LRU()
         self._failures: LRU[int] = LRU()  # in a row
@@ -107,6 +111,13 @@ class Cache:
             self.refused.put(key, str(refusal))
         elif refusal.tries < math.inf:
             self._failures.put(key, failures)
+
+    def learned(self, key: Hashable, told: OutputSpec, refused: int) -> None:
+        """What a first call told. A batch that was refused for guidance is tried once more: it may have been chance."""
+        if refused and not self._failures.peek(key):
+            self._failures.put(key, refused)
+            told = replace(told, split_reason=None)
+        self.outputs.put(key, told)
 
     def captured(self, key: Hashable, replaces: bool) -> None:
         """A graph was made, maybe since the network had changed: then other graphs of it may be stale too."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import NamedTuple
@@ -13,8 +13,7 @@ from typing import NamedTuple
 import torch
 
 from pndm_fast.loop import nvtx
-from pndm_fast.loop.evaluation import InputWritten, Output, OutputMisfit
-from pndm_fast.loop.learn import learn
+from pndm_fast.loop.learn import first_call
 from pndm_fast.loop.positions import Positions
 from pndm_fast.loop.results import Cancel, Report
 from pndm_fast.loop.run import RunRows, eager_rows
@@ -38,6 +37,7 @@ class Executor(NamedTuple):
         graph_bytes, nodes: of the captured iteration.
         cancelable: for a loop on the device, what lets a `Cancel` end it.
         launches: of the graph so far, one number for each time that rows were run.
+        copied: what network outputs were like that had to be copied.
     """
 
     segment: Segment
@@ -50,6 +50,7 @@ class Executor(NamedTuple):
     nodes: Mapping[str, int] = MappingProxyType({})
     cancelable: Callable[[Cancel], AbstractContextManager[None]] | None = None
     launches: Sequence[int] = ()
+    copied: Collection[str] = ()
 
     @property
     def calls(self) -> int:
@@ -57,13 +58,15 @@ class Executor(NamedTuple):
         return self.first_calls + self.segment.length * self.segment.evaluation.calls
 
 
-def check_graph(graph: str, device: torch.device) -> str:
+def check_graph(graph: str, device: torch.device, stateful: bool) -> str:
     """A graph mode that the device could have.
 
     Raises:
-        ValueError: unknown, or named where there is no CUDA device.
+        ValueError: unknown, or named where there is no CUDA device, or for a network that must not be captured.
     """
     choose("graph", graph, GRAPHS)
+    if graph in MODES and stateful:
+        raise ValueError(f"graph must be auto or eager for a stateful network, got {graph!r}")
     if graph in MODES and cuda_of(device) is None:
         raise ValueError(f"graph {graph!r} cannot be had: {_need(device)}")
     return graph
@@ -75,15 +78,17 @@ def _need(device: torch.device) -> str:
 
 
 def take_executor(
-    cache: Cache, segment: Segment, positions: Positions, graph: str, concurrency: int
+    cache: Cache, segment: Segment, positions: Positions, graph: str, concurrency: int, stateful: bool = False
 ) -> AbstractContextManager[Executor]:
     """The best executor that `graph` allows; it must be entered, and given back.
 
     Raises:
         ValueError: a graph mode was named and cannot be had, with the reason.
     """
-    if graph == "eager":
-        return _eager(cache, segment, positions, "graph='eager'")
+    if stateful and graph in MODES:  # a cache that was enabled since
+        raise ValueError(f"graph must be auto or eager for a stateful network, got {graph!r}")
+    if graph == "eager" or stateful:
+        return _eager(cache, segment, positions, "the network is stateful" if stateful else "graph='eager'")
     cuda = cuda_of(segment.device)
     if cuda is None:
         return _eager(cache, segment, positions, _need(segment.device))
@@ -149,7 +154,7 @@ def _graphed(taken: _Taken) -> Iterator[Executor]:
         with nvtx.marked("begin"):
             graph.begin(segment)
         found = graph.mode, taken.reason, graph.bytes, graph.nodes, graph.cancelable
-        yield Executor(segment, graph.workspace, rows, taken.first_calls, *found, launches)
+        yield Executor(segment, graph.workspace, rows, taken.first_calls, *found, launches, graph.copied)
     finally:
         ended = False
         try:
@@ -166,9 +171,9 @@ def _output_spec(cache: Cache, segment: Segment) -> tuple[OutputSpec, int]:
     if known is not None:
         return known, 0
     modules_of(segment)  # what shows without a network call is refused before the first
-    told = learn(segment)
+    told = first_call(segment, None, Workspace)
     cache.outputs.put(key, told.spec)
-    return told.spec, told.calls
+    return told.spec, told.refused + told.segment.evaluation.calls
 
 
 def _output_key(segment: Segment) -> Hashable:
@@ -180,44 +185,24 @@ def _output_key(segment: Segment) -> Hashable:
 
 @contextlib.contextmanager
 def _eager(cache: Cache, segment: Segment, positions: Positions, reason: str) -> Iterator[Executor]:
-    """Buffers of the form that the network is known to need, if its first output still has it; else of a new one."""
+    """Buffers of the form that the network's outputs have: as is known, or as its first output tells."""
     key = _output_key(segment)
-    known, spent = cache.outputs.peek(key), 0
-    if known is not None:
-        as_known = segment.as_learned(known)
-        idle = _idle(cache, as_known.buffers(known))
+    known = cache.outputs.peek(key)
+
+    def take(spec: BufferSpec) -> Workspace:
         try:
-            workspace = idle.pop()
+            return _idle(cache, spec).pop()
         except IndexError:
-            workspace = Workspace(as_known.buffers(known))
-        try:
-            as_known.begin(workspace)
-            network = as_known.evaluation.bind(workspace)
-            first = _unless_changed(nvtx.marking("network", network))
-            if first is not None:
-                rows = eager_rows(as_known, workspace, positions, network, first)
-                yield Executor(as_known, workspace, rows, reason=reason)
-                return
-            spent = as_known.evaluation.calls
-        finally:
-            idle.append(workspace)
-    told = learn(segment)  # for the first time, or since the network has changed
-    cache.outputs.put(key, told.spec)
-    network = told.segment.evaluation.bind(told.workspace)
-    rows = eager_rows(told.segment, told.workspace, positions, network, told.output)
-    spent += told.calls - (0 if told.output is None else told.segment.evaluation.calls)
+            return Workspace(spec)
+
+    told = first_call(segment, known, take)
+    if told.spec != known:
+        cache.learned(key, told.spec, told.refused)
+    rows = eager_rows(told.segment, told.workspace, positions, told.evaluate, told.output)
     try:
-        yield Executor(told.segment, told.workspace, rows, spent, reason=reason)
+        yield Executor(told.segment, told.workspace, rows, told.refused, reason=reason, copied=told.workspace.copied)
     finally:
         _idle(cache, told.workspace.spec).append(told.workspace)
-
-
-def _unless_changed(evaluate: Callable[[], Output]) -> Output | None:
-    """An output, None where the network is no longer what it was."""
-    try:
-        return evaluate()
-    except (OutputMisfit, InputWritten):
-        return None
 
 
 def _idle(cache: Cache, spec: BufferSpec) -> deque[Workspace]:
@@ -225,7 +210,7 @@ def _idle(cache: Cache, spec: BufferSpec) -> deque[Workspace]:
     return cache.idle.get((spec, stream_of(spec.device)), deque)
 
 
-def report_of(cache: Cache, ran: Sequence[Executor], seconds: float) -> Report:
+def report_of(cache: Cache, ran: Sequence[Executor], seconds: float, batch_error: float | None) -> Report:
     """How a call went, segment by segment."""
     last = ran[-1]
     call, workspace = last.segment.call, last.workspace
@@ -248,6 +233,8 @@ def report_of(cache: Cache, ran: Sequence[Executor], seconds: float) -> Report:
         captures=cache.captures,
         recaptures=cache.recaptures,
         launches=sum([sum(e.launches) for e in ran]),
+        batch_error=batch_error,
+        copied=", ".join(sorted({words for e in ran for words in e.copied})),
     )
 
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from pndm_fast.loop import conditioning, nvtx
-from pndm_fast.loop.evaluation import InputWritten, OutputMisfit, Trees
+from pndm_fast.loop.evaluation import InputWritten, Trees
 from pndm_fast.loop.network import Identity
 from pndm_fast.loop.results import Cancel
 from pndm_fast.loop.segment import Segment, room
-from pndm_fast.loop.workspace import BufferSpec, OutputSpec, Workspace
+from pndm_fast.loop.workspace import BufferSpec, OutputMisfit, OutputSpec, Workspace
 from pndm_fast.row.table import LAYOUTS
 from pndm_fast.runtime.capture import CannotCapture, capturing, no_autocast_cache, retire
 from pndm_fast.runtime.cuda import Captured, Cuda, Event
@@ -55,7 +55,7 @@ def modules_of(segment: Segment) -> tuple[nn.Module, ...]:
     Raises:
         CannotCapture: the networks show why not before they run.
     """
-    found = inspect_networks(segment.evaluation.model, segment.evaluation.weaker)
+    found = inspect_networks(segment.evaluation.model.network, segment.evaluation.weaker.network)
     if found.obstacle:
         raise CannotCapture(found.obstacle, tries=math.inf if found.passing else 1)
     return found.modules
@@ -69,6 +69,8 @@ def graph_key(segment: Segment, output: OutputSpec) -> Hashable:
     """
     if segment.call.noise is not None:
         raise CannotCapture("noise_sampler is called between rows")
+    if segment.call.by_row is not None:
+        raise CannotCapture("cond is called between rows")
     if not segment.backend.capturable:
         raise CannotCapture(f"the {segment.backend.name} backend reads tensors on the host")
     try:
@@ -76,7 +78,8 @@ def graph_key(segment: Segment, output: OutputSpec) -> Hashable:
     except TypeError as error:
         raise CannotCapture(str(error)) from error
     evaluation = segment.evaluation
-    weaker = None if evaluation.weaker is evaluation.model else Identity(evaluation.weaker)
+    other = evaluation.weaker.network
+    weaker = None if other is evaluation.model.network else Identity(other)
     networks = segment.kind, weaker, evaluation.rescale
     return networks, graph_spec(segment, output), arguments, _modes()
 
@@ -118,6 +121,7 @@ class Graph:
         mode: the one that was possible; `reason`: why not those before it.
         workspace: registers and the network's inputs.
         bytes: what capturing took of the device's memory; `nodes`: of the iteration, by type.
+        copied: what network outputs are like that an iteration copies.
 
     Raises:
         CannotCapture: with the reason.
@@ -144,6 +148,7 @@ class Graph:
             once = _iteration(segment, self.workspace, self._trees, self._made)
             wanted = self._warm_up(segment, once)
             captured = self._capture(once)
+            self.copied = self.workspace.copied
             # first to last: the executable graph, what torch captured with its pool, the buffers that both name
             buffers = self.workspace, self._trees, self._budget, self._cancel
             self._held: list[Any] = [None, captured, buffers]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pndm_fast.loop.checks import check_seeds, check_shape
 from pndm_fast.loop.guidance import Guidance
-from pndm_fast.loop.request import Request
+from pndm_fast.loop.request import Conditioning, Request
 from pndm_fast.loop.starts import Start, tensors_of
 from pndm_fast.plan.hints import OPTIONS, refuse_unknown
 from pndm_fast.plan.numbers import is_integer
@@ -18,10 +18,12 @@ from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.runtime.cache import KEPT, Cache, cache_of
+from pndm_fast.runtime.opaque import opaque
 from pndm_fast.runtime.sampler import Sampler
 from pndm_fast.solvers.make import make_plan
 
 
+@opaque
 def sample(
     model: Callable[..., Any] | Sequence[Callable[..., Any]],
     steps: int | None = None,
@@ -35,8 +37,8 @@ def sample(
     shape: Sequence[int] | None = None,
     seeds: int | Sequence[int] = 0,
     start: Start | None = None,
-    cond: Mapping[str, Any] | None = None,
-    uncond: Mapping[str, Any] | None = None,
+    cond: Conditioning | None = None,
+    uncond: Conditioning | None = None,
     guidance: float | Sequence[float] | Guidance | None = None,
     progress: bool = False,
     **options: Any,

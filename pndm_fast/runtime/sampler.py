@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
+import inspect
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,14 +18,19 @@ from torch import Tensor
 from pndm_fast.loop import nvtx
 from pndm_fast.loop.call import Call, Setup, resolve
 from pndm_fast.loop.checks import check_shape, check_sizes
-from pndm_fast.loop.evaluation import Evaluation, evaluation_of
-from pndm_fast.loop.network import check_dtype, config_shape, networks_of, parameter
+from pndm_fast.loop.config_shape import sample_shape
+from pndm_fast.loop.evaluation import Evaluation, Output, evaluation_of
+from pndm_fast.loop.learn import first_call
+from pndm_fast.loop.memory_format import check_memory_format
+from pndm_fast.loop.network import Denoiser, Identity, check_device, check_dtype, denoiser_of, denoisers, device_of_all
 from pndm_fast.loop.positions import Kind, Positions
 from pndm_fast.loop.request import Request, check_request
 from pndm_fast.loop.results import BadSample, Cancelled, NonFiniteError, Result
 from pndm_fast.loop.run import check_ended, run_segment, samples_of, watch_for_bad
 from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.short_form import with_fields_of
+from pndm_fast.loop.tensors import INPUTS
+from pndm_fast.loop.workspace import Workspace
 from pndm_fast.plan.checks import choose
 from pndm_fast.plan.hints import in_words
 from pndm_fast.plan.plan import Plan
@@ -31,9 +38,11 @@ from pndm_fast.row.backends import BACKENDS, choose_backend
 from pndm_fast.row.registers import Registers
 from pndm_fast.row.table import Table, build
 from pndm_fast.runtime import graphs
+from pndm_fast.runtime.batch_error import batch_error
 from pndm_fast.runtime.cache import Cache
 from pndm_fast.runtime.capture import release
 from pndm_fast.runtime.executor import Executor, Pace, check_graph, report_of, take_executor
+from pndm_fast.runtime.opaque import opaque
 from pndm_fast.runtime.progress import progress_bar
 
 
@@ -42,13 +51,16 @@ class Sampler:
     """A network, mostly with a plan: call it many times, from many threads.
 
     Args:
-        model: called as model(x, t, **cond) with x of shape [B, *shape] and t of shape [B]. Both are buffers that the
-            next row overwrites: a network that keeps them must copy them. Or a sequence of networks, of which each row
-            of a plan names one (`Plan.with_models`).
+        model: called as model(x, t, **cond) with x of shape [B, *shape] and t of shape [B], or with t by its name where
+            the signature shows one, as timestep, elsewhere than second. Both are buffers that the next row overwrites:
+            a network that keeps them must copy them. Or a sequence of networks, of which each row of a plan names one
+            (`Plan.with_models`).
         plan: of requests that bring none.
-        shape: (batch, *sample shape); default a batch of 1 of the shape in model.config.
-        device: default the model's.
-        dtype: of the network's input, default the model's; the state is float32 whatever it is.
+        shape: (batch, *sample shape); default a batch of 1 of the shape in model.config, where that is clear.
+        device: of the network's input, default the model's: where accelerate runs it, else `model.device`, else that of
+            its weights.
+        dtype: of the network's input, default the model's: `model.dtype`, else that of its weights. The state is
+            float32 whatever it is. Of several networks each has its own.
         time_dtype: of t, default float32; torch.int64 for networks with one embedding per training time.
         backend: auto, cpp (CPU), triton (CUDA) or reference.
         graph: how a CUDA device is driven: `while` (network and row captured as the body of a loop: one launch for a
@@ -57,6 +69,12 @@ class Sampler:
             `graph_reason`. A graph reads its own copies of x, t and conditioning tensors;
             weights changed in place are seen, replaced ones lead to a new capture.
         concurrency: how many captured calls may run at once, each with a graph, and memory, of its own.
+        memory_format: of the network's inputs, default torch.channels_last where its convolutions' weights lie so, as
+            `model.to(memory_format=...)` leaves them. Outputs of another layout are copied, and the report says so.
+        fixed_batch: the number of samples in every call of the network, a request's own and halted ones behind them, so
+            that what it says of a sample cannot depend on how many others there are. Guidance then takes two calls.
+        stateful: whether the network remembers its calls (a step cache, say). It is then called exactly as often as
+            the plan says, and so neither captured nor prepared. A network of diffusers whose cache is enabled says so.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -74,26 +92,34 @@ class Sampler:
         backend: str = "auto",
         graph: str = "auto",
         concurrency: int = 1,
+        memory_format: torch.memory_format | None = None,
+        fixed_batch: int | None = None,
+        stateful: bool = False,
     ) -> None:
-        models = networks_of(model)
         if plan is not None and not isinstance(plan, Plan):
             raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
-        like = parameter(models[0])
         self.backend = choose("backend", backend, BACKENDS)
         self.concurrency = check_sizes("concurrency", [concurrency])[0]
-        resolved = torch.empty(0, device=device or (like.device if like is not None else "cpu")).device
-        self.graph = check_graph(graph, resolved)
-        wanted = check_dtype("dtype", dtype, (torch.float32, torch.float16, torch.bfloat16, torch.float64))
+        self._asked = check_dtype("dtype", dtype, INPUTS), check_device(device)
+        networks = denoisers(model, *self._asked)
+        resolved = device_of_all(networks)
+        self.graph = check_graph(graph, resolved, stateful)
+        self.fixed_batch = None if fixed_batch is None else check_sizes("fixed_batch", [fixed_batch])[0]
+        self.stateful = stateful
         self._setup = Setup(
-            models=models,
+            networks=networks,
             plan=plan,
-            shape=_batch_shape(models[0], shape),
+            shape=(1, *sample_shape(networks[0].network)) if shape is None else check_shape(shape),
             device=resolved,
-            dtype=like.dtype if wanted is None and like is not None else wanted,
+            weaker=self._weaker,
             time_dtype=check_dtype("time_dtype", time_dtype, (torch.float32, torch.int64)),
             guided=self._with_guidance,
             once=self._once,
+            fixed_batch=self.fixed_batch,
         )
+        if self.fixed_batch is not None and self.shape[0] > self.fixed_batch:
+            raise ValueError(f"shape must have at most fixed_batch = {self.fixed_batch} samples, got {self.shape[0]}")
+        self.memory_format = check_memory_format(memory_format, self.shape)
         self._preparing = threading.Lock()  # two at once could each hold a part of the graphs, and wait for the rest
         self.reset()
 
@@ -104,12 +130,13 @@ class Sampler:
         """
         self.cache = Cache()
         self.batches: list[int] = []
+        self.batch_error: float | None = None
         release(wait=True)
 
     @property
     def models(self) -> tuple[Callable[..., Any], ...]:
         """The networks. Others need another sampler."""
-        return self._setup.models
+        return tuple([network.network for network in self._setup.networks])
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -133,19 +160,32 @@ class Sampler:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Of the network's input; None where it is the state's."""
-        return self._setup.dtype
+        """Of the network's input, or of the first one's; None where it is the state's."""
+        return self._setup.networks[0].dtype
 
     @property
     def time_dtype(self) -> torch.dtype | None:
         """Of the network's times; None where it is the state's."""
         return self._setup.time_dtype
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy has a memory of its own, and is to be prepared anew."""
+        options = {name: getattr(self, name) for name in inspect.signature(Sampler).parameters}
+        models, plan = options.pop("model"), options.pop("plan")
+        options["dtype"], options["device"] = self._asked
+        return functools.partial(Sampler, **options), (models if len(self.models) == 1 else self.models, plan)
+
+    def __repr__(self) -> str:
+        plan = "no plan" if self.plan is None else f"{self.plan.solver} with {self.plan.nfe} calls"
+        names = ", ".join(getattr(model, "__name__", type(model).__name__) for model in self.models)
+        return f"<Sampler of {names}: {plan}, shape {self.shape}, {self.device}>"
+
     @with_fields_of(Request)
     def __call__(self, request: Request) -> Tensor:
         """`run` for the samples alone: float32 [B, *shape], contiguous (float64 where network, noise or state is)."""
         return self.run(request).samples
 
+    @opaque
     def run(self, request: Request) -> Result:
         """Sample.
 
@@ -163,7 +203,7 @@ class Sampler:
         with self._modes(), progress_bar(request.progress, call.plans[0].solver, call.nfe) as advance:
             for number, (kind, count) in enumerate(call.segments, 1):
                 segment = self._segment(call, evaluations[kind], positions, kind, count, snapshot)
-                with take_executor(self.cache, segment, positions, self.graph, self.concurrency) as executor:
+                with self._executor(segment, positions) as executor:
                     samples = self._run(request, executor, positions, advance)
                     if number < len(call.segments):
                         snapshot = executor.workspace.snapshot()
@@ -173,7 +213,7 @@ class Sampler:
                 ran.append(executor)
             bad = look()  # others may have the executor by now
         assert samples is not None
-        report = report_of(self.cache, ran, time.perf_counter() - began)
+        report = report_of(self.cache, ran, time.perf_counter() - began, self.batch_error)
         if bad and request.on_nan == "raise":
             raise NonFiniteError(bad, samples, report)
         if bad:
@@ -181,11 +221,13 @@ class Sampler:
         return Result(samples, report, bad)
 
     @in_words("prepare", batch_size="batches", batch_sizes="batches", sizes="batches", request="example")
+    @opaque
     def prepare(self, batches: Iterable[int], example: Request | None = None) -> None:
         """Make everything for these batch sizes now: compile, capture, allocate. Later requests are filled up to them.
 
         A request runs with the next larger size, halted samples standing behind its own; one above all sizes runs as it
-        is. Without CUDA graphs the network is called once for each size.
+        is. Without CUDA graphs the network is called once for each size, and once more for reports' `batch_error`,
+        which compares its outputs for one sample alone and in batches of these sizes.
 
         Args:
             example: of later requests, for a batch of `shape[0]`: values do not matter, forms do, and where there is
@@ -197,12 +239,22 @@ class Sampler:
         sizes = sorted(set(check_sizes("batches", batches)))
         if len(sizes) > graphs.KEPT:
             raise ValueError(f"batches must have at most {graphs.KEPT} entries, got {len(sizes)}")
+        if self.fixed_batch is not None and sizes != [self.fixed_batch]:
+            raise ValueError(f"batches must be [{self.fixed_batch}], the sampler's fixed_batch, got {sizes}")
+        if self._remembers():
+            raise ValueError("prepare calls the network, which a stateful one would remember: it cannot be had")
         # the noise of an example is of its own batch
         example = Request() if example is None else replace(check_request(example, "example"), noise_sampler=None)
-        call = resolve(example, self._setup)
+        call = resolve(example, self._setup, example=True)
         with self._preparing, self._modes():
             for size in reversed(sizes):  # the largest first: what it takes, smaller ones may find free again
                 self._prepare(call.resized(size))
+            one = call.resized(1)
+            self.batch_error = batch_error(
+                lambda size: self._first_output(replace(one.padded(size), real=size)),  # none of them halted
+                sizes,
+                alone=self.fixed_batch is None,
+            )
         self.batches = sizes
 
     def _prepare(self, call: Call) -> None:
@@ -211,18 +263,33 @@ class Sampler:
             segment = self._segment(call, evaluations[kind], positions, kind, count, snapshot)
             with contextlib.ExitStack() as stack:
                 for _ in range(self.concurrency):
-                    taken = take_executor(self.cache, segment, positions, self.graph, self.concurrency)
+                    taken = self._executor(segment, positions)
                     snapshot = stack.enter_context(taken).workspace.snapshot()
             positions.advance(segment.length)
 
+    def _executor(self, segment: Segment, positions: Positions) -> contextlib.AbstractContextManager[Executor]:
+        stateful = self._remembers()
+        return take_executor(self.cache, segment, positions, self.graph, self.concurrency, stateful)
+
+    def _remembers(self) -> bool:
+        return self.stateful or any(getattr(model, "is_cache_enabled", False) is True for model in self.models)
+
+    def _first_output(self, call: Call) -> Output:
+        """Of the network at a call's first row."""
+        kind, count = call.segments[0]
+        segment = self._segment(call, self._evaluations(call)[kind], call.positions(), kind, count, None)
+        return first_call(segment, None, Workspace).output
+
     def _batch_for(self, batch: int) -> int:
-        """The next size that was prepared, else the batch itself."""
+        """The fixed size, else the next one that was prepared, else the batch itself."""
+        if self.fixed_batch is not None:
+            return self.fixed_batch
         at = bisect.bisect_left(self.batches, batch)
         return self.batches[at] if at < len(self.batches) else batch
 
     def _evaluations(self, call: Call) -> dict[Kind, Evaluation]:
         """How each kind of the call's rows is evaluated: what cannot be is refused before the first network call."""
-        return {kind: evaluation_of(call, kind, self.models) for kind, _ in call.segments}
+        return {kind: evaluation_of(call, kind, self._setup.networks) for kind, _ in call.segments}
 
     def _segment(
         self,
@@ -242,8 +309,9 @@ class Sampler:
             table=self._table(call.distinct, call.state_dtype),
             backend=choose_backend(self.backend, self.device, call.state_dtype),
             device=self.device,
-            network=self.dtype or call.state_dtype,
+            network=evaluation.model.dtype or call.state_dtype,
             time=self.time_dtype or call.state_dtype,
+            memory_format=self.memory_format,
             snapshot=snapshot,
         )
 
@@ -263,6 +331,18 @@ class Sampler:
         key = id(plan), scale, interval
         return self.cache.guided.get(key, lambda: (plan, plan.with_guidance(scale, interval)))[1]
 
+    def _weaker(self, network: Any) -> Denoiser:
+        """What is known of guidance's other network, which must be where the sampler's are."""
+
+        def ask() -> Denoiser:
+            dtype, device = self._asked
+            known = denoiser_of(network, dtype, device, "weaker")
+            if check_device(known.device) not in (None, self.device):
+                raise ValueError(f"weaker must be on {self.device}, as the sampler's network, got {known.device}")
+            return known
+
+        return self.cache.weaker.get(Identity(network), ask)
+
     def _once(self, key: Any, make: Callable[[], Plan]) -> Plan:
         return self.cache.checked.get(key, make)
 
@@ -274,7 +354,8 @@ class Sampler:
         """A segment's rows: in one go where nobody looks on; a loop on the device can be cancelled there."""
         call, cancel = executor.segment.call, request.cancel
         watched = request.progress or request.on_step is not None or call.origin.known is not None
-        if watched or call.noise is not None or (cancel is not None and executor.cancelable is None):
+        between = call.noise is not None or call.by_row is not None
+        if watched or between or (cancel is not None and executor.cancelable is None):
             return self._row_by_row(request, executor, positions, advance)
         rows = executor.segment, executor.workspace, executor.rows, positions
         if cancel is None or executor.cancelable is None:
@@ -298,12 +379,3 @@ class Sampler:
 
         rows = segment, workspace, executor.rows, positions
         return run_segment(*rows, at_once=1, on_step=request.on_step, after=after)
-
-
-def _batch_shape(model: Any, shape: Sequence[int] | None) -> tuple[int, ...]:
-    if shape is not None:
-        return check_shape(shape)
-    inferred = config_shape(model)
-    if inferred is None:
-        raise ValueError("shape must be given, (batch, ...): model.config has no in_channels and sample_size")
-    return 1, *inferred

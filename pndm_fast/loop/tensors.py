@@ -1,0 +1,143 @@
+"""The dtype and the device of a network's input: what the network declares, else what all of its tensors have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pndm_fast.loop.layers import Around, layers
+
+INPUTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # others, such as float8, only store weights
+META = {torch.device("meta")}
+SAY = "pf.Sampler(model, plan, {}=...) says it"
+
+
+class Weights:
+    """The tensors of a network, looked at when they are asked for: parameters, or buffers where there are none such."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    @cached_property
+    def _parameters(self) -> list[Tensor]:
+        return tensors_in(self._model, "parameters")
+
+    @cached_property
+    def _buffers(self) -> list[Tensor]:
+        return tensors_in(self._model, "buffers")
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """Of the floating-point ones."""
+        floating = {tensor.dtype for tensor in self._parameters if tensor.dtype.is_floating_point}
+        return floating or {tensor.dtype for tensor in self._buffers if tensor.dtype.is_floating_point}
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """Real ones; only the meta device where there is no other."""
+        found = {tensor.device for tensor in self._parameters}
+        if found <= META:
+            found |= {tensor.device for tensor in self._buffers}
+        return found - META or found
+
+
+def dtype_of(model: Any, weights: Weights) -> torch.dtype | None:
+    """None where nothing says it.
+
+    A computed `model.dtype` is believed: diffusers' is that of the computation where weights are stored in another, and
+    leaves out what stays in float32. One that was written down must be what the weights have, as far as they can be
+    inputs: it may be older than a `.to()`.
+
+    Raises:
+        ValueError: the weights have several, or only one that stores.
+    """
+    declared, computed = _declared(model, "dtype")
+    declared = declared if declared in INPUTS else None
+    if declared is not None and computed:
+        return declared  # type: ignore[no-any-return]
+    found = weights.dtypes
+    inputs = found.intersection(INPUTS)
+    if declared is not None and inputs <= {declared}:
+        return declared  # type: ignore[no-any-return]
+    if declared is None and len(inputs) == 1:
+        return inputs.pop()
+    if not found:
+        return None
+    got = f"weights in {_words(inputs or found)}"
+    got = got if declared is None else f"model.dtype {_words([declared])} and {got}"
+    rule = "a network of several dtypes" if inputs else "a network whose weights are only stored"
+    raise ValueError(f"dtype must be given for {rule}, got {got}: {SAY.format('dtype')}")
+
+
+def device_of(model: Any, weights: Weights) -> torch.device | None:
+    """None where nothing says it. The meta device is never meant.
+
+    Raises:
+        ValueError: the weights are on several, or nowhere.
+    """
+    for part in layers(model):
+        device = _execution_device(getattr(part, "_hf_hook", None))
+        if device is not None:
+            return device
+    declared, computed = _declared(model, "device")
+    declared = declared if isinstance(declared, torch.device) and declared not in META else None
+    if declared is not None and computed:
+        return declared
+    found = weights.devices
+    if declared is not None and (found <= META or all(_same(declared, device) for device in found)):
+        return declared
+    if not found:
+        return None
+    if found <= META:
+        raise ValueError(
+            "device must be given for a network whose weights are all on the meta device, got none: "
+            f"{SAY.format('device')}, as the one where they are in a call"
+        )
+    if declared is None and len(found) == 1:
+        return found.pop()
+    got = f"weights on {' and '.join(sorted(map(str, found)))}"
+    got = got if declared is None else f"model.device {declared} and {got}"
+    raise ValueError(f"device must be given for a network on several, got {got}: {SAY.format('device')}")
+
+
+def _declared(model: Any, name: str) -> tuple[Any, bool]:
+    """What the outermost layer with such an attribute of its own says, and whether that is computed."""
+    for part in layers(model):
+        of_class = next((vars(kind)[name] for kind in type(part).__mro__ if name in vars(kind)), None)
+        if of_class is None and name not in getattr(part, "__dict__", ()):
+            continue
+        try:
+            return getattr(part, name), isinstance(of_class, property)
+        except Exception:  # diffusers' has no answer for a module without tensors
+            continue
+    return None, False
+
+
+def tensors_in(model: Any, kind: str) -> list[Tensor]:
+    """Parameters or buffers of the outermost layer that has any way to tell, tensors of this package's own aside."""
+    for part in layers(model):
+        tell = None if isinstance(part, Around) else getattr(part, kind, None)
+        if callable(tell):
+            return [tensor for tensor in tell() if isinstance(tensor, Tensor)]
+    return []
+
+
+def _execution_device(hook: Any) -> torch.device | None:
+    """Where accelerate's hook moves the input to; of several hooks the first that says it."""
+    for one in () if hook is None else (hook, *getattr(hook, "hooks", ())):
+        device = getattr(one, "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return None
+
+
+def _same(a: torch.device, b: torch.device) -> bool:
+    return a.type == b.type and (a.index is None or b.index is None or a.index == b.index)
+
+
+def _words(dtypes: Iterable[Any]) -> str:
+    return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
