@@ -16,7 +16,9 @@ from pndm_fast.plan.row import MAX_SLOTS, SAME_X
 from pndm_fast.row import table
 from pndm_fast.solvers import SOLVER_INFO
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* diverges in")  # any solver on any grid
+pytestmark = pytest.mark.filterwarnings(  # any solver with any option on any grid
+    "ignore:.* diverges in", "ignore:the grid ends", "ignore:.* has no effect", "ignore:edm adds no noise"
+)
 # Rows of the exponential family transport (alpha x_0 + sigma eps, eps) exactly. Not so: fon and fon-rk4 are classical
 # methods, consistent to their order; lambda-ddim is exact only at lam = 0; lcm replaces the state by its estimate.
 INEXACT = {"fon", "fon-rk4", "lambda-ddim", "lcm"}

@@ -28,7 +28,7 @@ def test_refused(solver, options, message):
 @pytest.mark.parametrize(
     "solver, options",
     [
-        ("dpm-solver-2", {"multistep": True, "lower_order_final": False}),
+        ("dpm-solver-2", {"multistep": True, "lower_order_final": False, "final": "min"}),
         ("dpm-solver-3", {"multistep": True, "lower_order_final": True, "exact": True}),
         ("deis", {"variable": "log_rho", "lower_order_final": False}),
         ("edm", {"churn_min": 1.0, "churn_max": 1.0, "t_min": 10.0}),

@@ -63,7 +63,7 @@ def slope(error, steps):
 
 
 def error(solver, steps, **options):
-    plan = pf.make_plan(solver, VP, times=np.linspace(1.0, 0.1, steps + 1), **options)
+    plan = pf.make_plan(solver, VP, times=np.linspace(1.0, 0.1, steps + 1), final="min", **options)
     start, end = (exact(), START) if SOLVER_INFO[solver].inverts else (START, exact())
     return float((rows.run(plan, mixture(VP), start) - end).square().mean().sqrt())
 
@@ -128,7 +128,7 @@ def test_observed_order_elsewhere(name, solver, order, steps):
         times = np.linspace(start, end, n + 1)
         if schedule.scale == "sigma":  # uniform steps of log sigma
             times = schedule.time_at(np.linspace(schedule.lam(start), schedule.lam(end), n + 1))
-        plan = pf.make_plan(solver, schedule, times=times)
+        plan = pf.make_plan(solver, schedule, times=times, final="min")
         return float((rows.run(plan, mixture(schedule), state) - reference).square().mean().sqrt())
 
     seen, errors = slope(error, steps)
@@ -137,7 +137,7 @@ def test_observed_order_elsewhere(name, solver, order, steps):
 
 @pytest.mark.parametrize("name", sorted(set(SCALAR) - {"ddpm", "lcm"}))
 def test_rows_run_here_as_in_the_engine(name):
-    plan = pf.make_plan(name, VP, times=np.linspace(1.0, 0.1, 9), **QUIET.get(name, {}))
+    plan = pf.make_plan(name, VP, times=np.linspace(1.0, 0.1, 9), final="min", **QUIET.get(name, {}))
     engine = pf.sample(mixture(VP), solver=plan, start=pf.State(START))
     torch.testing.assert_close(rows.run(plan, mixture(VP), START), engine, rtol=1e-13, atol=1e-13)
 
@@ -147,7 +147,7 @@ def test_rows_run_here_as_in_the_engine(name):
 def test_predictions_agree(solver, prediction):
     """What the network predicts changes the store map alone: the samples are the same to rounding."""
     times = np.linspace(1.0, 0.1, 11)
-    plans = [pf.make_plan(solver, VP, times=times, prediction=p) for p in ("eps", prediction)]
+    plans = [pf.make_plan(solver, VP, times=times, final="min", prediction=p) for p in ("eps", prediction)]
     if SOLVER_INFO[solver].inverts:  # told another time than the state's: the conversion differs with the network
         return
     by_eps = draw(mixture(VP), solver=plans[0], start=pf.State(START), noise_sampler=lambda i: START)
@@ -164,7 +164,7 @@ def table():
     for name, info in sorted(SOLVER_INFO.items()):
         order = f"{info.order or ''}{' (SDE)' if info.stochastic else ''}".strip()
         parameters = inspect.signature(pf.SOLVERS[name]).parameters.values()
-        own = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("prediction", "integer_times")]
+        own = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "prediction"]
         cells = (f"`{name}`", info.formula(), order, info.stores, ", ".join(own), source(name))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -195,7 +195,7 @@ def test_lambda_ddim(key, lam):
     assert relative(scalar_loop(network, lam, 1e-9), DATA[key]) < 1e-12
     wanted, times = scalar_loop(network, lam, 0.0), DATA["vp_ts"].tolist()
     for solver, options in (("conjugate", {"B": lam}), ("lambda-ddim", {"lam": lam})):
-        plan = pf.make_plan(solver, VP, times=times, **options)
+        plan = pf.make_plan(solver, VP, times=times, final="min", **options)
         x = pf.sample(network, solver=plan, start=pf.State(torch.from_numpy(DATA["vp_x0"])))
         assert relative(x, wanted) < 1e-12
         assert relative(x, DATA[key]) < 2e-8

@@ -78,7 +78,9 @@ def test_facts_are_found_once_and_are_no_part_of_the_value():
 
 
 def test_repr_is_short():
-    assert repr(pf.make_plan("f-pndm", steps=1000)) == "<Plan f-pndm: 1000 steps, 1009 network calls, 6 slots, eps>"
+    assert repr(pf.make_plan("f-pndm", steps=1000)) == (
+        "<Plan f-pndm: 1000 steps, 1009 network calls, 6 slots, eps, t = 999 to 0>"
+    )
 
 
 def test_grids():

@@ -100,6 +100,6 @@ def test_aflops_starts_with_ddim():
     model = gaussian_mixture(VP)
     noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     times = (0.8, 0.1)
-    plan = pf.make_plan("ddim", VP, times=times)
+    plan = pf.make_plan("ddim", VP, times=times, final="min")
     expected = pf.sample(model, solver=plan, start=pf.Noise(noise))
     assert torch.allclose(solvers.aflops(model, VP, times, noise).double(), expected, atol=1e-5)

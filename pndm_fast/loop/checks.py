@@ -140,8 +140,10 @@ def check_time_dtype(plan: Plan, dtype: torch.dtype | None) -> None:
     if dtype is torch.int64:
         for t in plan.times:
             if t != int(t):
-                hint = "" if plan.components > 1 else ": use integer_times=True"
-                raise ValueError(f"times must be integers for time_dtype int64, got {t:g}{hint}")
+                raise ValueError(
+                    f"times must be integers for time_dtype int64, got {t:g}: on a discrete schedule "
+                    "make_plan(integer_times=True) has whole ones, and plan.with_times(round) tells any network such"
+                )
 
 
 def check_start(plan: Plan, given: bool) -> None:

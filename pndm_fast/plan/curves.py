@@ -32,9 +32,6 @@ class Curve(Protocol):
     def slope(self, t: float) -> float:
         """d log alpha / dt."""
 
-    def key(self) -> tuple[Any, ...]:
-        """What makes two curves the same."""
-
 
 class _Preserving(ABC):
     """alpha^2 + sigma^2 = 1, given by log alpha-bar."""
@@ -56,28 +53,32 @@ class _Preserving(ABC):
         return self.inverse(-np.logaddexp(0.0, -2 * lam))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class LinearBeta(_Preserving):
-    """log alpha-bar = -(low t + (high - low) t^2 / 2)."""
+    """log alpha-bar = -(low t + (high - low) t^2 / 2), from the last time at which it is 0 on: `start`."""
 
     low: float
     high: float
 
+    @property
+    def start(self) -> float:
+        """0, or where low is negative -2 low / (high - low): before it alpha would be above 1."""
+        return -2 * self.low / (self.high - self.low) if self.low < 0 else 0.0
+
     def log_alpha_bar(self, t: Array) -> Any:
-        return -(self.low * t + (self.high - self.low) * t * t / 2)
+        return -np.maximum(t * (self.low + (self.high - self.low) * t / 2), 0.0)
 
     def inverse(self, log_alpha_bar: Array) -> Any:
-        value = -log_alpha_bar
-        return 2 * value / (self.low + np.sqrt(self.low * self.low + 2 * (self.high - self.low) * value))
+        value, steep = -log_alpha_bar, self.high - self.low
+        root = np.sqrt(self.low * self.low + 2 * steep * value)
+        # one root of the quadratic equation in its two forms, each without cancellation
+        return (root - self.low) / steep if self.low <= 0 else 2 * value / (self.low + root)
 
     def slope(self, t: float) -> float:
         return -(self.low + (self.high - self.low) * t) / 2
 
-    def key(self) -> tuple[Any, ...]:
-        return "beta", self.low, self.high
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class Nodes(_Preserving):
     """log alpha-bar at first, first + 1, ...; between them one quantity is linear in time.
 
@@ -93,6 +94,18 @@ class Nodes(_Preserving):
         choose("interp", self.interp, INTERPOLATIONS)
         if self.interp != "log_abar" and not np.isfinite(self.values).all():
             raise ValueError(f"interp must be 'log_abar' where alpha reaches 0, got {self.interp!r}")
+        own = np.array(self.values)
+        own.setflags(write=False)  # plans are remembered by it
+        object.__setattr__(self, "values", own)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Nodes) and self._value() == other._value()
+
+    def __hash__(self) -> int:
+        return hash(self._value())
+
+    def _value(self) -> tuple[Any, ...]:
+        return self.interp, self.first, self.values.tobytes()
 
     def _to(self, log_alpha_bar: Any) -> Any:
         """The interpolated quantity, increasing in time."""
@@ -140,11 +153,8 @@ class Nodes(_Preserving):
         change = float(b - a) * (np.sqrt(rho2) if self.interp == "sigma" else rho2)  # rho d rho / dt
         return -change / (1 + rho2)
 
-    def key(self) -> tuple[Any, ...]:
-        return self.interp, self.first, self.values.tobytes()
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Sigma:
     """alpha = 1, sigma = t."""
 
@@ -162,11 +172,8 @@ class Sigma:
     def slope(self, t: float) -> float:
         return 0.0
 
-    def key(self) -> tuple[Any, ...]:
-        return ("sigma",)
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Flow:
     """sigma = t / length, alpha = 1 - sigma."""
 
@@ -186,6 +193,3 @@ class Flow:
 
     def slope(self, t: float) -> float:
         return -1 / (self.length - t)
-
-    def key(self) -> tuple[Any, ...]:
-        return "flow", self.length

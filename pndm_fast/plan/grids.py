@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from pndm_fast.plan.checks import check_type, choose, shown
 from pndm_fast.plan.curves import Array
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.psld import PSLD
+from pndm_fast.plan.row import LARGEST
 from pndm_fast.plan.schedule import Schedule
 
 PHASE_SPACINGS = ("uniform", "quadratic")
@@ -17,6 +20,7 @@ SPACINGS = ("leading", "trailing", "linspace", "quadratic", "logsnr", "karras", 
 FINALS = ("zero", "min")
 KARRAS_RHO = 7.0
 BETA = 0.6  # both parameters of the Beta distribution
+SAME = 1e-6  # relative difference of numbers that are equal but for float32's rounding, some operations of it
 
 
 def make_grid(
@@ -106,13 +110,13 @@ def _shifted(schedule: Schedule, t: Array) -> Array:
     if schedule.shift == 1:
         return t
     u = t / schedule.last
-    return schedule.last * schedule.shift * u / (1 + (schedule.shift - 1) * u)
+    return schedule.last * (u / (u + (1 - u) / schedule.shift))  # 1 at u = 1 whatever the rounding, and never more
 
 
 def _unshifted(schedule: Schedule, t: float) -> float:
     """The time that `_shifted` takes to t."""
     u = t / schedule.last
-    return t if schedule.shift == 1 else schedule.last * u / (schedule.shift - (schedule.shift - 1) * u)
+    return t if schedule.shift == 1 else schedule.last * (u / (u + (1 - u) * schedule.shift))
 
 
 def _spread(schedule: Schedule, points: int, spacing: str, low: float) -> list[float]:
@@ -181,13 +185,29 @@ def times_of(schedule: Schedule | PSLD, sigmas: Sequence[float]) -> tuple[float,
         raise ValueError(f"sigmas cannot go with {schedule.name}, whose noise is no number: give times")
     values = np.asarray(numbers_of("sigmas", sigmas))
     with np.errstate(divide="ignore"):
-        most = {"flow": 1.0, "sigma": np.inf}.get(schedule.scale) or float(np.exp(-schedule.lam(schedule.last)))
-        for value in values:
-            if not 0 <= value <= most * (1 + 1e-12):
-                raise ValueError(f"sigmas must be in [0, {most:g}] on {schedule.name}, got {value:g}")
+        least, most = (float(np.exp(-schedule.lam(t))) for t in (schedule.first, schedule.last))
+        if schedule.scale != "vp":  # any noise may be added to unscaled data
+            least, most = 0.0, {"flow": 1.0, "sigma": LARGEST}[schedule.scale]
+        inside = np.clip(values, least, most)
+        for value, nearest in zip(values.tolist(), inside.tolist(), strict=True):
+            if not (value == nearest or _rounded(value, nearest)):
+                got = f"{value:g}{_excess(value, nearest)}"
+                raise ValueError(f"sigmas must be in [{least:g}, {most:g}] on {schedule.name}, got {got}")
         if schedule.scale == "flow":
-            return tuple((np.minimum(values, 1.0) * schedule.last).tolist())
-        return tuple(float(t) for t in schedule.time_at(-np.log(values)))
+            return tuple((inside * schedule.last).tolist())
+        return tuple(float(t) for t in schedule.time_at(-np.log(inside)))
+
+
+def _rounded(value: float, wanted: float) -> bool:
+    """Whether value is the wanted one to float32's rounding, or to that of four printed digits or more."""
+    near = SAME * abs(wanted)
+    return any(abs(value - float(f"{wanted:.{digits}g}")) <= near for digits in (4, 5, 6, 7, 17))
+
+
+def _excess(value: float, nearest: float) -> str:
+    if not 0 < nearest < math.inf or not math.isfinite(value):
+        return ""
+    return f", {100 * abs(value / nearest - 1):.2g} % {'above' if value > nearest else 'below'}"
 
 
 def numbers_of(what: str, values: Sequence[float]) -> tuple[float, ...]:
@@ -196,6 +216,11 @@ def numbers_of(what: str, values: Sequence[float]) -> tuple[float, ...]:
     Raises:
         TypeError, ValueError: naming the one that is no number, or none at all.
     """
+    if hasattr(values, "tolist"):  # an array or a tensor, of any dtype and on any device
+        try:
+            values = values.tolist()
+        except RuntimeError as error:
+            raise TypeError(f"{what} must be a decreasing sequence of numbers, got no values: {error}") from error
     if isinstance(values, str) or not hasattr(values, "__iter__"):
         raise TypeError(f"{what} must be a decreasing sequence of numbers, got {shown(values)}")
     numbers = []
@@ -213,17 +238,32 @@ def numbers_of(what: str, values: Sequence[float]) -> tuple[float, ...]:
     return tuple(numbers)
 
 
-def snap(times: Sequence[float]) -> tuple[float, ...]:
-    """The times rounded to integers, for networks with one embedding per training time.
+class WholeTimes(tuple[float, ...]):
+    """A grid of whole times, for networks with one embedding per training time.
+
+    Solvers that call the network between two times of the grid do that at a whole time too: `PlanBuilder.inside`.
+    """
+
+
+def snap(times: Sequence[float], inner: int = 0) -> WholeTimes:
+    """The times rounded to integers.
+
+    Args:
+        inner: so many of the first steps must have an integer inside.
 
     Raises:
-        ValueError: two times fall on one integer.
+        ValueError: naming the two times that leave none.
     """
-    snapped = [float(np.rint(t)) for t in numbers_of("times", times)]
-    distinct = len(set(snapped))
-    if distinct < len(snapped):
-        raise ValueError(f"integer_times: {len(snapped) - 1} steps need as many integers, at most {distinct - 1} fit")
-    return tuple(snapped)
+    given = numbers_of("times", times)
+    whole = WholeTimes(float(np.rint(t)) for t in given)
+    for i, (t, s) in enumerate(pairwise(whole)):
+        if t == s:
+            raise ValueError(
+                f"integer_times must round the times to different ones, got {given[i]:g}, {given[i + 1]:g}"
+            )
+        if t - s == 1 and i < inner:
+            raise ValueError(f"integer_times must leave a whole time inside step {i}, got {t:g} then {s:g}")
+    return whole
 
 
 def check_times(schedule: Schedule | PSLD, times: Sequence[float], min_steps: int, solver: str) -> tuple[float, ...]:
@@ -240,4 +280,4 @@ def check_times(schedule: Schedule | PSLD, times: Sequence[float], min_steps: in
     schedule.inside(values)
     if len(values) < min_steps + 1:
         raise ValueError(f"steps must be at least {min_steps} for {solver}, got {len(values) - 1}")
-    return values
+    return WholeTimes(values) if isinstance(times, WholeTimes) else values

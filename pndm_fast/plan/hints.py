@@ -58,9 +58,10 @@ HINTS: dict[str, str] = {
          "time_spacing", "grid", "noise_schedule", "sigma_schedule"),
         "say spacing=",
     ),
-    "use_karras_sigmas": "say spacing='karras'",
-    "use_exponential_sigmas": "say spacing='exponential'",
-    "use_beta_sigmas": "say spacing='beta'",
+    **{
+        f"use_{kind}_sigmas": f"say spacing={kind!r}, or with compat= sigma_spacing={kind!r}"
+        for kind in ("karras", "exponential", "beta")
+    },
     "use_lu_lambdas": "say spacing='logsnr'",
     **dict.fromkeys(("t_end", "t_eps", "sampling_eps", "t_0"), "say t_min=, with final='min' to end there"),
     **dict.fromkeys(("denoise_to_zero", "final_sigmas_type", "denoise_final"), "say final='zero' or final='min'"),

@@ -242,7 +242,7 @@ class Plan:
         return tuple(reversed(found))
 
     def __repr__(self) -> str:
-        return f"<Plan {self._head}>"
+        return f"<Plan {self._head}, t = {self.times[0]:g} to {self.times[-1]:g}>"
 
     @property
     def _head(self) -> str:

@@ -11,19 +11,20 @@ from numpy.typing import ArrayLike
 
 from pndm_fast.plan.curves import INTERPOLATIONS, Array, Curve, Flow, LinearBeta, Nodes, Sigma, _Preserving
 from pndm_fast.plan.hints import in_words
-from pndm_fast.plan.numbers import is_number
 
 _DISCRETE = {"num_train_timesteps": "T", "num_timesteps": "T", "timesteps": "T", "linear_start": "beta_start"}
 _DISCRETE |= {"linear_end": "beta_end", "beta_min": "beta_start", "beta_max": "beta_end"}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, repr=False)
 class Schedule:
     """Noise levels against time.
 
     Discrete schedules interpolate log alpha-bar linearly between the training times, or what `interpolate` names;
     t = -1 is alpha-bar = 1 (a network at integer t was trained at alpha_bar[t]). The others have closed forms. `time`
     and `time_at` are exact inverses, so a time and its coefficients never disagree.
+
+    A value, equal where every field is, that hashes by all of them.
 
     Attributes:
         first: the time of sigma = 0: -1 for discrete schedules, 0 for continuous ones.
@@ -45,14 +46,10 @@ class Schedule:
     shift: float = 1.0
     sigma_data: float = 0.5
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Schedule) and self._value() == other._value()
-
-    def __hash__(self) -> int:
-        return hash(self._value())
-
-    def _value(self) -> tuple[Any, ...]:
-        return self.first, self.last, self.floor, self.discrete, self.shift, self.sigma_data, *self.curve.key()
+    def __repr__(self) -> str:
+        kind = "training times" if self.discrete else "times"
+        shift = "" if self.shift == 1 else f", shift {self.shift:g}"
+        return f"<Schedule {self.name[:60]}: {self.scale}, {kind} {self.last:g} to {self.first:g}{shift}>"
 
     @property
     def scale(self) -> str:
@@ -95,21 +92,28 @@ class Schedule:
     @classmethod
     @in_words("Schedule.from_betas", **{"trained_betas": "betas"})
     def from_betas(cls, betas: ArrayLike, *, name: str = "betas") -> Schedule:
-        """alpha_bar[t] = prod_{i <= t} (1 - beta_i)."""
+        """alpha_bar[t] = prod_{i <= t} (1 - beta_i); the last beta may be 1: zero terminal SNR."""
         values = _vector("betas", betas)
-        _check_inside("betas", values)
-        return cls.from_alphas_cumprod(np.cumprod(1 - values), name=name)
+        _check_inside("betas", values, 1, betas)
+        kept = np.cumprod(1 - values)
+        gone = np.flatnonzero(kept[:-1] == 0)
+        if gone.size:
+            raise ValueError(f"betas must leave some signal at all times but the last, got none at index {gone[0]}")
+        return cls.from_alphas_cumprod(kept, name=name)
 
     @classmethod
     @in_words("Schedule.from_alphas_cumprod", **{"alphas_bar": "alphas_cumprod", "alpha_bar": "alphas_cumprod"})
     def from_alphas_cumprod(cls, alphas_cumprod: ArrayLike, *, name: str = "alphas_cumprod") -> Schedule:
         """alpha_bar[t] = alpha_t^2, decreasing, one value for each training time; the last may be 0."""
         values = _vector("alphas_cumprod", alphas_cumprod)
-        _check_inside("alphas_cumprod", values[: -1 if values[-1] == 0 and len(values) > 1 else None])
+        _check_inside("alphas_cumprod", values, 0, alphas_cumprod)
         rising = np.flatnonzero(np.diff(values) >= 0)
         if rising.size:
             i = int(rising[0])
-            raise ValueError(f"alphas_cumprod must decrease, got {values[i]} then {values[i + 1]} at index {i + 1}")
+            raise ValueError(
+                f"alphas_cumprod must decrease, got {values[i]} then {values[i + 1]} at index {i + 1}"
+                f"{_precision(alphas_cumprod)}"
+            )
         with np.errstate(divide="ignore"):
             nodes = np.log(np.concatenate([[1.0], values]))
         return cls(name, -1.0, float(len(values) - 1), 0.0, True, Nodes(-1.0, nodes))
@@ -121,11 +125,17 @@ class Schedule:
     def vp(cls, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
         """log alpha-bar(t) = -(beta_min t + (beta_max - beta_min) t^2 / 2), t in [0, 1].
 
-        Song et al. 2021, arXiv:2011.13456, eq. 33.
+        Song et al. 2021, arXiv:2011.13456, eq. 33. A fit to given noise levels may have a negative beta_min, such as
+        -0.0048 for 0.002 to 80: times then begin where sigma = 0, at -2 beta_min / (beta_max - beta_min).
         """
-        if not 0 < beta_min <= beta_max < np.inf:
-            raise ValueError(f"beta_min and beta_max must be 0 < beta_min <= beta_max, got {beta_min}, {beta_max}")
-        return cls("vp", 0.0, 1.0, 1e-3, False, LinearBeta(float(beta_min), float(beta_max)))
+        if not (-math.inf < beta_min <= beta_max < math.inf and beta_min + beta_max > 0):
+            raise ValueError(
+                "beta_min and beta_max must be beta_min <= beta_max with alpha below 1 at t = 1, that is "
+                f"beta_min + beta_max > 0, got {beta_min}, {beta_max}"
+            )
+        curve = LinearBeta(float(beta_min), float(beta_max))
+        first = curve.start
+        return cls("vp", first, 1.0, max(1e-3, first + 1e-4 * (1 - first)), False, curve)
 
     @classmethod
     @in_words("Schedule.edm")
@@ -133,7 +143,11 @@ class Schedule:
         """alpha = 1, sigma = t, from sigma_max down. Karras et al. 2022, arXiv:2206.00364, table 1.
 
         A network that is called as D(x, sigma) predicts "x0". prediction="edm" is for the raw network F inside it:
-        D = c_skip x + c_out F(c_in x, c_noise), c_noise = log(sigma) / 4.
+        D = c_skip x + c_out F(c_in x, c_noise), c_noise = log(sigma) / 4; sigma_data is of that alone.
+
+        DPM-Solver++ as ComfyUI and SD3.5 run it on flow networks takes the flow's sigma for this one's: it is
+        make_plan("dpmpp-2m", Schedule.edm(0.001, 1.0), sigmas=those of the flow, prediction="x0"), with x - sigma
+        flow(x, sigma) as the network. On `Schedule.flow` the same solver is exact in the flow's own log-SNR.
         """
         if not 0 < sigma_min < sigma_max < math.inf or not 0 < sigma_data < math.inf:
             raise ValueError(
@@ -150,7 +164,8 @@ class Schedule:
         """alpha = 1 - t, sigma = t. Liu et al. 2022, arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747.
 
         Args:
-            shift: times spread as shift u / (1 + (shift - 1) u). Esser et al. 2024, arXiv:2403.03206, eq. 23.
+            shift: times spread as shift u / (1 + (shift - 1) u). Esser et al. 2024, arXiv:2403.03206, eq. 23. Grids by
+                `spacing` are; times and sigmas that are given stay as they are.
             T: the network's time of pure noise; 1000 for networks that are called with 1000 t.
         """
         for name, value in (("shift", shift), ("T", T)):
@@ -260,8 +275,8 @@ def _check_length(T: int) -> None:
 
 def _betas(kind: str, T: int, start: float, end: float) -> Array:
     _check_length(T)
-    if not 0 < start <= end < 1:
-        raise ValueError(f"beta_start and beta_end must be 0 < beta_start <= beta_end < 1, got {start}, {end}")
+    if not 0 < start <= end <= 1:
+        raise ValueError(f"beta_start and beta_end must be 0 < beta_start <= beta_end <= 1, got {start}, {end}")
     if kind == "linear":
         return np.linspace(start, end, T)
     if kind == "sigmoid":
@@ -269,18 +284,21 @@ def _betas(kind: str, T: int, start: float, end: float) -> Array:
     return np.linspace(np.sqrt(start), np.sqrt(end), T) ** 2
 
 
+_PARTS = (("of", "dtype"), ("on", "device"))  # of an array or a tensor, for a message
+
+
 def _vector(name: str, values: Any) -> Array:
     kind = type(values).__name__
+    kind += "".join(f" {word} {getattr(values, part)}" for word, part in _PARTS if hasattr(values, part))
     try:
-        if hasattr(values, "detach"):  # a tensor, on any device; this room knows no torch, and numpy no bfloat16
-            values = (values.double() if values.dtype.is_floating_point else values).detach().cpu().numpy()
-        given = np.asarray(values)
-        real = given.dtype.kind in "biuf" or all(map(is_number, given.flat))
-        array = np.asarray(given, dtype=np.float64) if real else None
-    except (TypeError, ValueError):  # ragged, or no numbers
-        array = None
-    if array is None:
-        raise TypeError(f"{name} must be a sequence of numbers, got {kind}")
+        if hasattr(values, "detach"):  # a tensor, on any device and of any dtype; this room knows no torch
+            values = np.asarray(values.detach().tolist())
+        array = np.asarray(values)
+        if array.dtype.kind in "bcmMSU":
+            raise TypeError("no real numbers")
+        array = array.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a sequence of numbers, got {kind}") from error
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} must be a non-empty vector, got shape {array.shape}")
     return array
@@ -304,7 +322,18 @@ def _check_levels(alphas: Array, sigmas: Array) -> None:
         )
 
 
-def _check_inside(name: str, values: Array) -> None:
+def _check_inside(name: str, values: Array, last: int, given: Any) -> None:
+    """Between 0 and 1; the last of several may be `last`, where no signal is left."""
     bad = np.flatnonzero(~((values > 0) & (values < 1)))
+    if bad.size == 1 and bad[0] == len(values) - 1 > 0 and values[-1] == last:
+        return
     if bad.size:
-        raise ValueError(f"{name} must be in (0, 1), got {values[bad[0]]} at index {bad[0]}")
+        raise ValueError(
+            f"{name} must be in (0, 1) (the last: or {last}), got {values[bad[0]]} at index {bad[0]}{_precision(given)}"
+        )
+
+
+def _precision(values: Any) -> str:
+    """What a table of few digits may have lost."""
+    few = getattr(getattr(values, "dtype", None), "itemsize", 8) < 4
+    return f": {values.dtype} has too few digits for this table, give it in float32" if few else ""

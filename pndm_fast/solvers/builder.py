@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from pndm_fast.plan.coefficients import Transfer, level, log_snr, network_input, preview, to_store
-from pndm_fast.plan.grids import check_times
+from pndm_fast.plan.grids import WholeTimes, check_times
 from pndm_fast.plan.levels import Level, Levels
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.row import ANCHOR, Form, OutputMap, Prologue, Row
@@ -35,6 +36,7 @@ class PlanBuilder:
         self.name, self.schedule, self.prediction = name, schedule, prediction
         self.kind = kind or ("flow" if schedule.scale == "flow" else "eps")
         self.times = check_times(schedule, times, SOLVER_INFO[name].min_steps, name)
+        self.whole = isinstance(self.times, WholeTimes)
         self.rows: list[Row] = []
         alphas, sigmas = schedule.alpha(self.times), schedule.sigma(self.times)
         self._levels = {t: Level(float(a), float(s)) for t, a, s in zip(self.times, alphas, sigmas, strict=True)}
@@ -67,9 +69,25 @@ class PlanBuilder:
         """log(alpha / sigma)."""
         return log_snr(self.level(t))
 
-    def between(self, t: float, s: float, fraction: float = 0.5) -> float:
-        """The time whose lam divides lam_t .. lam_s in that proportion."""
-        return float(self.schedule.time_at(self.lam(t) + fraction * (self.lam(s) - self.lam(t))))
+    def inside(self, t: float, s: float, time: float) -> float:
+        """A time at which a step from t to s may call the network: of whole times the nearest inside, halves down.
+
+        Every time that a solver adds to its grid goes through here, and its coefficients follow what comes out.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not self.whole:
+            return time
+        if t - s < 2:
+            raise ValueError(f"integer_times must leave a whole time inside each step, got {t:g} then {s:g}")
+        return min(max(math.ceil(time - 0.5), s + 1), t - 1)
+
+    def between(self, t: float, s: float, fraction: float = 0.5) -> tuple[float, float]:
+        """The time whose lam divides lam_t .. lam_s in that proportion, and the proportion; see `inside`."""
+        start, h = self.lam(t), self.lam(s) - self.lam(t)
+        time = self.inside(t, s, float(self.schedule.time_at(start + fraction * h)))
+        return time, (self.lam(time) - start) / h if self.whole else fraction
 
     def transfer(self, t: float, s: float) -> Callable[[Form, Form], Form]:
         return Transfer(self.level(t), self.level(s), self.kind)
@@ -99,6 +117,7 @@ class PlanBuilder:
         `kind` is what this row's slot holds, where that is not the others'; `model_time` the network's time, where
         that is not t.
         """
+        assert not self.whole or t == int(t), f"{self.name} calls the network at {t}, which never was `inside`"
         if x is not ANCHOR:
             self._anchor = self.level(t)
         time, in_scale = network_input(self.prediction, t, self.level(t), self.schedule.sigma_data)

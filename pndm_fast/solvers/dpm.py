@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from pndm_fast.plan.checks import choose
 from pndm_fast.plan.coefficients import Transfer, ancestral
-from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.plan import MAX_ROWS, Plan
 from pndm_fast.plan.quadrature import moment
 from pndm_fast.plan.row import ANCHOR, NOISE, SLOT, STATE, Form
 from pndm_fast.plan.schedule import Schedule
@@ -323,8 +323,8 @@ def dpmpp_3m_sde(
 
 
 @solver(
-    "dpmpp-sde", order=2, calls_per_step=2, extra_calls=-1, final_calls=1, spacing="karras", stores="x0",
-    stochastic=True,
+    "dpmpp-sde", order=2, calls_per_step=2, extra_calls=-1, final_calls=1, spacing="karras", inner_steps=MAX_ROWS,
+    stores="x0", stochastic=True,
 )  # fmt: skip
 def dpmpp_sde(
     schedule: Schedule,
@@ -338,7 +338,8 @@ def dpmpp_sde(
     """DPM-Solver++(2S) with ancestral noise at the stage and at the end. After Lu et al. 2022, arXiv:2211.01095.
 
     Both moves go to a reduced level by x_0 (at the end (1 - 1/(2r)) D_t + 1/(2r) D_r) and are completed by noise, as
-    `ddim` with eta. The stage is at lam_t + r h. 2 n - 1 network calls; the step to sigma = 0 is of order 1.
+    `ddim` with eta. The stage is at lam_t + r h, or at the nearest whole time inside the step, with that one's r.
+    2 n - 1 network calls; the step to sigma = 0 is of order 1.
 
     Args:
         one_path: both noises belong to one Brownian path in sigma/alpha, which the last state's variance needs to be of
@@ -362,10 +363,10 @@ def dpmpp_sde(
             continue
         if rows.level(t).alpha == 0:
             raise ValueError("times must start where alpha > 0 for dpmpp-sde, got alpha = 0")
-        middle = rows.between(t, s, r)
+        middle, part = rows.between(t, s, r)
         stage, tau = move(t, middle, STATE, SLOT[0])
         rows.call(t, 0, stage + tau * NOISE, middle, x=STATE, ends=False)
-        weight = 1 / (2 * r)
+        weight = 1 / (2 * part)
         end, more = move(t, s, ANCHOR, (1 - weight) * SLOT[0] + weight * SLOT[1])
         noise = more * NOISE
         if one_path and tau > 0:

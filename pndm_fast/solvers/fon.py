@@ -10,7 +10,7 @@ from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.row import ANCHOR, Form, OutputMap
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.solvers.builder import PlanBuilder
-from pndm_fast.solvers.pndm import adams_bashforth, runge_kutta
+from pndm_fast.solvers.pndm import START_STEPS, adams_bashforth, runge_kutta
 from pndm_fast.solvers.registry import solver
 
 
@@ -59,13 +59,12 @@ class _Classical(PlanBuilder):
         return on_y - on_eps * a / b, on_eps / b
 
 
-@solver("fon-rk4", order=4, stores="dx/dt", min_steps=4, extra_calls=9)
+@solver("fon-rk4", order=4, stores="dx/dt", min_steps=4, extra_calls=9, inner_steps=START_STEPS)
 def fon_rk4(
     schedule: Schedule,
     times: Sequence[float],
     *,
     delta: float | None = None,
-    integer_times: bool = False,
     prediction: str = "eps",
 ) -> Plan:
     """The classical fourth-order method: Runge-Kutta for three steps, then Adams-Bashforth, on dx/dt. n + 9 calls.
@@ -80,18 +79,17 @@ def fon_rk4(
         ValueError: fewer than 4 steps, times not decreasing, negative delta.
     """
     rows = _Classical("fon-rk4", schedule, times, prediction, delta)
-    runge_kutta(rows, integer_times)
+    runge_kutta(rows)
     adams_bashforth(rows, order=4, first=3)
     return rows.plan()
 
 
-@solver("fon", order=2, stores="dx/dt", min_steps=4, extra_calls=9)
+@solver("fon", order=2, stores="dx/dt", min_steps=4, extra_calls=9, inner_steps=START_STEPS)
 def fon(
     schedule: Schedule,
     times: Sequence[float],
     *,
     delta: float | None = None,
-    integer_times: bool = False,
     prediction: str = "eps",
 ) -> Plan:
     """FON as the authors of arXiv:2202.09778 (Liu et al. 2022) run it in their released code. n + 9 network calls.
@@ -108,6 +106,6 @@ def fon(
         a, b = rows.derivative(t)
         return a * ANCHOR + b * eps
 
-    runge_kutta(rows, integer_times, stage, kind="eps")
+    runge_kutta(rows, stage, kind="eps")
     adams_bashforth(rows, order=4, first=3)
     return rows.plan()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
-from pndm_fast.plan.checks import check_type
-from pndm_fast.plan.grids import make_grid, numbers_of, snap, times_of
+from pndm_fast.plan.checks import check_type, choose
+from pndm_fast.plan.grids import FINALS, WholeTimes, make_grid, numbers_of, snap, times_of
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.schedule import Schedule
+from pndm_fast.plan.warn import warn
 from pndm_fast.solvers.registry import SOLVER_INFO
 
 DEFAULT_STEPS = 50
@@ -51,29 +54,74 @@ class GridSpec:
         Raises:
             TypeError, ValueError: naming the argument.
         """
-        times = self._kept(solver, self._whole(solver, schedule))
+        times = self._kept(solver, schedule, self._whole(solver, schedule))
         if not self.integer_times:
             return times
         if not schedule.discrete:
             raise ValueError(f"integer_times must have a discrete schedule, got {schedule.name}")
-        return snap(times)
+        try:
+            return self._snapped(solver, schedule, times)
+        except ValueError as error:
+            raise ValueError(f"{error}; {self._fewer(solver, schedule)}") from error
+
+    def _snapped(self, solver: str, schedule: Schedule | PSLD, times: Sequence[float]) -> WholeTimes:
+        steps = len(times) - 1 - (times[-1] == schedule.first)  # a step to sigma = 0 has no call inside
+        return snap(times, min(steps, SOLVER_INFO[solver].inner_steps))
+
+    def _fewer(self, solver: str, schedule: Schedule | PSLD) -> str:
+        """What would do in place of a grid that is too crowded for whole times."""
+        if self.explicit is not None:
+            return f"give other {self.explicit}"
+        info, final = SOLVER_INFO[solver], self.final or "zero"
+        for steps in range(steps_of(solver, self.steps, self.nfe, final) - 1, info.min_steps - 1, -1):
+            fewer = replace(self, steps=steps, nfe=None)
+            with suppress(ValueError):
+                self._snapped(solver, schedule, fewer._kept(solver, schedule, fewer._whole(solver, schedule)))
+                calls = f" ({info.calls(steps, final)} network calls)" if self.nfe else ""
+                return f"at most {steps} steps{calls} of this spacing do for {solver}"
+        return f"no number of steps of this spacing does for {solver}"
 
     def _whole(self, solver: str, schedule: Schedule | PSLD) -> Sequence[float]:
         """The grid from the noisiest time on."""
         if self.explicit is not None:
-            for name in ("spacing", "final", "t_min"):
+            for name in ("spacing", "t_min"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} and {self.explicit} exclude each other")
-        if self.times is not None:
-            return numbers_of("times", self.times)
-        if self.sigmas is not None:
-            return times_of(schedule, self.sigmas)
+            self._check_end(schedule, given := self._given(schedule))
+            return given
         final = "zero" if self.final is None else self.final
         steps = steps_of(solver, self.steps, self.nfe, final)
         spacing = self.spacing if self.spacing is not None else schedule.spacing or SOLVER_INFO[solver].spacing
         return make_grid(schedule, steps, spacing, final, self.t_min)
 
-    def _kept(self, solver: str, times: Sequence[float]) -> Sequence[float]:
+    def _given(self, schedule: Schedule | PSLD) -> tuple[float, ...]:
+        if self.sigmas is not None:
+            return times_of(schedule, self.sigmas)
+        assert self.times is not None
+        return numbers_of("times", self.times)
+
+    def _check_end(self, schedule: Schedule | PSLD, times: Sequence[float]) -> None:
+        """Of times that are given `final` can only say what they are."""
+        if self.final is None:
+            return
+        choose("final", self.final, FINALS)
+        end = "zero" if times[-1] == schedule.first else "min"
+        if self.final != end:
+            where = "at" if end == "zero" else "above"
+            raise ValueError(f"final must be {end!r} where {self.explicit} end {where} sigma = 0, got {self.final!r}")
+
+    def warn(self, solver: str, schedule: Schedule | PSLD, times: Sequence[float]) -> None:
+        """Of a grid that ends before the data, or begins after the noise, where nothing says that this is meant."""
+        if SOLVER_INFO[solver].inverts:
+            return
+        if self.explicit is not None and self.final is None and times[-1] > schedule.first:
+            _warn_of_end(schedule, times[-1], self.explicit)
+        cut = self.t_start is not None or self.strength is not None
+        continuous = self.explicit is not None and not schedule.discrete  # which starts where the caller says
+        if isinstance(schedule, Schedule) and not cut and not continuous and times[0] < schedule.last:
+            _warn_of_start(schedule, times[0])
+
+    def _kept(self, solver: str, schedule: Schedule | PSLD, times: Sequence[float]) -> Sequence[float]:
         """The points from `t_start` on, or `strength`'s part of the steps.
 
         Raises:
@@ -88,6 +136,9 @@ class GridSpec:
         elif self.t_start is not None:
             name, value = "t_start", self.t_start
             check_type(name, value, float)
+            most = max(schedule.last, times[0])
+            if not schedule.first <= value <= most:
+                raise ValueError(f"t_start must be in [{schedule.first:g}, {most:g}], got {value:g}")
             left = tuple(t for t in times if t <= value)
         else:
             return times
@@ -95,6 +146,26 @@ class GridSpec:
         if count < fewest:
             raise ValueError(f"{name} must leave at least {fewest} steps for {solver}, got {count}")
         return left
+
+
+def _warn_of_end(schedule: Schedule | PSLD, t: float, given: str) -> None:
+    left = ""
+    if isinstance(schedule, Schedule):
+        left = f", where sigma / alpha is {math.exp(-float(schedule.lam(t))):.3g}"
+    last = "0" if given == "sigmas" else f"{schedule.first:g}"
+    warn(
+        f"the grid ends at t = {t:g}{left}: {given} that end with {last} give clean samples, "
+        "final='min' says that this end is meant"
+    )
+
+
+def _warn_of_start(schedule: Schedule, t: float) -> None:
+    if schedule.alpha(schedule.last) == 0:
+        warn(
+            f"the grid starts at t = {t:g}, where alpha is {schedule.alpha(t):.3g}, and never visits the alpha = 0 of "
+            f"{schedule.name}: spacing='trailing' does, with a solver that can begin there (ddim, ddpm, dpmpp-2m, "
+            f"unipc), t_start={t:g} says that this start is meant"
+        )
 
 
 def steps_of(solver: str, steps: int | None, nfe: int | None, final: str = "zero") -> int:

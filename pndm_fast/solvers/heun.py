@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.row import ANCHOR, NOISE, SLOT, STATE, Form, Prologue
 from pndm_fast.plan.schedule import Schedule
+from pndm_fast.plan.warn import warn
 from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.registry import solver
 
@@ -30,7 +31,8 @@ class Churn:
         if self.churn == 0 or at.sigma == 0 or at.alpha == 0 or not self.low <= at.sigma / at.alpha <= self.high:
             return t
         gamma = min(self.churn / rows.steps, MOST_CHURN)
-        return max(t, float(rows.schedule.time_at(rows.lam(t) - math.log1p(gamma))))
+        hat = max(t, float(rows.schedule.time_at(rows.lam(t) - math.log1p(gamma))))
+        return float(round(hat)) if rows.whole else hat
 
     def move(self, rows: PlanBuilder, t: float, hat: float) -> tuple[float, float]:
         """(scale, noise): the state at t, as the state at hat."""
@@ -68,7 +70,8 @@ def edm(
     """EDM's stochastic sampler. Karras et al. 2022, arXiv:2206.00364, algorithm 2.
 
     Before a step rho becomes rho_hat = (1 + gamma) rho by fresh noise, gamma = min(churn / n, sqrt(2) - 1) where
-    churn_min <= rho <= churn_max; then Heun's step from there. On a schedule that ends, no further than its end.
+    churn_min <= rho <= churn_max; then Heun's step from there. On a schedule that ends, no further than its end, and of
+    whole times to the nearest.
 
     Args:
         churn, churn_min, churn_max, churn_noise: the paper's S_churn, S_tmin, S_tmax and S_noise.
@@ -89,6 +92,8 @@ def edm(
 def _heun(name: str, schedule: Schedule, times: Sequence[float], churn: Churn, prediction: str) -> Plan:
     rows = PlanBuilder(name, schedule, times, prediction)
     hats = [churn.time(rows, t) for t in rows.times]
+    if churn.churn and hats == list(rows.times):
+        warn(f"{name} adds no noise on this grid: no step that starts below the schedule's end has room for its churn")
     first = Prologue(rows.prologue.p0, *churn.move(rows, rows.times[0], hats[0]))
     rows.start_at(hats[0])
     rows.prologue = first

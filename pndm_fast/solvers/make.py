@@ -5,18 +5,26 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, get_type_hints
 
 from pndm_fast.plan.checks import check_type, choose
+from pndm_fast.plan.hints import hint
 from pndm_fast.plan.matrix2 import Coefficient, coefficient
+from pndm_fast.plan.numbers import is_number
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.plan.stability import warn_of_divergence
+from pndm_fast.plan.warn import warn
 from pndm_fast.solvers import SOLVER_INFO, SOLVERS
 from pndm_fast.solvers.auto import AUTO, default_solver, settle
 from pndm_fast.solvers.compat import COMPAT
 from pndm_fast.solvers.grid import GridSpec, steps_of
+from pndm_fast.solvers.phase.conjugate import FRAMES
+from pndm_fast.solvers.phase.program import DENOISE
+
+CHOICES = {"frame": FRAMES, "denoise": DENOISE}  # of options whose default stands for one of these words
 
 
 def make_plan(
@@ -47,24 +55,33 @@ def make_plan(
             `PSLD()`.
         steps: how many steps the grid has, default 50. Of steps, nfe, times and sigmas one may be given.
         nfe: how many network calls the plan makes, in place of steps.
-        times: the grid itself: n + 1 decreasing times for n steps.
-        sigmas: the same as noise levels sigma / alpha; on flow schedules sigma.
+        times: the grid itself: n + 1 decreasing times for n steps, the end among them.
+        sigmas: the same as noise levels sigma / alpha; on flow schedules sigma, after any shift. What lies above the
+            schedule's noisiest level, or below its last, by float32's rounding (1e-6 of it) or because it was printed
+            to four digits or more, is taken for that level.
         spacing: how the grid is spread: leading, trailing, linspace, quadratic, logsnr, karras, exponential or beta,
             in phase space uniform or quadratic; `plan.grids.make_grid` has the formulas. Default: the schedule's, or
             else the solver's own.
-        final: where the grid ends: "zero", the default, at sigma = 0; "min" at t_min.
+        final: where the grid ends: "zero", the default, at sigma = 0; "min" at t_min. With times or sigmas, "min" says
+            that an end above sigma = 0 is meant.
         t_min: the earliest time at which the network is called, for linspace to beta; default `schedule.floor`.
         t_start: a time; the grid's noisier points are left out, for a call that starts from an image or a state. The
             plan is a fresh one for the points that are left, its warm-up included.
         strength: as t_start, given as the part of the steps that is kept, the last ones: more than 0, at most 1.
         clip: clamp every estimate of x_0 to [-clip, clip].
-        integer_times: round the times to integers, coefficients following, for a network that has learnt those alone.
+        integer_times: call the network at whole times alone, for one that has learnt those alone: the grid's are
+            rounded, and those between them are the nearest inside a step; coefficients follow.
         prediction: what the network predicts: "eps", the default, "v", "x0", "flow", or "edm" (EDM's raw network).
         compat: "diffusers" for a plan equal to its scheduler, whose configuration's names are then options.
         options: keyword arguments of the solver's function, such as eta: `help(SOLVERS["ddim"])`.
 
+    Multistep solvers that have the option lower_order_final end on lower orders where it is true, or, by default, where
+    there are fewer than 15 steps. (Of other libraries, DPM-Solver's code does so below 10, or 15 by its text, UniPC's
+    always, k-diffusion never; compat takes diffusers'.) A step to sigma = 0 is of order 1 whatever it says.
+
     Warns:
-        UserWarning: the plan diverges on Gaussian data, see `plan.stability.gaussian_spread`.
+        UserWarning: the plan diverges on Gaussian data, see `plan.stability.gaussian_spread`; times or sigmas end above
+            sigma = 0; the grid leaves out the schedule's alpha = 0; an option has no effect on this plan.
 
     Raises:
         ValueError, TypeError: naming the argument.
@@ -81,10 +98,12 @@ def make_plan(
     if name == AUTO:
         name, grid, options = settle(schedule, grid, options)
     _check_space(name, schedule)
-    function = SOLVERS[name]
-    if integer_times and "integer_times" in inspect.signature(function).parameters:
-        options = {**options, "integer_times": True}
-    plan = _call(function, name, options, schedule, grid.points(name, schedule), prediction=prediction)
+    function, own = SOLVERS[name], _options(SOLVERS[name], name, options)
+    times = grid.points(name, schedule)
+    plan = function(schedule, times, **own, prediction=prediction)
+    grid.warn(name, schedule, times)
+    if solver != AUTO:  # which chooses the options itself
+        _warn_of_idle(plan, own, function, schedule, times, prediction=prediction)
     warn_of_divergence(plan)
     return plan if clip is None else plan.with_clip(clip)
 
@@ -115,18 +134,20 @@ def _compatible(
             raise ValueError(f"{argument} cannot go with compat={compat!r}: its grid is its own")
     if grid.spacing is not None:
         options = {**options, "spacing": grid.spacing}
-    return _call(solvers[name], name, options, schedule, steps_of(name, grid.steps, grid.nfe), prediction=prediction)
+    own = _options(solvers[name], name, options)
+    return solvers[name](schedule, steps_of(name, grid.steps, grid.nfe), **own, prediction=prediction)
 
 
-def _call(function: Callable[..., Plan], name: str, options: dict[str, Any], *args: Any, prediction: str) -> Plan:
-    """The function's plan, its options of the types that its signature names."""
+def _options(function: Callable[..., Plan], name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The function's options, of the types that its signature names."""
     parameters = inspect.signature(function).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "prediction"]
+    checked = {}
     for option in options:
         if option not in known:
             _unknown_option(name, option, known)
-        options = {**options, option: _checked(option, options[option], get_type_hints(function)[option])}
-    return function(*args, **options, prediction=prediction)
+        checked[option] = _checked(option, options[option], get_type_hints(function)[option])
+    return checked
 
 
 def _checked(option: str, value: Any, kind: Any) -> Any:
@@ -141,9 +162,37 @@ def _checked(option: str, value: Any, kind: Any) -> Any:
 
 
 def _unknown_option(name: str, option: str, known: list[str]) -> None:
-    if option == "generator":
-        raise ValueError("generator is no argument here: seeds= gives each sample its own reproducible noise")
-    near = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    ours = [*known, *(p for p in inspect.signature(make_plan).parameters if p != "options")]
+    near = difflib.get_close_matches(option, ours, n=1, cutoff=0.6)
+    owners = [other for other, function in SOLVERS.items() if option in inspect.signature(function).parameters]
+    told = f"; it is one of {', '.join(owners)}" if owners else f"; did you mean {near[0]!r}?" if near else ""
     options = ", ".join(known) or "none"
-    raise ValueError(f"{option!r} is neither an argument nor an option of {name} (its options: {options}){hint}")
+    raise ValueError(
+        f"{option!r} is neither an argument nor an option of {name} (its options: {options}){hint(option) or told}"
+    )
+
+
+def _warn_of_idle(plan: Plan, options: dict[str, Any], function: Callable[..., Plan], *args: Any, **more: Any) -> None:
+    """Of each option that may as well have another value, by those that are tried."""
+    for option, value in options.items():
+        default = inspect.signature(function).parameters[option].default
+        same = None
+        for other in () if value == default else _others(option, value, default):
+            with suppress(ValueError):
+                if function(*args, **{**options, option: other}, **more).rows != plan.rows:
+                    break
+                same = other
+        else:
+            if same is not None:
+                text = f"{option}={value!r} has no effect on this plan"
+                warn(f"{text} of {plan.solver}: {option}={same!r} makes the same one")
+
+
+def _others(option: str, value: Any, default: Any) -> list[Any]:
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, str):
+        words = CHOICES.get(option, ()) if default is None else (default,)
+        return [word for word in words if word != value]
+    near = [value - 1, value + 1, type(value)(0)] if is_number(value) else []
+    return [other for other in (default, *near) if other is not None and other != value]

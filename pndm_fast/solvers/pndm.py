@@ -5,7 +5,6 @@ The gradient part says which combination of eps goes in. PNDM, Liu et al. 2022, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -39,20 +38,17 @@ def improved_euler(rows: PlanBuilder) -> None:
     rows.call(s, 1, phi(ANCHOR, (SLOT[0] + SLOT[1]) / 2), s)
 
 
-def runge_kutta(
-    rows: PlanBuilder, integer_times: bool, stage: Callable[[float, Form], Form] | None = None, kind: str | None = None
-) -> None:
+def runge_kutta(rows: PlanBuilder, stage: Callable[[float, Form], Form] | None = None, kind: str | None = None) -> None:
     """The first three steps, four calls each; only the first call of a step enters the history.
 
     Args:
-        integer_times: round the middle of a step down to an integer.
         stage: the gradient part of a later call, from the step's time and the call's slot; default the slot itself.
         kind: what the slots of those calls hold.
     """
     for i, (t, s) in enumerate(pairwise(rows.times[: START_STEPS + 1])):
-        places = t, float(math.floor((t + s) / 2)) if integer_times else (t + s) / 2, s
+        places = t, rows.inside(t, s, (t + s) / 2), s
         read = [SLOT[i], *(SLOT[k] if stage is None else stage(t, SLOT[k]) for k in STAGE_SLOTS)]
-        for called, slot, base, gradient, to in start_stages(i, read):
+        for called, slot, base, gradient, to in start_stages(i, read, (t - places[MIDDLE]) / (t - s)):
             y = rows.transfer(t, places[to])(base, gradient)
             own = None if slot == i else kind
             rows.call(places[called], slot, y, places[to], x=base, kind=own, ends=called == END)
@@ -68,10 +64,25 @@ class Stage(NamedTuple):
     to: int
 
 
-def start_stages(i: int, read: Sequence[Form]) -> tuple[Stage, ...]:
-    """The four calls of step i, with gradient part (e_1 + 2 e_2 + 2 e_3 + e_4)/6 at last; `read` has e_1 to e_4."""
+def runge_kutta_weights(c: float) -> tuple[float, float, float, float]:
+    """(1, 2, 2, 1)/6 where the stages between are at the middle, c = 1/2.
+
+    Elsewhere, as where the middle is no whole time, the weights of the same stages that leave order 3: of Butcher's
+    conditions sum b = 1, sum b c = 1/2, sum b c^2 = 1/3 and sum b a c = 1/6, for nodes 0, c, c, 1.
+    """
+    last = 1 / 2 - 1 / (6 * (1 - c))
+    third = (1 / 6 - last * c) / c**2
+    second = 1 / (6 * c * (1 - c)) - third
+    return 1 - second - third - last, second, third, last
+
+
+def start_stages(i: int, read: Sequence[Form], place: float = 0.5) -> tuple[Stage, ...]:
+    """The four calls of step i, with gradient part (e_1 + 2 e_2 + 2 e_3 + e_4)/6 at last; `read` has e_1 to e_4.
+
+    `place` is where in the step the two calls between stand: `runge_kutta_weights`.
+    """
     e1, e2, e3, e4 = read
-    mean = combine((1 / 6, 1 / 3, 1 / 3, 1 / 6), (e1, e2, e3, e4))
+    mean = combine(runge_kutta_weights(place), (e1, e2, e3, e4))
     first, second, third = STAGE_SLOTS
     return (
         Stage(BEGIN, i, STATE, e1, MIDDLE),
@@ -96,20 +107,18 @@ def s_pndm(schedule: Schedule, times: Sequence[float], *, prediction: str = "eps
     return rows.plan()
 
 
-@solver("f-pndm", order=2, min_steps=4, extra_calls=9)
-def f_pndm(schedule: Schedule, times: Sequence[float], *, integer_times: bool = False, prediction: str = "eps") -> Plan:
+@solver("f-pndm", order=2, min_steps=4, extra_calls=9, inner_steps=START_STEPS)
+def f_pndm(schedule: Schedule, times: Sequence[float], *, prediction: str = "eps") -> Plan:
     """F-PNDM. Liu et al. 2022, arXiv:2202.09778: phi with Runge-Kutta thrice, then (55, -59, 37, -9)/24.
 
-    n + 9 network calls. The weights are the paper's integers on every grid, its short last step included.
-
-    Args:
-        integer_times: round the Runge-Kutta stages' times down to integers.
+    n + 9 network calls. The weights are the paper's integers on every grid, its short last step included; but where the
+    middle of a Runge-Kutta step is no whole time and must be, `runge_kutta_weights` at the whole one below.
 
     Raises:
         ValueError: fewer than 4 steps, times not decreasing.
     """
     rows = PlanBuilder("f-pndm", schedule, times, prediction)
-    runge_kutta(rows, integer_times)
+    runge_kutta(rows)
     adams_bashforth(rows, order=4, first=3)
     return rows.plan()
 

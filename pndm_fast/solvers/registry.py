@@ -26,6 +26,8 @@ class SolverInfo:
         calls_per_step, extra_calls: network calls for n steps are calls_per_step n + extra_calls.
         final_calls: the calls that a last step to sigma = 0 saves; counted in extra_calls.
         spacing: the grid of its paper, or the best known.
+        inner_steps: of how many of its first steps it calls the network inside, between two times of the grid; of a
+            step to sigma = 0 in no case.
         stores: what the slots hold.
         stochastic: whether it adds noise by default.
         inverts: whether it runs from data to noise, and so needs state=.
@@ -38,6 +40,7 @@ class SolverInfo:
     calls_per_step: int = 1
     final_calls: int = 0
     spacing: str = "leading"
+    inner_steps: int = 0
     stores: str = "eps"
     stochastic: bool = False
     inverts: bool = False
