@@ -8,9 +8,11 @@ The exceptions, each with the test that shows who is right (`test_peers_exceptio
   independent, as the oracle draws them.
 - IPNDM: its own schedule, whose first call is dead; `ipndm` and `ipndm-v` take any.
 - DDIM, DDPM, LCM, DDIMInverse clip x_0 to [-1, 1] by default; compat does not. (DDIM's eps stays unclipped: two slots.)
-- trailing grids with a time of -1 (62 of the n up to 1000), n = 1 of Heun and LMS at t = 0: refused, or as it is.
-- UniPC to sigma = 0 with lower_order_final=False, predict_x0=False or with bh1 is NaN there; ours takes first order.
-- Euler's final_sigmas_type="sigma_min" and interpolation_type="log_linear" (which does not reach the end): not offered.
+- trailing grids with a time of -1 (62 of the n up to 1000): refused.
+- what is NaN or an exception there is refused by name: UniPC to sigma = 0 with lower_order_final=False,
+  predict_x0=False or bh1, third order over a last step of no length, grids whose first whole time stands twice.
+- Euler's interpolation_type="log_linear" (which does not reach the end): not offered.
+- v on flow levels: x_0 = alpha x - sigma v there, which is v of no flow model: refused.
 """
 
 import numpy as np
@@ -23,8 +25,7 @@ from golden_data import START, Recorder, mixture, relative
 from peers import trajectory
 
 import pndm_fast as pf
-from pndm_fast import solvers
-from pndm_fast.solvers.compat import COMPAT, schedulers
+from pndm_fast.solvers.compat import COMPAT, SCHEDULERS
 
 LINEAR = pf.Schedule.linear()
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -45,7 +46,7 @@ PEERS = {  # name: (scheduler, its configuration, options of ours)
     "dpmpp-2m": ("DPMSolverMultistep", {}, {}),
     "dpmpp-3m": ("DPMSolverMultistep", {"solver_order": 3}, {}),
     "dpmpp-2m-sde": ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}, {}),
-    "dpmpp-2s": ("DPMSolverSinglestep", {"lower_order_final": True}, {}),
+    "dpmpp-2s": ("DPMSolverSinglestep", {}, {}),
     "deis": ("DEISMultistep", {}, {}),
     "unipc": ("UniPCMultistep", {}, {}),
     "euler": ("EulerDiscrete", {}, {}),
@@ -153,13 +154,20 @@ def test_options(solver, same, ours, steps):
 
 
 @pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
-@pytest.mark.parametrize("steps", [4, 5, 7, 16])
-def test_singlestep(solver_type, steps):
-    """Noise prediction on diffusers' singlestep grid. Where 3 divides n, its last orders are 2 and 1, ours 3."""
-    options = {"solver_type": solver_type, **MIN}
-    plan = schedulers.singlestep(solvers.dpm_solver_3)(LINEAR, steps, **options)
-    config = {"algorithm_type": "dpmsolver", "solver_order": 3, "lower_order_final": True, **options}
-    compare("DPMSolverSinglestep", plan, model(LINEAR), config, steps)
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("lower", [True, False])
+def test_singlestep(solver_type, order, lower):
+    """Noise prediction: diffusers' second stage of half a slope, and the orders at its end."""
+    config = {
+        "algorithm_type": "dpmsolver",
+        "solver_order": order,
+        "solver_type": solver_type,
+        "lower_order_final": lower,
+        **MIN,
+    }
+    for steps in (1, 2, 3, 4, 5, 6, 16, 18):
+        plan = SCHEDULERS["DPMSolverSinglestepScheduler"](LINEAR, steps, **config)
+        compare("DPMSolverSinglestep", plan, model(LINEAR), config, steps)
 
 
 @pytest.mark.slow
@@ -192,12 +200,7 @@ def test_zero_terminal_snr(solver):
         "timestep_spacing": "trailing",
         "prediction_type": "v_prediction",
     }
-    if solver == "ddim":  # its stride form divides by alpha: the plan of its grid, which is exact where 10 divides T
-        plan = pf.make_plan("ddim", schedule, steps=10, spacing="trailing", prediction="v")
-    else:
-        plan = pf.make_plan(
-            solver, schedule, steps=10, spacing="trailing", prediction="v", compat="diffusers", **options
-        )
+    plan = pf.make_plan(solver, schedule, steps=10, spacing="trailing", prediction="v", compat="diffusers", **options)
     compare(scheduler, plan, mixture(schedule, "v"), config, 10, bound=1e-7)  # of cumprod(1 - beta) near 0
 
 

@@ -49,13 +49,14 @@ class PlanBuilder:
         self.prologue = Prologue(p0=1.0 if self.schedule.scale == "vp" else self._anchor.sigma)
 
     def order_at(self, i: int, order: int, lower_order_final: bool | None = False) -> int:
-        """The order of a multistep's step i: lower while the history is short, and 1 for a step to sigma = 0.
+        """The order of a multistep's step i: lower while the history is short, 1 to sigma = 0 or where nothing moves.
 
         Args:
             lower_order_final: whether the last steps are of lower order too; None is where there are fewer than 15
                 steps, as the authors of DPM-Solver advise.
         """
-        if self.level(self.times[i + 1]).sigma == 0:
+        end = self.level(self.times[i + 1])
+        if end.sigma == 0 or end == self.level(self.times[i]):
             return 1
         lower = self.steps < FEW_STEPS if lower_order_final is None else lower_order_final
         return min(order, i + 1, self.steps - i if lower else order)

@@ -63,11 +63,14 @@ class Exponential(PlanBuilder):
             total = total + target.sigma * math.sqrt(-math.expm1(-2 * self.eta * (self.lam(s) - self.lam(t)))) * NOISE
         return total
 
-    def second(self, t: float, s: float, base: Form, at: float, now: Form, then: Form) -> Form:
-        """Second order from two values of the network's part: `now` at t and `then` at another time."""
+    def second(self, t: float, s: float, base: Form, at: float, now: Form, then: Form, exact: bool = False) -> Form:
+        """Second order from two values of the network's part: `now` at t and `then` at another time.
+
+        `exact` weighs the slope in lam exactly whatever the solver_type.
+        """
         r = (self.lam(t) - self.lam(at)) / (self.lam(s) - self.lam(t))
         slope = (now - then) / r
-        half = [(0.5, 0, slope)] if self.midpoint else [(1.0, 1, slope)]
+        half = [(0.5, 0, slope)] if self.midpoint and not exact else [(1.0, 1, slope)]
         return self.step(t, s, base, [(1.0, 0, now), *half])
 
     def third(
@@ -82,44 +85,51 @@ class Exponential(PlanBuilder):
         return self.step(t, s, base, [(1.0, 0, forms[0]), (1.0, 1, slope), (curved, 2, curve)])
 
 
-def _multistep(rows: Exponential, order: int, lower_order_final: bool | None, curved: float) -> Plan:
-    """One call a step, the history in place of stages; `curved` as in `Exponential.third`."""
+def multistep(rows: Exponential, orders: Sequence[int], curved: float) -> Plan:
+    """One call a step, the history in place of stages; `orders` of the steps, `curved` as in `Exponential.third`."""
+    width = max(orders)
     for i, (t, s) in enumerate(pairwise(rows.times)):
-        k = rows.order_at(i, order, lower_order_final)
-        past = [SLOT[(i - j) % order] for j in range(k)]
-        if k == 1:
+        past = [SLOT[(i - j) % width] for j in range(orders[i])]
+        if len(past) == 1:
             y = rows.step(t, s, STATE, [(1.0, 0, past[0])])
-        elif k == 2:
+        elif len(past) == 2:
             y = rows.second(t, s, STATE, rows.times[i - 1], past[0], past[1])
         else:
             y = rows.third(t, s, STATE, (rows.times[i - 1], rows.times[i - 2]), past, curved)
-        rows.call(t, i % order, y, s)
+        rows.call(t, i % width, y, s)
     return rows.plan()
 
 
-def _singlestep(rows: Exponential, order: int) -> Plan:
-    """Groups of `order` steps: from the anchor at a group's start to each of its times, of order 1, 2, ...
+def _multistep(rows: Exponential, order: int, lower_order_final: bool | None, curved: float) -> Plan:
+    return multistep(rows, [rows.order_at(i, order, lower_order_final) for i in range(rows.steps)], curved)
 
-    The stages stand on the grid, so n steps are n network calls. The last groups are shorter: what is left, and a
-    step of order 1 to sigma = 0.
+
+def group_sizes(rows: Exponential, order: int) -> list[int]:
+    """How many steps each group of a singlestep plan has: `order`, then what is left, and 1 for a step to sigma = 0."""
+    blind = rows.level(rows.times[0]).alpha == 0  # lam is infinite: no stage divides the first step
+    last = int(rows.level(rows.times[-1]).sigma == 0 and rows.steps > blind)
+    full, rest = divmod(rows.steps - blind - last, order)
+    return [1] * blind + [order] * full + [rest] * (rest > 0) + [1] * last
+
+
+def singlestep(rows: Exponential, sizes: Sequence[int], halved: bool = False) -> Plan:
+    """Groups of steps: from the anchor at a group's start to each of its times, of order 1, 2, 3.
+
+    The stages stand on the grid, so n steps are n network calls.
+
+    Args:
+        halved: a third-order group's second stage weighs its slope by half, as DPM-Solver-2's end; else exactly.
     """
     i = 0
-    while i < rows.steps:
-        left = rows.steps - i
-        ends = rows.level(rows.times[-1]).sigma == 0
-        size = min(order, left)
-        if ends and left > 1:
-            size = min(order, left - 1)
+    for size in sizes:
         a = rows.times[i]
-        if rows.level(a).alpha == 0:  # lam is infinite: no stage divides it
-            size = 1
         for j in range(size):
             t, s = rows.times[i + j], rows.times[i + j + 1]
             base, x = (STATE, STATE) if j == 0 else (ANCHOR, ANCHOR)
             if j == 0:
                 y = rows.step(a, s, base, [(1.0, 0, SLOT[0])])
             elif j == 1:
-                y = rows.second(a, s, base, t, SLOT[0], SLOT[1])
+                y = rows.second(a, s, base, t, SLOT[0], SLOT[1], exact=size == 3 and not halved)
             else:
                 y = _third_stage(rows, a, s, (t, rows.times[i + 1]), base)
             rows.call(t, j, y, s, x=x, ends=j == size - 1)
@@ -180,7 +190,7 @@ def dpm_solver_2(
     """
     _check_multistep(multistep, lower_order_final)
     rows = Exponential("dpm-solver-2", schedule, times, prediction, "eps", solver_type)
-    return _multistep(rows, 2, lower_order_final, 0.5) if multistep else _singlestep(rows, 2)
+    return _multistep(rows, 2, lower_order_final, 0.5) if multistep else singlestep(rows, group_sizes(rows, 2))
 
 
 @solver("dpm-solver-3", order=3, spacing="trailing")
@@ -196,11 +206,15 @@ def dpm_solver_3(
 ) -> Plan:
     """DPM-Solver-3. Lu et al. 2022, arXiv:2206.00927, algorithm 2 (singlestep); multistep as in its released code.
 
-    As DPM-Solver-2 with a second stage on the grid: three steps a group. On a log-SNR grid the stages are at 1/3, 2/3.
+    Three steps a group, from t to s with stages at r_1 h and r_2 h on the grid (on a log-SNR grid 1/3 and 2/3):
+    u_1 as DPM-Solver-1; u_2 = (alpha/alpha_t) x - sigma (exp(r_2 h) - 1) eps_t
+    - sigma (r_2/r_1) ((exp(r_2 h) - 1)/(r_2 h) - 1) (eps_1 - eps_t); and
+    x_s = (alpha_s/alpha_t) x - sigma_s (exp(h) - 1) eps_t - (sigma_s/r_2) ((exp(h) - 1)/h - 1) (eps_2 - eps_t).
+    The last groups are shorter: DPM-Solver-2 and DPM-Solver-1.
 
     Args:
         multistep: take the past two steps in place of stages.
-        solver_type: midpoint weighs the last stage's slope exactly; heun both slopes.
+        solver_type: midpoint, as above; heun ends with the second derivative of both stages too.
         lower_order_final: of multistep: end on lower orders; default where there are fewer than 15 steps.
         exact: of multistep: see `dpmpp_3m`.
 
@@ -209,7 +223,11 @@ def dpm_solver_3(
     """
     _check_multistep(multistep, lower_order_final, exact)
     rows = Exponential("dpm-solver-3", schedule, times, prediction, "eps", solver_type)
-    return _multistep(rows, 3, lower_order_final, 1.0 if exact else 0.5) if multistep else _singlestep(rows, 3)
+    return (
+        _multistep(rows, 3, lower_order_final, 1.0 if exact else 0.5)
+        if multistep
+        else singlestep(rows, group_sizes(rows, 3))
+    )
 
 
 @solver("dpmpp-2s", order=2, spacing="trailing", stores="x0")
@@ -224,7 +242,8 @@ def dpmpp_2s(
     Raises:
         ValueError: times not decreasing, unknown solver_type.
     """
-    return _singlestep(Exponential("dpmpp-2s", schedule, times, prediction, "x0", solver_type), 2)
+    rows = Exponential("dpmpp-2s", schedule, times, prediction, "x0", solver_type)
+    return singlestep(rows, group_sizes(rows, 2))
 
 
 @solver("dpmpp-2m", order=2, spacing="trailing", stores="x0")

@@ -1,9 +1,9 @@
-"""diffusers' grids: the time that the network is told and the sigma / alpha that goes with it."""
+"""diffusers' grids: the time that the network is told and the level, (alpha, sigma), that goes with it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,26 +11,67 @@ import numpy as np
 from pndm_fast.plan.checks import choose
 from pndm_fast.plan.curves import Array
 from pndm_fast.plan.grids import KARRAS_RHO, beta_quantiles
+from pndm_fast.plan.levels import Level
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.schedule import Schedule
 
 SPACINGS = ("leading", "linspace", "trailing")
-LEAST_ALPHA_BAR = 2.0**-24  # diffusers' stand-in for alpha = 0
+SIGMA_SPACINGS = ("karras", "exponential", "beta")
+FINALS = ("zero", "sigma_min")
+LEAST_ALPHA_BAR = 2.0**-24  # diffusers' stand-in for alpha = 0, where it has one
+MOST_FLOW_STEPS = 10_000
+BEFORE_ONE = 1e-6  # what UniPC takes off a first flow sigma of 1
 
 
 class Grid(NamedTuple):
-    """The network's n times, n + 1 values of sigma / alpha, and the network's times at midpoints in lam."""
+    """The network's n times, n + 1 levels, and the network's times at midpoints in lam; flow: alpha + sigma = 1."""
 
     model_time: Array
-    rho: Array
+    alpha: Array
+    sigma: Array
     middles: Array
+    flow: bool = False
+
+    @property
+    def rests(self) -> bool:
+        """Whether the last step goes nowhere."""
+        return bool(self.sigma[-1] == self.sigma[-2])
 
 
-def training_rho(schedule: Schedule) -> Array:
-    """sigma / alpha at the training times."""
-    bar = np.maximum(schedule.alpha(np.arange(schedule.last + 1)) ** 2, LEAST_ALPHA_BAR)
-    return np.asarray(np.sqrt((1 - bar) / bar))
+@dataclass(frozen=True)
+class Training:
+    """sigma / alpha at the training times, in float64; and as diffusers has it, from betas in float32.
+
+    The levels of a plan are the exact ones. diffusers cuts or rounds the times of karras, exponential and beta grids to
+    integers, and on which side of an integer they fall hangs on its float32.
+    """
+
+    rho: Array
+    stored: np.ndarray[Any, np.dtype[np.float32]]
+
+    @classmethod
+    def of(cls, schedule: Schedule, scheduler: str, zero_snr: bool) -> Training:
+        """Of a discrete schedule; where alpha ends at 0, as the schedulers of `zero_snr` have it.
+
+        Raises:
+            ValueError: alpha ends at 0, and the scheduler has no stand-in for that.
+        """
+        bar = np.asarray(schedule.alpha(np.arange(schedule.last + 1)) ** 2)
+        betas = (1 - bar / np.concatenate([[1.0], bar[:-1]])).astype(np.float32)
+        stored = np.cumprod((np.float32(1) - betas).astype(np.float64)).astype(np.float32)
+        if bar[-1] == 0:
+            if not zero_snr:
+                raise ValueError(f"schedule must end at alpha > 0 for diffusers' {scheduler}, got {schedule.name}")
+            bar[-1] = stored[-1] = LEAST_ALPHA_BAR
+        return cls(np.sqrt((1 - bar) / bar), ((1 - stored) / stored) ** np.float32(0.5))
+
+    def told(self, levels: Array) -> Array:
+        """diffusers' times of noise levels: log sigma interpolated, in its types."""
+        log, logs = np.log(np.maximum(levels, 1e-10)), np.log(self.stored)
+        low = np.clip(np.searchsorted(logs, log, side="right") - 1, 0, len(logs) - 2)
+        share = np.clip((logs[low] - log) / (logs[low] - logs[low + 1]), 0, 1)
+        return np.asarray((1 - share) * low + share * (low + 1))
 
 
 def check_steps(schedule: Schedule, steps: Any) -> int:
@@ -69,19 +110,24 @@ def model_times(schedule: Schedule, steps: Any, spacing: str, offset: int, extra
         raise ValueError(f"steps must be a number whose trailing grid has as many points, got {steps}")
     if times[0] >= length:
         raise ValueError(f"steps_offset must keep times below {length}, got {times[0]:g}")
+    if not (np.diff(times) < 0).all():
+        raise ValueError(f"steps must leave {spacing} times apart, got {steps} of {length} training times")
     return np.asarray(times, dtype=np.float64)
 
 
 def spread(sigmas: str, rho: Array, steps: int) -> Array:
     """Noise levels between the first and the last of rho: karras, exponential or beta."""
-    choose("sigma_spacing", sigmas, ("karras", "exponential", "beta"))
+    choose("sigma_spacing", sigmas, SIGMA_SPACINGS)
+    high, low = float(rho[0]), float(rho[-1])
     ramp = np.linspace(0, 1, steps)
     if sigmas == "karras":
-        low, high = rho[-1] ** (1 / KARRAS_RHO), rho[0] ** (1 / KARRAS_RHO)
-        return np.asarray((high + ramp * (low - high)) ** KARRAS_RHO)
-    if sigmas == "exponential":
-        return np.asarray(np.exp(np.log(rho[0]) + ramp * (np.log(rho[-1]) - np.log(rho[0]))))
-    return np.asarray(rho[-1] + beta_quantiles(1 - ramp) * (rho[0] - rho[-1]))
+        first, last = high ** (1 / KARRAS_RHO), low ** (1 / KARRAS_RHO)
+        levels = (first + ramp * (last - first)) ** KARRAS_RHO
+    elif sigmas == "exponential":
+        levels = np.exp(np.linspace(np.log(high), np.log(low), steps))
+    else:
+        levels = low + beta_quantiles(1 - ramp) * (high - low)
+    return np.asarray(levels)
 
 
 def make(
@@ -93,37 +139,158 @@ def make(
     final: str,
     *,
     extra: bool,
+    scheduler: str,
+    zero_snr: bool = False,
 ) -> Grid:
-    """`final`: zero; min (alpha-bar[0]); last (the last level again)."""
+    """`final`: zero; sigma_min (alpha-bar[0]); last (the last level again).
+
+    Raises:
+        ValueError: steps, spacing, offset, sigmas or final that leave no grid, or one on which diffusers fails.
+    """
+    choose("final_sigmas_type", final, (*FINALS, "last"))
     model_time = model_times(schedule, steps, spacing, steps_offset, extra)
-    steps, rho = len(model_time), training_rho(schedule)
-    every = np.arange(len(rho))
+    steps, training = len(model_time), Training.of(schedule, scheduler, zero_snr)
+    rho, every = training.rho, np.arange(len(training.rho))
     levels = np.interp(model_time, every, rho)
     if sigmas is not None:
-        levels = spread(sigmas, rho[::-1] if extra else levels, steps)
+        between = rho[[-1, 0]] if extra else levels[[0, -1]]
+        levels = spread(sigmas, between, steps)
+        levels[0], levels[-1] = between if steps > 1 else between[:1].repeat(2)  # but for rounding, they are
         model_time = np.interp(np.log(levels), np.log(rho), every)
-        model_time = (model_time.round() if sigmas == "karras" else np.trunc(model_time)) if extra else model_time
-    end = {"zero": 0.0, "min": rho[0], "last": levels[-1]}[final]
+        if extra:
+            model_time = _whole(schedule, training, sigmas, steps, scheduler)
+    end = {"zero": 0.0, "sigma_min": rho[0], "last": levels[-1]}[final]
     middles = np.interp((np.log(levels[:-1]) + np.log(levels[1:])) / 2, np.log(rho), every)
-    return Grid(model_time, np.append(levels, end), middles)
+    alpha = 1 / np.sqrt(1 + np.append(levels, end) ** 2)
+    return Grid(model_time, alpha, np.append(levels, end) * alpha, middles)
+
+
+def _whole(schedule: Schedule, training: Training, sigmas: str, steps: int, scheduler: str) -> Array:
+    """The integers that the multistep schedulers make of the times of a sigma grid."""
+    times = training.told(spread(sigmas, training.stored[[-1, 0]].astype(np.float64), steps))
+    cosine = Schedule.cosine(int(schedule.last) + 1)
+    kept = scheduler == "DPMSolverMultistep" and schedule in (cosine, cosine.zero_terminal_snr())
+    return check_first(np.trunc(times.round() if sigmas == "karras" and not kept else times), scheduler)
+
+
+def check_first(times: Array, scheduler: str) -> Array:
+    """The times.
+
+    Raises:
+        ValueError: the first stands twice: diffusers then begins at the second, and runs out of levels.
+    """
+    if len(times) > 1 and times[0] == times[1]:
+        raise ValueError(
+            f"steps must leave the first two times apart for diffusers' {scheduler}, which fails where they are equal: "
+            f"got {len(times)}, both at {times[0]:g}"
+        )
+    return times
+
+
+def check_flow(schedule: Schedule, steps: Any, scheduler: str) -> tuple[int, int, float]:
+    """(steps, T, shift) of a flow schedule.
+
+    Raises:
+        ValueError: T counts no training times, or steps is no number of them.
+    """
+    count = int(schedule.last)
+    if count != schedule.last or count < 2:
+        raise ValueError(
+            f"schedule must be Schedule.flow(shift, T) with T training times, as 1000, for diffusers' {scheduler}, "
+            f"got T = {schedule.last:g}"
+        )
+    if not is_integer(steps) or not 1 <= steps <= MOST_FLOW_STEPS:
+        raise ValueError(f"steps must be an integer in [1, {MOST_FLOW_STEPS}] for compat='diffusers', got {steps!r}")
+    return int(steps), count, schedule.shift
+
+
+def shifted(sigmas: Array, shift: float) -> Array:
+    """shift u / (1 + (shift - 1) u). Esser et al. 2024, arXiv:2403.03206, eq. 23."""
+    return np.asarray(shift * sigmas / (1 + (shift - 1) * sigmas))
+
+
+def stretched(sigmas: Array, terminal: float | None) -> Array:
+    """1 - sigma scaled so that sigma ends at `terminal`.
+
+    Raises:
+        ValueError: it is not in (0, 1), or one point begins and ends the grid.
+    """
+    if terminal is None:
+        return sigmas
+    if not 0 < terminal < 1:
+        raise ValueError(f"shift_terminal must be in (0, 1), got {terminal}")
+    if sigmas[-1] >= 1:
+        raise ValueError(f"shift_terminal must be None for a grid of one point, got {terminal}")
+    return np.asarray(1 - (1 - sigmas) / ((1 - sigmas[-1]) / (1 - terminal)))
+
+
+def flow_grid(sigmas: Array, end: float, length: int, scheduler: str, *, cut: bool) -> Grid:
+    """A grid of flow sigmas, whose network is told sigma T; `cut`: as an integer."""
+    times = sigmas * length
+    times = check_first(np.trunc(times), scheduler) if cut else times
+    levels = np.append(sigmas, end)
+    return Grid(times, 1 - levels, levels, times[:0], True)
+
+
+@dataclass(frozen=True, eq=False)
+class _FlowLevels:
+    """The curve of a flow schedule that is a list of levels, noisiest first: level i of n + 1 is at time n - i."""
+
+    alphas: Array
+    sigmas: Array
+
+    scale = "flow"
+
+    def _at(self, values: Array, t: Array) -> Any:
+        return values[len(values) - 1 - np.asarray(t).astype(np.int64)]
+
+    def log_alpha_bar(self, t: Array) -> Any:
+        with np.errstate(divide="ignore"):
+            return 2 * np.log(self._at(self.alphas, t))
+
+    def sigma(self, t: Array) -> Any:
+        return self._at(self.sigmas, t)
+
+    def time(self, lam: Array) -> Any:
+        raise NotImplementedError("levels alone have no times between them")
+
+    def slope(self, t: float) -> float:
+        raise NotImplementedError("levels alone have no slope")
+
+    def key(self) -> tuple[Any, ...]:
+        return "flow levels", self.sigmas.tobytes()
 
 
 def plan_on(
-    solver: Callable[..., Plan], grid: Grid, prediction: str, *, sigma_prior: bool = False, **options: Any
+    solver: Callable[..., Plan],
+    grid: Grid,
+    prediction: str,
+    *,
+    sigma_prior: bool = False,
+    unscaled: bool = False,
+    **options: Any,
 ) -> Plan:
     """A solver's plan on a grid of levels, whose network is told the grid's times.
 
     Args:
-        sigma_prior: the start is sigma_max z in unscaled data, which is sigma_T z here.
+        sigma_prior: the start is sigma_max z in unscaled data, which is sigma_T z here; else the normal itself.
+        unscaled: the last state is x_0 + (sigma/alpha) eps.
     """
-    alpha = 1 / np.sqrt(1 + grid.rho**2)
-    levels = Schedule.from_levels(alpha, grid.rho * alpha)
     steps = len(grid.model_time)
+    if grid.flow:
+        curve = _FlowLevels(grid.alpha, grid.sigma)
+        levels = Schedule("flow levels", 0.0, float(steps), 1.0, False, curve)
+    else:
+        levels = Schedule.from_levels(grid.alpha, grid.sigma)
     plan = solver(levels, np.arange(steps, -1, -1.0), prediction=prediction, **options)
     rows = []
     for row in plan.rows:
         place = steps - row.t
         i = int(place)
         rows.append(replace(row, t=float(grid.model_time[i] if place == i else grid.middles[i])))
-    prior = plan.prologue._replace(p0=float(grid.rho[0] * alpha[0])) if sigma_prior else plan.prologue
+    if unscaled and grid.sigma[-1] > 0:
+        end = Level(1.0, float(grid.sigma[-1] / grid.alpha[-1]))
+        y = tuple(c / float(grid.alpha[-1]) for c in np.array(rows[-1].y))
+        rows[-1] = replace(rows[-1], y=y, levels=rows[-1].levels._replace(y=end))
+    prior = plan.prologue._replace(p0=float(grid.sigma[0]) if sigma_prior else 1.0)
     return replace(plan, rows=tuple(rows), solver=f"{plan.solver} (diffusers)", prologue=prior)

@@ -1,4 +1,4 @@
-"""diffusers 0.42's schedulers as our solvers on their grids: each function is a grid and a choice of options.
+"""diffusers' schedulers of one state: Euler's, Heun's and their like in sigma, DDPM, LCM and flow matching.
 
 Keyword arguments are their configuration's names and defaults, but `spacing` is timestep_spacing and `sigma_spacing`
 names the one use_..._sigmas that is set. Clipping and thresholding are off.
@@ -6,8 +6,8 @@ names the one use_..._sigmas that is set. Clipping and thresholding are off.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,80 +15,51 @@ from pndm_fast import solvers
 from pndm_fast.plan.checks import choose
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.compat.grids import check_steps, make, model_times, plan_on
+from pndm_fast.solvers.compat.grids import (
+    FINALS,
+    check_flow,
+    check_steps,
+    flow_grid,
+    make,
+    model_times,
+    plan_on,
+    shifted,
+    spread,
+    stretched,
+)
+from pndm_fast.solvers.registry import Solver
 
-Compatible = Callable[..., Plan]
-FINAL = {"zero": "zero", "sigma_min": "min"}
-
-
-def _lower(lower_order_final: bool) -> bool | None:
-    return None if lower_order_final else False  # None: where there are fewer than 15 steps
-
-
-def multistep(name: str, solver: Compatible) -> Compatible:
-    """DPMSolverMultistepScheduler; the name says algorithm_type and solver_order."""
-    options: dict[str, Any] = {"multistep": True} if name in ("dpm-solver-2", "dpm-solver-3") else {}
-    typed = name not in ("dpm-solver-1",)
-
-    def build(
-        schedule: Schedule,
-        steps: int,
-        *,
-        spacing: str = "linspace",
-        steps_offset: int = 0,
-        sigma_spacing: str | None = None,
-        final_sigmas_type: str = "zero",
-        solver_type: str = "midpoint",
-        lower_order_final: bool = True,
-        prediction: str = "eps",
-    ) -> Plan:
-        final = FINAL[choose("final_sigmas_type", final_sigmas_type, FINAL)]
-        grid = make(schedule, steps, spacing, steps_offset, sigma_spacing, final, extra=True)
-        more: dict[str, Any] = (
-            {"solver_type": solver_type, "lower_order_final": _lower(lower_order_final)} if typed else {}
-        )
-        return plan_on(solver, grid, prediction, **options, **more)
-
-    return build
+ALL = ("eps", "x0", "v")
+FOR = " for compat='diffusers'"
+VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large")
 
 
-def singlestep(solver: Compatible) -> Compatible:
-    """DPMSolverSinglestepScheduler with lower_order_final; the name says algorithm_type and solver_order."""
-
-    def build(
-        schedule: Schedule,
-        steps: int,
-        *,
-        sigma_spacing: str | None = None,
-        final_sigmas_type: str = "zero",
-        solver_type: str = "midpoint",
-        prediction: str = "eps",
-    ) -> Plan:
-        final = FINAL[choose("final_sigmas_type", final_sigmas_type, FINAL)]
-        grid = make(schedule, steps, "linspace", 0, sigma_spacing, final, extra=True)
-        return plan_on(solver, grid, prediction, solver_type=solver_type)
-
-    return build
-
-
-def deis(
+def _sigma(
+    solver: Solver,
+    scheduler: str,
+    predictions: tuple[str, ...],
     schedule: Schedule,
     steps: int,
-    *,
-    spacing: str = "linspace",
-    steps_offset: int = 0,
+    spacing: str,
+    steps_offset: int,
+    prediction: str,
     sigma_spacing: str | None = None,
-    solver_order: int = 2,
-    lower_order_final: bool = True,
-    prediction: str = "eps",
+    final: str = "zero",
+    zero_snr: bool = False,
+    one_path: bool | None = None,
 ) -> Plan:
-    """DEISMultistepScheduler: logrho, ending at alpha-bar[0]; with sigma_spacing a last step of zero length."""
-    grid = make(schedule, steps, spacing, steps_offset, sigma_spacing, "last" if sigma_spacing else "min", extra=True)
-    lower = _lower(lower_order_final)
-    return plan_on(solvers.deis, grid, prediction, order=solver_order, variable="log_rho", lower_order_final=lower)
+    """n points, then the end. The start is sigma_max z in unscaled data, but for leading the normal itself."""
+    choose("prediction", prediction, predictions, f" for diffusers' {scheduler}")
+    choose("final_sigmas_type", final, FINALS)
+    options = {} if one_path is None else {"one_path": one_path}
+    grid = make(
+        schedule, steps, spacing, steps_offset, sigma_spacing, final, extra=False, scheduler=scheduler,
+        zero_snr=zero_snr,
+    )  # fmt: skip
+    return plan_on(solver, grid, prediction, sigma_prior=spacing != "leading", unscaled=True, **options)
 
 
-def unipc(
+def euler(
     schedule: Schedule,
     steps: int,
     *,
@@ -96,40 +67,74 @@ def unipc(
     steps_offset: int = 0,
     sigma_spacing: str | None = None,
     final_sigmas_type: str = "zero",
-    solver_order: int = 2,
-    solver_type: str = "bh2",
-    predict_x0: bool = True,
-    lower_order_final: bool = True,
     prediction: str = "eps",
 ) -> Plan:
-    """UniPCMultistepScheduler."""
-    final = FINAL[choose("final_sigmas_type", final_sigmas_type, FINAL)]
-    final = "last" if final == "min" and sigma_spacing else final
-    grid = make(schedule, steps, spacing, steps_offset, sigma_spacing, final, extra=True)
-    kind = "x0" if predict_x0 else "eps"
-    options: dict[str, Any] = {"variant": solver_type, "predict": kind, "lower_order_final": lower_order_final}
-    return plan_on(solvers.unipc, grid, prediction, order=solver_order, **options)
+    """EulerDiscreteScheduler without churn, interpolation_type linear, timestep_type discrete.
 
-
-def sigma(solver: Compatible, **options: Any) -> Compatible:
-    """EulerDiscrete, EulerAncestralDiscrete, HeunDiscrete, LMSDiscrete and DPMSolverSDE: n points, then sigma = 0.
-
-    The start is sigma_max z in unscaled data, but for leading, where it is the normal that we start from.
+    Its quirks: alpha-bar = 2^-24 at zero terminal SNR; with final_sigmas_type="sigma_min" a last call that changes
+    nothing, where the grid's last time is 0.
     """
+    return _sigma(
+        solvers.euler, "EulerDiscrete", ALL, schedule, steps, spacing, steps_offset, prediction, sigma_spacing,
+        final_sigmas_type, zero_snr=True,
+    )  # fmt: skip
 
-    def build(
-        schedule: Schedule,
-        steps: int,
-        *,
-        spacing: str = "linspace",
-        steps_offset: int = 0,
-        sigma_spacing: str | None = None,
-        prediction: str = "eps",
-    ) -> Plan:
-        grid = make(schedule, steps, spacing, steps_offset, sigma_spacing, "zero", extra=False)
-        return plan_on(solver, grid, prediction, sigma_prior=spacing != "leading", **options)
 
-    return build
+def euler_ancestral(
+    schedule: Schedule, steps: int, *, spacing: str = "linspace", steps_offset: int = 0, prediction: str = "eps"
+) -> Plan:
+    """EulerAncestralDiscreteScheduler. It has no "sample" prediction; alpha-bar = 2^-24 at zero terminal SNR."""
+    return _sigma(
+        solvers.euler_ancestral, "EulerAncestralDiscrete", ("eps", "v"), schedule, steps, spacing, steps_offset,
+        prediction, zero_snr=True,
+    )  # fmt: skip
+
+
+def heun(
+    schedule: Schedule,
+    steps: int,
+    *,
+    spacing: str = "linspace",
+    steps_offset: int = 0,
+    sigma_spacing: str | None = None,
+    prediction: str = "eps",
+) -> Plan:
+    """HeunDiscreteScheduler. It has no zero terminal SNR."""
+    return _sigma(
+        solvers.heun, "HeunDiscrete", ALL, schedule, steps, spacing, steps_offset, prediction, sigma_spacing
+    )  # fmt: skip
+
+
+def lms(
+    schedule: Schedule,
+    steps: int,
+    *,
+    spacing: str = "linspace",
+    steps_offset: int = 0,
+    sigma_spacing: str | None = None,
+    prediction: str = "eps",
+) -> Plan:
+    """LMSDiscreteScheduler of order 4, the default of its `step`. It has no zero terminal SNR."""
+    return _sigma(solvers.lms, "LMSDiscrete", ALL, schedule, steps, spacing, steps_offset, prediction, sigma_spacing)
+
+
+def dpm_sde(
+    schedule: Schedule,
+    steps: int,
+    *,
+    spacing: str = "linspace",
+    steps_offset: int = 0,
+    sigma_spacing: str | None = None,
+    prediction: str = "eps",
+) -> Plan:
+    """DPMSolverSDEScheduler, both noises of a step independent. It has no "sample" prediction and no zero terminal SNR.
+
+    Its noises are increments of a Brownian tree, scaled to unit variance: independent normals.
+    """
+    return _sigma(
+        solvers.dpmpp_sde, "DPMSolverSDE", ("eps", "v"), schedule, steps, spacing, steps_offset, prediction,
+        sigma_spacing, one_path=False,
+    )  # fmt: skip
 
 
 def ddpm(
@@ -141,25 +146,23 @@ def ddpm(
     variance_type: str = "fixed_small",
     prediction: str = "eps",
 ) -> Plan:
-    """DDPMScheduler with clip_sample=False."""
-    choose("variance_type", variance_type, ("fixed_small", "fixed_large"))
+    """DDPMScheduler with clip_sample=False.
+
+    Its quirk: with fixed_large the last step adds noise too, unless it is from t = 0; the least variance, 1e-20, that
+    the others add there is left out. fixed_large_log is no number, and learned variances are of another network.
+
+    Raises:
+        ValueError: a variance_type of those, steps, spacing or offset that leave no grid.
+    """
+    choose("prediction", prediction, ALL, FOR)
+    choose("variance_type", variance_type, VARIANCES, " (a learned one is no plan's, and fixed_large_log is no number)")
     times = model_times(schedule, steps, spacing, steps_offset, False).round()
-    return solvers.ddpm(schedule, [*times, -1.0], variance=variance_type[6:], prediction=prediction)
-
-
-def ddim_inverse(
-    schedule: Schedule,
-    steps: int,
-    *,
-    spacing: str = "leading",
-    steps_offset: int = 0,
-    prediction: str = "eps",
-) -> Plan:
-    """DDIMInverseScheduler with clip_sample=False and set_alpha_to_one."""
-    choose("spacing", spacing, ("leading", "trailing"), " for ddim-inverse")
-    times = model_times(schedule, steps, spacing, steps_offset, False)
-    end = max(times[-1] - (int(schedule.last) + 1) // len(times), -1.0)  # of the state before the first call
-    return solvers.ddim_inverse(schedule, [*times, end], prediction=prediction)
+    variance = "large" if variance_type == "fixed_large" else "small"
+    plan = solvers.ddpm(schedule, [*times, -1.0], variance=variance, prediction=prediction)
+    if variance == "large" and times[-1] > 0:
+        *rows, last = plan.rows
+        plan = replace(plan, rows=(*rows, replace(last, y=(*last.y[:-1], last.levels.call.position.sigma))))
+    return replace(plan, solver="ddpm (diffusers)")
 
 
 def lcm(
@@ -170,12 +173,64 @@ def lcm(
     timestep_scaling: float = 10.0,
     prediction: str = "eps",
 ) -> Plan:
-    """LCMScheduler with clip_sample=False; n of the original_inference_steps times."""
+    """LCMScheduler with clip_sample=False; n of the original_inference_steps times.
+
+    Raises:
+        ValueError: fewer original steps than steps, or more than training times.
+    """
+    choose("prediction", prediction, ALL, FOR)
     count, length = check_steps(schedule, steps), int(schedule.last) + 1
     if not count <= original_inference_steps <= length:
         raise ValueError(
             f"original_inference_steps must be in [{count}, {length}] for {count} steps, got {original_inference_steps}"
         )
+    if not 0 < timestep_scaling < math.inf:
+        raise ValueError(f"timestep_scaling must be positive, got {timestep_scaling}")
     origin = np.arange(1, original_inference_steps + 1)[::-1] * (length // original_inference_steps) - 1
     places = np.floor(np.linspace(0, len(origin), num=count, endpoint=False)).astype(np.int64)
-    return solvers.lcm(schedule, [*origin[places], -1.0], time_scale=timestep_scaling, prediction=prediction)
+    plan = solvers.lcm(schedule, [*origin[places], -1.0], time_scale=timestep_scaling, prediction=prediction)
+    return replace(plan, solver="lcm (diffusers)")
+
+
+def flow_euler(
+    schedule: Schedule,
+    steps: int,
+    *,
+    sigma_spacing: str | None = None,
+    shift_terminal: float | None = None,
+    use_dynamic_shifting: bool = False,
+    prediction: str = "flow",
+) -> Plan:
+    """FlowMatchEulerDiscreteScheduler without stochastic_sampling and invert_sigmas; `Schedule.flow(shift, T)`.
+
+    Its quirk: the least sigma is shifted twice, for the constructor has shifted it. With use_dynamic_shifting, where
+    shift is exp(mu), it is shifted once.
+
+    Raises:
+        ValueError: another prediction than "flow", steps, sigma_spacing or shift_terminal that leave no grid.
+    """
+    choose("prediction", prediction, ("flow",), " for diffusers' FlowMatchEulerDiscrete")
+    count, length, shift = check_flow(schedule, steps, "FlowMatchEulerDiscrete")
+    sigmas = _twice_shifted(count, length, 1.0 if use_dynamic_shifting else shift, shift)
+    sigmas = stretched(sigmas, shift_terminal)
+    if sigma_spacing is not None:
+        sigmas = spread(sigma_spacing, sigmas, count)
+    return plan_on(solvers.euler, flow_grid(sigmas, 0.0, length, "FlowMatchEulerDiscrete", cut=False), prediction)
+
+
+def flow_heun(schedule: Schedule, steps: int, *, prediction: str = "flow") -> Plan:
+    """FlowMatchHeunDiscreteScheduler without churn; `Schedule.flow(shift, T)`. The least sigma is shifted twice.
+
+    Raises:
+        ValueError: another prediction than "flow", or steps that leave no grid.
+    """
+    choose("prediction", prediction, ("flow",), " for diffusers' FlowMatchHeunDiscrete")
+    count, length, shift = check_flow(schedule, steps, "FlowMatchHeunDiscrete")
+    grid = flow_grid(_twice_shifted(count, length, shift, shift), 0.0, length, "FlowMatchHeunDiscrete", cut=False)
+    return plan_on(solvers.heun, grid, prediction)
+
+
+def _twice_shifted(steps: int, length: int, first: float, second: float) -> np.ndarray:
+    """n points from 1 to the least sigma, which is shifted by `first`, all shifted by `second`."""
+    least = shifted(np.array(1 / length), first)
+    return shifted(np.linspace(1.0, float(least), steps), second)
