@@ -19,6 +19,11 @@ def network(x, t):
     return 0.5 * x
 
 
+class Half(torch.nn.Module):
+    def forward(self, x, t):
+        return 0.5 * x
+
+
 RESULT = pf.Sampler(network, PLAN, shape=(2, 8)).run(pf.Request(seeds=0))
 
 HELD = {
@@ -32,6 +37,7 @@ HELD = {
     "Noise": pf.Noise(X),
     "NonFiniteError": pf.NonFiniteError((BAD,), X, RESULT.report),
     "OutputMap": pf.OutputMap(clamp=1.0),
+    "PerSample": pf.PerSample(["a", X]),
     "Plan": PLAN,
     "Prologue": pf.Prologue(2.0),
     "Report": RESULT.report,
@@ -39,8 +45,9 @@ HELD = {
     "Result": RESULT,
     "Row": PLAN.rows[0],
     "Schedule": pf.Schedule.flow(shift=3.0),
+    "Shared": pf.Shared(X),
     "State": pf.State(X),
-    "Thresholded": pf.Thresholded(torch.nn.Identity().eval(), PLAN),
+    "Thresholded": pf.Thresholded(Half().eval(), PLAN),
 }
 # what else is public, and why it is not copied
 OTHERS = {
@@ -60,7 +67,7 @@ MORE = {
     "PSLD": PSLD(gamma=0.02),
     "Report of one's own": pf.Report(3, 3, 0.1, 2, "cpu", "float32", "cpp", True, "contiguous", "none", 100),
     "NonFiniteError of one's own": pf.NonFiniteError((), X, None),
-    "MomentumOnly": MomentumOnly(torch.nn.Identity().eval()),
+    "MomentumOnly": MomentumOnly(Half().eval()),
     **{f"Schedule.{name}": getattr(pf.Schedule, name)() for name in ("linear", "cosine", "vp", "edm")},
     "interpolated": pf.Schedule.linear().interpolate("log_sigma"),
     "zero SNR": pf.Schedule.linear().zero_terminal_snr(),
@@ -75,7 +82,9 @@ def same(a, b):
         return False
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
-    if isinstance(a, (pf.Guidance, pf.Request, pf.Result, pf.Image, pf.Inpaint, pf.Noise, pf.State)):
+    if isinstance(
+        a, (pf.Guidance, pf.Request, pf.Result, pf.Image, pf.Inpaint, pf.Noise, pf.State, pf.Shared, pf.PerSample)
+    ):
         return all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
     if isinstance(a, (pf.Cancelled, pf.NonFiniteError)):
         return str(a) == str(b) and same(vars(a), vars(b))

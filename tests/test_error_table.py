@@ -79,6 +79,22 @@ def answering(value):
     return pf.Sampler(lambda x, t: value, PLAN, shape=SHAPE)()
 
 
+class Held(torch.nn.Module):
+    """A network whose weights have those dtypes."""
+
+    def __init__(self, dtypes, device):
+        super().__init__()
+        self.held = torch.nn.ParameterList(torch.zeros(2, 2, device=device).to(one) for one in dtypes)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x, t):
+        return network(x, t)
+
+
+def stored(*dtypes, device="cpu"):
+    return Held(dtypes, device)
+
+
 def row(**changes):
     return pf.Row(**{"t": 1.0, "slot": 0, "y": PLAN.rows[0].y, "levels": PLAN.rows[0].levels, **changes})
 
@@ -172,17 +188,17 @@ FORMS = {
     r" must (be given|come with|have uncond)\b": "something is missing: nothing was got",
     r" exclude (one another|each other)\b": "two arguments that say the same",
     r" cannot go with ": "two arguments that contradict each other",
-    r" cannot be had: ": "what was asked for by name, with the reason",
+    r" cannot be had(: |$)": "what was asked for by name, with the reason",
     r" is (an argument|an option|no argument) ": "an argument of something else: of what, or what it is called here",
     r" is neither an argument nor an option of ": "an unknown word, beside those that there are",
     r"^row \d+: (reads|is called|leaves) ": "rows that do not fit together, which are many numbers",
     r"^the (grid starts pure noise|plan calls network) ": "a plan that does not fit what it is used with",
     r" gives no (eps|flow) where ": "an output that says nothing of what is asked",
-    r"^integer_times: ": "more steps than there are integers, which none of the arguments is",
     r" is not JSON: |^a plan file must ": "a file, which is no value",
     r"^plan must be of one part|^schedule must be PSLD|^jitter must |^calls must be separate": "what was got is a plan",
     r"^--\S+ .* (must be allowed|must not be given|must be importable)": "the command line's: what was got comes first",
     r"^a call's arguments are given by name": "a value without a name",
+    r"^(un)?cond\b.* must not (have the key|be nested)": "what must not be there is named: its value is not at fault",
     r"^\[Errno \d+\] ": "the system's words about a file",
 }
 
@@ -223,15 +239,23 @@ def refusals():
 
 # where no line of the table comes, by function and what the message begins with, and why
 UNREACHED = {
+    "PlanBuilder.inside: integer_times must leave": "`snap` refuses such grids first",
+    "check_first: steps must leave the first two": "a corner of diffusers' float32, met by tests/test_peers_law.py",
     "_cpp: backend 'cpp' must have the built extension": "it is built where the tests run",
     "_check_triton: ": "whether Triton can run depends on the machine",
     "choose_backend: backend must be one of": "`Sampler` asks first, with the nearest word",
+    "choose_backend: backend 'cpp' must have tensors on the CPU": "needs a second device",
     "check_tensor: apply_row: {name} must be on": "needs a second device",
-    "_checked_layout: the network's output must be on": "needs a second device",
     "_apply: apply_row: uncond must be given": "of the operator's rows alone: tests/test_csrc.py",
     "lines: layout must hold": "`layout_for` has chosen one that does",
+    "Live._now: cond and uncond of row": "what row 0's form lets pass fits one call, but for values of objects",
+    "resolve: a float64 network": "needs a second device",
+    "_check: the network's output must be on": "needs a second device",
+    "device_of_all: model must be networks on one device": "needs a second device",
+    "device_of: device must be given for a network on several": "needs a second device",
+    "Sampler._weaker.ask: weaker must be on": "needs a second device",
     "signature: cond holds a": "caught: the reason for which a call is not captured",
-    "take_executor: graph {graph!r} cannot be had": "needs a CUDA device: tests/test_graph_failures.py",
+    "take_executor: graph ": "needs a CUDA device: tests/test_graph_failures.py",
 }
 
 

@@ -22,7 +22,7 @@ class Tiny(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
-        self.config = {"in_channels": channels, "sample_size": 28}
+        self.config = {"in_channels": channels, "sample_size": (28, 28)}
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.eval().requires_grad_(False)
 

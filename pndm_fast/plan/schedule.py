@@ -294,7 +294,7 @@ def _vector(name: str, values: Any) -> Array:
         if hasattr(values, "detach"):  # a tensor, on any device and of any dtype; this room knows no torch
             values = np.asarray(values.detach().tolist())
         array = np.asarray(values)
-        if array.dtype.kind in "bcmMSU":
+        if array.dtype.kind in "bcmMSU" or array.dtype.kind == "O" and array.ndim == 0:
             raise TypeError("no real numbers")
         array = array.astype(np.float64)
     except (TypeError, ValueError, RuntimeError) as error:
