@@ -339,9 +339,10 @@ def test_weights_that_are_laid_out_anew():
         (lambda out: torch.cat([out, out], 3)[..., :6], "float32, strides (216, 72, 12, 1)"),
         (lambda out: out[:, :1].expand(-1, 3, -1, -1), "float32, strides (108, 0, 6, 1)"),
         (lambda out: out.double(), "float64, contiguous"),
+        (lambda out: torch._neg_view(-out), "float32, contiguous"),  # as imag of a conjugate: a sign not yet applied
         (lambda out: out.flip(0).flip(0)[:, :, ::1], ""),
     ],
-    ids=["channels_last", "permuted", "cropped", "expanded", "float64", "as it is"],
+    ids=["channels_last", "permuted", "cropped", "expanded", "float64", "negative bit", "as it is"],
 )
 def test_outputs_of_other_forms_are_copied_and_reported(backend, guided, change, words):
     """Every row, and from some row on: dense ones of the same numbers lead to the same samples."""
@@ -500,6 +501,7 @@ def test_an_error_of_the_network_s_own_is_shown():
         (lambda x: x[:, :2], "shape"),
         (lambda x: x.int(), "of floating point, got torch.int32"),
         (lambda x: x.to(torch.complex64), "of floating point, got torch.complex64"),
+        (lambda x: x.to_sparse(), "must be dense and of floating point, got torch.float32, torch.sparse_coo"),
         (lambda x: x.to("meta"), "must be on cpu, got meta"),
         (lambda x: x.numpy(), "must return a tensor"),
         (lambda x: {"a": x, "b": x}, "must return a tensor"),

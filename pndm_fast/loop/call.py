@@ -232,9 +232,7 @@ def resolve(request: Request, setup: Setup, *, example: bool = False) -> Call:
         raise ValueError("guidance calls must be separate or auto with fixed_batch, which is one call's, got 'batched'")
     weaker = None if guidance.weaker is None else setup.weaker(guidance.weaker)
     plans, different = _plans(request, setup, guidance, weaker, batch)
-    (cond, uncond), by_row = _conditioning(request, guidance, different, batch, setup.device)
-    check_names("cond", cond, setup.networks)
-    check_names("cond" if uncond is None else "uncond", uncond or {}, [*setup.networks, *([weaker] if weaker else [])])
+    (cond, uncond), by_row = _conditioning(request, setup, weaker, different, batch)
     if uncond is not None and weaker is None and not example:
         warn_of_idle_guidance(request.cond, request.uncond)
     if request.uncond is not None and uncond is None and request.guidance is None:
@@ -268,13 +266,16 @@ def resolve(request: Request, setup: Setup, *, example: bool = False) -> Call:
 
 
 def _conditioning(
-    request: Request, guidance: Guidance, plans: tuple[Plan, ...], batch: int, device: torch.device
+    request: Request, setup: Setup, weaker: Denoiser | None, plans: tuple[Plan, ...], batch: int
 ) -> tuple[Pair, ByRow | None]:
     """The trees of row 0, and what gives those of later rows where they change."""
-    weaker = guidance.weaker is not None
+    other, networks = weaker is not None, [network for network in (*setup.networks, weaker) if network is not None]
 
     def at(row: int) -> Pair:
-        return check_conditioning(request.cond, request.uncond, plans, batch, device, weaker, row)
+        cond, uncond = check_conditioning(request.cond, request.uncond, plans, batch, setup.device, other, row)
+        check_names("cond", cond, networks)
+        check_names("uncond", uncond or {}, networks)
+        return cond, uncond
 
     first = at(0)
     changes = any(callable(given) and not isinstance(given, Mapping) for given in (request.cond, request.uncond))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -200,13 +200,13 @@ def check_models(plan: Plan, networks: Sequence[Denoiser], weaker: Denoiser | No
             )
 
 
-def check_names(tree: str, keys: Iterable[str], networks: Sequence[Denoiser]) -> None:
+def check_names(tree: str, keys: Mapping[str, Any], networks: Sequence[Denoiser]) -> None:
     """Refuse conditioning in the place of what the sampler gives.
 
     Raises:
         ValueError: naming the key.
     """
-    for network in networks:
+    for network in networks if keys else ():
         for key in network.time.names.intersection(keys):
             raise ValueError(f"{tree} must not have the key {key!r}: the sampler gives that argument of the network")
 

@@ -39,7 +39,8 @@ def _inner(part: Any) -> Any:
         return part.model
     if isinstance(part, nn.Module) and not isinstance(part, jit.ScriptModule):
         children = part._modules
-        return children.get("_orig_mod") or (children["module"] if list(children) == ["module"] else None)
+        only = "module" if list(children) == ["module"] else "_orig_mod"
+        return children.get(only)
     return getattr(part, "__wrapped__", None) if inspect.isfunction(part) else None
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pndm_fast.loop.layers import Around, innermost, layers
-from pndm_fast.loop.tensors import Weights, device_of, dtype_of
+from pndm_fast.loop.tensors import Weights, device_of, dtype_of, same_device
 from pndm_fast.loop.time_argument import TimeArgument, time_argument
 from pndm_fast.plan.warn import warn
 
@@ -34,21 +34,17 @@ class Denoiser:
 
     Attributes:
         network: as it was given; it is called through all that it is wrapped in.
-        time: how it is told the time.
+        call: (x, t, **cond) -> what the network returns; time: how it is told the time.
         dtype: of its input, None where nothing says it: the state's; device: where its input is, None likewise.
         momentum_only: whether it predicts eps of the momentum alone.
     """
 
     network: Callable[..., Any]
+    call: Callable[..., Any]
     time: TimeArgument
     dtype: torch.dtype | None
     device: torch.device | None
     momentum_only: bool
-
-    @property
-    def call(self) -> Callable[..., Any]:
-        """(x, t, **cond) -> what the network returns."""
-        return with_time(self.network, self.time.keyword)
 
 
 def with_time(network: Callable[..., Any], keyword: str | None) -> Callable[..., Any]:
@@ -76,12 +72,13 @@ def denoiser_of(
     Raises:
         TypeError, ValueError: it cannot be called as `Sampler` does, or its dtype or device is in doubt.
     """
-    weights = Weights(network)
+    weights, time = Weights(network), time_argument(network, name)
     return Denoiser(
         network=network,
-        time=time_argument(network, name),
-        dtype=dtype or dtype_of(network, weights),
-        device=device or device_of(network, weights),
+        call=with_time(network, time.keyword),
+        time=time,
+        dtype=dtype or dtype_of(network, weights, name),
+        device=device or device_of(network, weights, name),
         momentum_only=any(getattr(part, "momentum_only", False) is True for part in layers(network)),
     )
 
@@ -166,7 +163,8 @@ def denoisers(model: Any, dtype: torch.dtype | None, device: torch.device | None
     networks = tuple(model) if several else (model,)
     for network in networks:
         check_model(network)
-    return tuple([denoiser_of(network, dtype, device) for network in networks])
+    names = [f"model[{i}]" if several else "model" for i in range(len(networks))]
+    return tuple([denoiser_of(network, dtype, device, name) for network, name in zip(networks, names, strict=True)])
 
 
 def check_device(device: Any) -> torch.device | None:
@@ -194,11 +192,11 @@ def device_of_all(networks: Sequence[Denoiser]) -> torch.device:
     Raises:
         ValueError: they are on several.
     """
-    told = {check_device(network.device) for network in networks} - {None}
-    if len(told) > 1:
-        where = " and ".join(sorted(map(str, told)))
+    told = [network.device for network in networks if network.device is not None] or [torch.device("cpu")]
+    if not all(same_device(device, told[0]) for device in told):
+        where = " and ".join(sorted(set(map(str, told))))
         raise ValueError(f"model must be networks on one device, got {where}: device= says where their input goes")
-    return told.pop() or torch.device("cpu") if told else torch.device("cpu")
+    return check_device(told[0]) or told[0]
 
 
 def check_dtype(name: str, dtype: Any, allowed: tuple[torch.dtype, ...]) -> torch.dtype | None:

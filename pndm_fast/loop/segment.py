@@ -69,7 +69,8 @@ class Segment(NamedTuple):
         """The cheapest ones: no separate input where the network can read y, narrow slots where that loses nothing."""
         call, copies = self.call, self.evaluation.cfg_copies
         same = self.network is call.state_dtype and elements(call.shape) % ALIGN == 0
-        alone = len({kind.model for kind, _ in call.segments}) == 1  # another network's outputs may be wider
+        # another network's outputs may be wider
+        alone = len(call.segments) == 1 or len({kind.model for kind, _ in call.segments}) == 1
         narrow = alone and call.raw and call.state_dtype is torch.float32
         return BufferSpec(
             batch=call.batch,

@@ -212,6 +212,8 @@ class Workspace:
         """Whether an output has the spec's shape, dtype, device and layout: no tensor operation, no copy."""
         if out.dtype is not self.spec.out or out.shape != self._out_shape or out.device != self.spec.device:
             return False
+        if out.is_neg():  # its memory holds the other sign
+            return False
         if out.stride() != self._strides:
             if channels_of(out) != self.spec.channels:  # strides of size-1 dimensions may differ and mean nothing
                 return False
@@ -227,12 +229,13 @@ class Workspace:
         if self.fits(out):
             return out
         spec = self.spec
-        if out.shape != self._out_shape or out.device != spec.device or not out.dtype.is_floating_point:
-            wanted = f"of floating point {tuple(self._out_shape)} on {spec.device}"
+        dense = out.dtype.is_floating_point and out.layout is torch.strided
+        if out.shape != self._out_shape or out.device != spec.device or not dense:
+            wanted = f"dense, of floating point, {tuple(self._out_shape)} on {spec.device}"
             got = f"{out.dtype} {tuple(out.shape)} on {out.device}"
             raise OutputMisfit(f"the network's output must stay {wanted}, as its first one was, got {got}")
         self.copied.add(f"{name_of(out.dtype)}, {describe(out)}")
-        return unflatten(flatten(out.to(spec.out), spec.channels).contiguous(), spec.shape, spec.channels)
+        return unflatten(flatten(out.resolve_neg().to(spec.out), spec.channels).contiguous(), spec.shape, spec.channels)
 
     def state(self, count: int | None = None) -> Tensor:
         """A contiguous copy of y, [B, *shape], or of its first samples."""

@@ -234,7 +234,7 @@ def report_of(cache: Cache, ran: Sequence[Executor], seconds: float, batch_error
         recaptures=cache.recaptures,
         launches=sum([sum(e.launches) for e in ran]),
         batch_error=batch_error,
-        copied=", ".join(sorted({words for e in ran for words in e.copied})),
+        copied=", ".join(sorted(set().union(*[e.copied for e in ran]))) if any([e.copied for e in ran]) else "",
     )
 
 

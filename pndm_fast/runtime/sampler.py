@@ -20,6 +20,7 @@ from pndm_fast.loop.call import Call, Setup, resolve
 from pndm_fast.loop.checks import check_shape, check_sizes
 from pndm_fast.loop.config_shape import sample_shape
 from pndm_fast.loop.evaluation import Evaluation, Output, evaluation_of
+from pndm_fast.loop.layers import layers
 from pndm_fast.loop.learn import first_call
 from pndm_fast.loop.memory_format import check_memory_format
 from pndm_fast.loop.network import Denoiser, Identity, check_device, check_dtype, denoiser_of, denoisers, device_of_all
@@ -29,7 +30,7 @@ from pndm_fast.loop.results import BadSample, Cancelled, NonFiniteError, Result
 from pndm_fast.loop.run import check_ended, run_segment, samples_of, watch_for_bad
 from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.short_form import with_fields_of
-from pndm_fast.loop.tensors import INPUTS
+from pndm_fast.loop.tensors import INPUTS, same_device
 from pndm_fast.loop.workspace import Workspace
 from pndm_fast.plan.checks import choose
 from pndm_fast.plan.hints import in_words
@@ -120,6 +121,8 @@ class Sampler:
         if self.fixed_batch is not None and self.shape[0] > self.fixed_batch:
             raise ValueError(f"shape must have at most fixed_batch = {self.fixed_batch} samples, got {self.shape[0]}")
         self.memory_format = check_memory_format(memory_format, self.shape)
+        parts: list[Any] = [part for network in self.models for part in layers(network)]
+        self._telling = [part for part in parts if hasattr(part, "is_cache_enabled")]
         self._preparing = threading.Lock()  # two at once could each hold a part of the graphs, and wait for the rest
         self.reset()
 
@@ -171,8 +174,8 @@ class Sampler:
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy has a memory of its own, and is to be prepared anew."""
         options = {name: getattr(self, name) for name in inspect.signature(Sampler).parameters}
+        options["dtype"], options["device"] = self._asked  # not the first network's for all
         models, plan = options.pop("model"), options.pop("plan")
-        options["dtype"], options["device"] = self._asked
         return functools.partial(Sampler, **options), (models if len(self.models) == 1 else self.models, plan)
 
     def __repr__(self) -> str:
@@ -272,7 +275,7 @@ class Sampler:
         return take_executor(self.cache, segment, positions, self.graph, self.concurrency, stateful)
 
     def _remembers(self) -> bool:
-        return self.stateful or any(getattr(model, "is_cache_enabled", False) is True for model in self.models)
+        return self.stateful or any([model.is_cache_enabled is True for model in self._telling])
 
     def _first_output(self, call: Call) -> Output:
         """Of the network at a call's first row."""
@@ -337,7 +340,7 @@ class Sampler:
         def ask() -> Denoiser:
             dtype, device = self._asked
             known = denoiser_of(network, dtype, device, "weaker")
-            if check_device(known.device) not in (None, self.device):
+            if known.device is not None and not same_device(known.device, self.device):
                 raise ValueError(f"weaker must be on {self.device}, as the sampler's network, got {known.device}")
             return known
 
