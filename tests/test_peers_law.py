@@ -28,6 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero) e
 # what diffusers runs, and we refuse
 NOT_OFFERED = (
     "as many points",  # a network told t = -1
+    "must leave (leading|linspace) times apart",  # as many steps as training times: a level twice
+    "must keep times below",  # a network told more than T - 1
     "third order has a wrong sign",
     "prediction must be one of .* on flow, got 'v'",  # v of no flow model
     "where there are no betas",  # a flow grid's end taken from betas of another schedule
