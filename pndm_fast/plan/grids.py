@@ -96,9 +96,10 @@ def _lowest(schedule: Schedule, spacing: str, final: str, t_min: float | None, *
 def _leading(schedule: Schedule, steps: int, final: str) -> tuple[float, ...]:
     count = schedule.last - schedule.first
     if not schedule.discrete:
-        end = schedule.floor if final == "min" else schedule.first
         even = np.array([schedule.first + count * i / (steps + 1) for i in range(steps, 0, -1)])
-        return (*_shifted(schedule, even).tolist(), float(end))
+        times = _shifted(schedule, even).tolist()
+        end = min(schedule.floor, (schedule.first + times[-1]) / 2) if final == "min" else schedule.first
+        return (*times, float(end))
     first = int(schedule.first)
     if final == "min":
         return tuple(float(first + 1 + i * int(count) // (steps + 1)) for i in range(steps, -1, -1))
@@ -207,7 +208,8 @@ def _rounded(value: float, wanted: float) -> bool:
 def _excess(value: float, nearest: float) -> str:
     if not 0 < nearest < math.inf or not math.isfinite(value):
         return ""
-    return f", {100 * abs(value / nearest - 1):.2g} % {'above' if value > nearest else 'below'}"
+    percent = 100 * abs(value / nearest - 1)
+    return f", {percent:{'.2g' if percent < 10 else '.0f'}} % {'above' if value > nearest else 'below'}"
 
 
 def numbers_of(what: str, values: Sequence[float]) -> tuple[float, ...]:
@@ -255,7 +257,7 @@ def snap(times: Sequence[float], inner: int = 0) -> WholeTimes:
         ValueError: naming the two times that leave none.
     """
     given = numbers_of("times", times)
-    whole = WholeTimes(float(np.rint(t)) for t in given)
+    whole = WholeTimes(float(np.rint(t)) + 0.0 for t in given)  # -0.0 is 0.0
     for i, (t, s) in enumerate(pairwise(whole)):
         if t == s:
             raise ValueError(

@@ -66,7 +66,8 @@ HINTS: dict[str, str] = {
     **dict.fromkeys(("t_end", "t_eps", "sampling_eps", "t_0"), "say t_min=, with final='min' to end there"),
     **dict.fromkeys(("denoise_to_zero", "final_sigmas_type", "denoise_final"), "say final='zero' or final='min'"),
     **dict.fromkeys(("t_T", "start_at_step", "init_timestep"), "say t_start= or strength="),
-    **dict.fromkeys(("denoise", "denoising_strength", "skip_timesteps"), "say strength="),
+    **dict.fromkeys(("denoising_strength", "skip_timesteps"), "say strength="),
+    "denoise": "say strength=; denoise= is an option in phase space",
     **dict.fromkeys(("steps_offset", "set_alpha_to_one", "sigma_spacing"), _COMPAT),
     # the solver
     **dict.fromkeys(

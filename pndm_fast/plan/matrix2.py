@@ -32,6 +32,11 @@ def coefficient(value: Any) -> Coefficient:
     return a if b == c == 0 and a == d else ((a, b), (c, d))
 
 
+def text(value: Coefficient) -> str:
+    """To six digits."""
+    return "[" + "; ".join(f"{a:.6g} {b:.6g}" for a, b in value) + "]" if isinstance(value, tuple) else f"{value:.6g}"
+
+
 def matrix(value: Coefficient) -> NDArray[np.float64]:
     """[2, 2]."""
     return np.asarray(stacked([value], 2)[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from numbers import Real
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ class Preconditioning(NamedTuple):
     into: Callable[[ArrayLike], Array]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PSLD:
     """Phase Space Langevin Diffusion. Pandey & Mandt 2023, arXiv:2303.01748.
 
@@ -111,6 +111,12 @@ class PSLD:
             away = np.abs(inverse(self.transition(1.0))).max()
         if not away < _MOST:
             raise ValueError(f"beta must leave more of the data at t = 1 than 1 part in {_MOST:g}, got {self.beta!r}")
+
+    def __repr__(self) -> str:
+        """Of the defaults gamma and nu alone; a preconditioning, functions, by its name."""
+        told = {f.name: getattr(self, f.name) for f in fields(self)[:-1]}
+        own = [f"{name}={v!r}" for name, v in told.items() if name in ("gamma", "nu") or v != getattr(PSLD, name)]
+        return f"PSLD({', '.join([*own, *(['preconditioning=...'] if self.preconditioning else [])])})"
 
     first, last, floor, discrete, spacing = 0.0, 1.0, 1e-3, False, "quadratic"  # as a Schedule's
 

@@ -51,14 +51,22 @@ class OutputMap(NamedTuple):
 
 
 class Prologue(NamedTuple):
-    """x_0 = y_0 = a0 p0 noise + c0 z: the start, before the first network call. A given state stands for p0 noise."""
+    """x_0 = y_0 = a0 p0 noise + c0 z: the start, before the first network call. A given state stands for p0 noise.
+
+    On variance-preserving schedules p0 is 1: x_T is the noise itself, as the data's part of it is neglected (Ho et al.
+    2020, arXiv:2006.11239). Where x_t is not of unit variance it is sigma_T. k-diffusion starts with sigma_max z in
+    unscaled data, which is sigma_T z here, a little less: diffusers' schedulers of that kind under compat have that.
+    """
 
     p0: Coefficient = 1.0
     a0: Coefficient = 1.0
     c0: Coefficient = 0.0
 
+    def __repr__(self) -> str:
+        return f"Prologue({', '.join(f'{name}={matrix2.text(c)}' for name, c in self._asdict().items())})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Row:
     """One network call and the linear update after it.
 
@@ -126,6 +134,12 @@ class Row:
             raise ValueError(f"second must be a slot of its own, of rows of numbers, got {self.second}")
         if self.reads and max(self.reads) >= most:
             raise ValueError(f"rows of 2x2 matrices must read slots in [0, {most}), got {max(self.reads)}")
+
+    def __repr__(self) -> str:
+        forms = (self.y,) if self.x == SAME_X else (self.y, self.x)
+        read = " ".join(name for name, *c in zip(NAMES, *forms, strict=True) if any(c))
+        here, there = (f"alpha {at.position.alpha:.4g} sigma {at.position.sigma:.4g}" for at in self.levels[::2])
+        return f"<Row t = {self.t:g}, s{self.slot}: from {here} to {there}, reads {read}>"
 
     @property
     def components(self) -> int:

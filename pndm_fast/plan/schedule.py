@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pndm_fast.plan.checks import check_type
 from pndm_fast.plan.curves import INTERPOLATIONS, Array, Curve, Flow, LinearBeta, Nodes, Sigma, _Preserving
 from pndm_fast.plan.hints import in_words
 
@@ -128,6 +129,7 @@ class Schedule:
         Song et al. 2021, arXiv:2011.13456, eq. 33. A fit to given noise levels may have a negative beta_min, such as
         -0.0048 for 0.002 to 80: times then begin where sigma = 0, at -2 beta_min / (beta_max - beta_min).
         """
+        _check_types(beta_min=beta_min, beta_max=beta_max)
         if not (-math.inf < beta_min <= beta_max < math.inf and beta_min + beta_max > 0):
             raise ValueError(
                 "beta_min and beta_max must be beta_min <= beta_max with alpha below 1 at t = 1, that is "
@@ -149,6 +151,7 @@ class Schedule:
         make_plan("dpmpp-2m", Schedule.edm(0.001, 1.0), sigmas=those of the flow, prediction="x0"), with x - sigma
         flow(x, sigma) as the network. On `Schedule.flow` the same solver is exact in the flow's own log-SNR.
         """
+        _check_types(sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data)
         if not 0 < sigma_min < sigma_max < math.inf or not 0 < sigma_data < math.inf:
             raise ValueError(
                 "sigma_min, sigma_max and sigma_data must be 0 < sigma_min < sigma_max and 0 < sigma_data, "
@@ -168,6 +171,7 @@ class Schedule:
                 `spacing` are; times and sigmas that are given stay as they are.
             T: the network's time of pure noise; 1000 for networks that are called with 1000 t.
         """
+        _check_types(shift=shift, T=T)
         for name, value in (("shift", shift), ("T", T)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, got {value}")
@@ -268,6 +272,11 @@ class Schedule:
         return np.clip(time, self.first, math.inf if self.scale == "sigma" else self.last)[()]
 
 
+def _check_types(**values: Any) -> None:
+    for name, value in values.items():
+        check_type(name, value, float)
+
+
 def _check_length(T: int) -> None:
     if isinstance(T, bool) or not isinstance(T, (int, np.integer)) or not 1 <= T <= 10**6:
         raise ValueError(f"T must be an integer in [1, 1000000], got {T!r}")
@@ -275,6 +284,7 @@ def _check_length(T: int) -> None:
 
 def _betas(kind: str, T: int, start: float, end: float) -> Array:
     _check_length(T)
+    _check_types(beta_start=start, beta_end=end)
     if not 0 < start <= end <= 1:
         raise ValueError(f"beta_start and beta_end must be 0 < beta_start <= beta_end <= 1, got {start}, {end}")
     if kind == "linear":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from pndm_fast.plan import matrix2
 from pndm_fast.plan.matrix2 import Coefficient
 from pndm_fast.plan.row import OutputMap, Row
 
@@ -19,9 +20,7 @@ def _terms(coefficients: Sequence[Coefficient], names: Sequence[str]) -> str:
 
 
 def _coefficient(c: Coefficient) -> str:
-    if isinstance(c, tuple):
-        return "+[" + "; ".join(f"{a:.6g} {b:.6g}" for a, b in c) + "]"
-    return f"{c:+.6g}"
+    return f"+{matrix2.text(c)}" if isinstance(c, tuple) else f"{c:+.6g}"
 
 
 def guidance_text(row: Row) -> str:

@@ -82,7 +82,7 @@ class PlanBuilder:
             return time
         if t - s < 2:
             raise ValueError(f"integer_times must leave a whole time inside each step, got {t:g} then {s:g}")
-        return min(max(math.ceil(time - 0.5), s + 1), t - 1)
+        return float(min(max(math.ceil(time - 0.5), s + 1), t - 1))
 
     def between(self, t: float, s: float, fraction: float = 0.5) -> tuple[float, float]:
         """The time whose lam divides lam_t .. lam_s in that proportion, and the proportion; see `inside`."""

@@ -40,6 +40,7 @@ class GridSpec:
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.steps, self.nfe, self.times, self.sigmas)) > 1:
             raise ValueError("steps, nfe, times and sigmas exclude one another: give one of them")
+        check_type("integer_times", self.integer_times, bool)
         if self.t_start is not None and self.strength is not None:
             raise ValueError("t_start and strength exclude each other: give one of them")
 
