@@ -278,7 +278,7 @@ def _conditioning(
         return cond, uncond
 
     first = at(0)
-    changes = any(callable(given) and not isinstance(given, Mapping) for given in (request.cond, request.uncond))
+    changes = any([callable(given) and not isinstance(given, Mapping) for given in (request.cond, request.uncond)])
     return first, ByRow(at, first, batch, batch) if changes else None
 
 

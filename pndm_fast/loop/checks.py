@@ -238,14 +238,14 @@ def check_conditioning(
 
 def warn_of_idle_guidance(cond: Any, uncond: Any) -> None:
     """Where both evaluations of guidance are the same, for all rows."""
-    known = cond if isinstance(cond, Mapping) else {}
-    if isinstance(uncond, Mapping) and conditioning.adds_nothing(uncond, known):
+    known = cond if isinstance(cond, (dict, Mapping)) else {}
+    if isinstance(uncond, (dict, Mapping)) and conditioning.adds_nothing(uncond, known):
         warn("uncond has no effect: each of its values is cond's own, and guidance evaluates the same twice")
 
 
 def _at_row(name: str, given: Any, row: int) -> tuple[str, Any]:
     """A tree, and its name: what was given, or what it returns for that row."""
-    if given is None or isinstance(given, Mapping) or not callable(given):
+    if given is None or isinstance(given, (dict, Mapping)) or not callable(given):
         return name, given
     tree = given(row)
     if tree is None:

@@ -148,8 +148,9 @@ def adds_nothing(uncond: Any, cond: Any) -> bool:
     """Whether every value in uncond is cond's own, the same object, or an equal constant. No tensor is read."""
     if uncond is cond:
         return True
-    if isinstance(uncond, Mapping):
-        return isinstance(cond, Mapping) and all(k in cond and adds_nothing(v, cond[k]) for k, v in uncond.items())
+    if isinstance(uncond, (dict, Mapping)):
+        own = cond if isinstance(cond, (dict, Mapping)) else {}
+        return all(key in own and adds_nothing(value, own[key]) for key, value in uncond.items())
     if isinstance(uncond, Shared) and isinstance(cond, Shared):
         return adds_nothing(uncond.value, cond.value)
     if isinstance(uncond, PerSample) and isinstance(cond, PerSample):
@@ -177,7 +178,7 @@ def batched(uncond: Any, cond: Any) -> Any:
     Raises:
         CannotBatch: tensors differ in more than values, or what samples share is not the same in both.
     """
-    if isinstance(cond, Mapping) and isinstance(uncond, Mapping) and cond.keys() == uncond.keys():
+    if isinstance(cond, (dict, Mapping)) and isinstance(uncond, (dict, Mapping)) and cond.keys() == uncond.keys():
         return _like(cond, {key: batched(uncond[key], cond[key]) for key in cond})
     if isinstance(cond, (tuple, list)) and isinstance(uncond, type(cond)) and len(cond) == len(uncond):
         return _like(cond, [batched(u, c) for u, c in zip(uncond, cond, strict=True)])
@@ -248,12 +249,14 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _like(container: Any, values: Any) -> Any:
-    """A container of the same type with other values; itself where they are its own."""
+    """A container of the same type with other values; an unusual one itself where they are its own."""
+    if type(container) in (dict, list):
+        return values
     if isinstance(container, Mapping):
         if all(value is container[key] for key, value in values.items()):
             return container
-        if type(container) is dict or not isinstance(container, MutableMapping):
-            return values if type(container) is dict else type(container)(values)  # type: ignore[call-arg]
+        if not isinstance(container, MutableMapping):
+            return type(container)(values)  # type: ignore[call-arg]
         mapping = copy.copy(container)
         for key, value in values.items():
             mapping[key] = value
@@ -303,29 +306,30 @@ def resized(name: str, tree: dict[str, Any], batch: int, to: int) -> dict[str, A
     return mapped(resize, tree)  # type: ignore[no-any-return]
 
 
-def signature(tree: Any) -> Hashable:
+def signature(tree: Any, by_row: bool = False) -> Hashable:
     """What a captured graph holds fast: the tree's form, its tensors' forms and all other values.
 
     Raises:
-        TypeError: a leaf of a type that may change in place.
+        TypeError: a leaf of a type that may change in place, or a number or word where rows have their own.
     """
     if type(tree) is dict:  # another mapping may hold more than its items
-        return tuple((key, signature(value)) for key, value in tree.items())
+        return tuple((key, signature(value, by_row)) for key, value in tree.items())
     if isinstance(tree, (tuple, list)):
-        return type(tree), *map(signature, tree)
+        return type(tree), *[signature(value, by_row) for value in tree]
     if isinstance(tree, Shared):
-        return signature(tree.value)
+        return signature(tree.value, by_row)
     if isinstance(tree, PerSample):
-        return list, *map(signature, tree.entries)
+        return signature(list(tree.entries), by_row)
     if isinstance(tree, Halves):
         return 2, signature(tree.cond)
     if isinstance(tree, Tensor):
         if tree.is_nested or tree.layout is not torch.strided:
             raise TypeError("cond holds a tensor that is not dense, which a graph cannot fill")
         return tuple(tree.shape), tree.dtype, tree.device
-    if isinstance(tree, CONSTANTS):
+    if isinstance(tree, CONSTANTS) and (tree is None or not by_row):
         return type(tree), repr(tree)  # not the value: NaN is not itself
-    raise TypeError(f"cond holds a {type(tree).__name__}, whose value a graph would hold fast")
+    when = " of each row" * by_row
+    raise TypeError(f"cond{when} holds a {type(tree).__name__}, whose value a graph would hold fast")
 
 
 def given(tree: Any) -> Any:

@@ -32,18 +32,18 @@ class Request:
         noise_sampler: index -> standard normals [B, *shape], in place of Philox: 0 is x_T, 1 the prologue's, i + 2
             row i's.
         cond: the network's keyword arguments; uncond: those without condition, for guidance; keys that it lacks come
-            from cond. Tensors have one entry for each sample, [B, ...], or [1, ...] for all of them; `Shared(value)` is
+            from cond. A tensor has one entry for each sample, [B, ...], or one for all, [1, ...]; `Shared(value)` is
             the same for all whatever its shape, and `PerSample(list)` one entry for each. Numbers, words, None and
-            tensors without dimensions are the same for all; lists, tuples and mappings hold more of these. Or a
-            function of the row, 0, 1, ..., that returns such a mapping: called once before each row's network call,
-            with values alone that change.
+            tensors without dimensions are the same for all; lists, tuples and mappings hold more of these. Anything
+            else is refused. Or a function of the row, 0, 1, ..., that returns such a mapping: it is called once for
+            each row, before that row's network call, and only values may differ from row 0's.
         guidance: a scale, one for each row, or a `Guidance`; default the plan's.
         on_step: called after each row with a `Step`. On a CUDA device the row before has ended, this one is under way.
-            Where it returns a tensor [B, *shape], that is the state from which the next row goes on, and after the last
-            row the sample; None changes nothing. A state can be changed after rows that end a step and leave nothing
-            behind but slots (`Plan.restarts`); samples that have ended keep theirs, and with `Inpaint` what is known is
-            put into it. Slots stay: a solver of one step is exact from there on, a multistep method
-            combines outputs at the old states with those at the new for as many rows as it looks back.
+            None changes nothing. A tensor [B, *shape] that it returns is the state, at the level `step.row.levels.y`,
+            from which the next row goes on; after the last row it is the sample. That can be after rows which end a
+            step and leave later ones nothing but slots (`Plan.restarts`). Slots stay: a one-step solver is exact from
+            there on, a multistep one combines outputs at the old states with those at the new for as many rows as it
+            looks back. Samples that have ended keep theirs, and what `Inpaint` knows is put into the new state.
         cancel: a `Cancel` by which another thread can end the call.
         on_nan: raise `NonFiniteError` at the end, mark (those samples become NaN), or ignore.
         progress: whether to draw a bar over the rows on stderr.

@@ -187,7 +187,7 @@ class Step:
 
     @property
     def state(self) -> Tensor:
-        """A copy of the state after the row, [B, *shape]; its level is `row.levels.y`. Returned, it is gone on from.
+        """A copy of the state after the row, [B, *shape]; its level is `row.levels.y`. `on_step` may return another.
 
         Raises:
             RuntimeError: first read after the callback has returned: the buffers have moved on.

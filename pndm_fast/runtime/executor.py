@@ -148,6 +148,8 @@ def _graphed(taken: _Taken) -> Iterator[Executor]:
 
     def rows(count: int) -> None:
         with nvtx.marked("rows"):
+            if segment.call.by_row is not None:
+                graph.refill(segment)
             launches.append(graph.launch(count))
 
     try:
