@@ -100,6 +100,7 @@ def test_demo_sheet_holds_its_recipe(place):
     result = sample("-n", 2, "--seed", 7, "--out", "a.png", model="demo:mnist")
     assert "images/s" in result.stdout and "a.png" in result.stdout
     assert images.read_recipe("a.png") == {
+        "format": 1,
         "version": pf.__version__,
         "model": "demo:mnist",
         "dtype": "fp32",
@@ -109,11 +110,13 @@ def test_demo_sheet_holds_its_recipe(place):
         "prediction": "eps",
         "spacing": "leading",
         "schedule": "linear",
+        "grid": {"steps": 4},
         "options": {},
         "guidance": 1.0,
         "class": [0, 1],
         "seed": 7,
         "number": 2,
+        "batch": 2,
     }
     assert sorted(p.name for p in place.iterdir() if p.is_file()) == ["a.png", "toy_net.py"]
 
@@ -161,6 +164,7 @@ def test_folder_resumes(place):
     assert sorted(p.name for p in folder.iterdir()) == names
     recipe = images.read_recipe(folder / "000013.png")
     assert (recipe["seed"], recipe["class"]) == (13, 2) and "number" not in recipe
+    assert (recipe["batch"], recipe["place"]) == (2, 1)
     (folder / names[3]).unlink()
     times = {name: (folder / name).stat().st_mtime_ns for name in names if name != names[3]}
     result = sample(*words, "--json")
@@ -273,6 +277,8 @@ USAGE = {
     "shape": (["--shape", "3x4"], "--shape must be C,H,W"),
     "shape missing": (["--model", "toy_net:plain"], "--shape must be given"),
     "latents": (["--model", "toy_net:latent"], "got 4: latents"),
+    "demo's prediction": (["--model", "demo:mnist", "--prediction", "v"], "the network's own, 'eps', got 'v'"),
+    "demo's schedule": (["--model", "demo:mnist", "--schedule", "edm"], "the network's own, linear, got edm"),
     "demo's shape": (["--model", "demo:mnist", "--shape", "1,4,4"], "--shape"),
     "start": (["--steps", "1"], "grid starts pure noise", "trailing"),
     "flag": (["--colour", "red"], "--colour"),
@@ -439,16 +445,15 @@ def test_solvers():
         assert re.search(rf"^{row['name']} .* {row['spacing']} ", result.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("missing", ["typer", "rich"])
-def test_what_to_install_is_told(missing, monkeypatch, capsys):
+def test_what_to_install_is_told(monkeypatch, capsys):
     for name in list(sys.modules):
-        if name.startswith(("pndm_fast.cli.", f"{missing}.")):
+        if name.startswith(("pndm_fast.cli.", "typer.")):
             monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setitem(sys.modules, "typer", None)
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 2
-    told = "error: the command line needs typer and rich: pip install 'pndm_fast[cli]'\n"
+    told = "error: the command line needs typer: pip install 'pndm_fast[cli]'\n"
     assert capsys.readouterr() == ("", told)
 
 

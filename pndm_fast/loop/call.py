@@ -35,6 +35,7 @@ from pndm_fast.loop.noise_source import NoiseSource
 from pndm_fast.loop.positions import Kind, Positions, segments_of
 from pndm_fast.loop.request import Request
 from pndm_fast.loop.starts import Inpaint, Start, tensors_of
+from pndm_fast.loop.told import check_told, told_prediction, told_schedule
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan, distinct
 from pndm_fast.row.device import upload
@@ -305,9 +306,13 @@ def _plans(
         check_components(plan, setup.shape)
         check_time_dtype(plan, setup.time_dtype)
         check_models(plan, setup.networks, weaker)
+        used = [setup.networks[i].network for i in sorted({row.model for row in plan})]
+        check_told(plan, used if weaker is None else [*used, weaker.network])
         return plan
 
-    partial = weaker is not None and weaker.momentum_only
+    facts = None
+    if weaker is not None:
+        facts = weaker.momentum_only, told_schedule(weaker.network), told_prediction(weaker.network)
     for plan in different:
-        setup.once((id(plan), given, partial), lambda plan=plan: checked(plan))  # type: ignore[misc]
+        setup.once((id(plan), given, facts), lambda plan=plan: checked(plan))  # type: ignore[misc]
     return plans, different

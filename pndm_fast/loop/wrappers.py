@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pndm_fast.loop.network import Wrapped
+from pndm_fast.loop.told import check_told, told_schedule
 from pndm_fast.plan.hints import in_words
 from pndm_fast.plan.levels import Level
 from pndm_fast.plan.plan import Plan
@@ -38,7 +39,9 @@ class Thresholded(Wrapped):
             raise ValueError("plan must be of one part: what is thresholded in phase space is not known")
         if plan.prediction not in ("eps", "v", "x0") or any(row.in_scale != 1 for row in plan.rows):
             raise ValueError(f"prediction must be eps, v or x0 of the unscaled state, got a plan for {plan.prediction}")
+        check_told(plan, [model])
         self.prediction, self.quantile, self.limit = plan.prediction, quantile, limit
+        self.schedule = told_schedule(model)
         levels = _levels(plan)
         self.times = nn.Buffer(torch.tensor(sorted(levels), dtype=torch.float64), persistent=False)
         ordered = [levels[t] for t in sorted(levels)]

@@ -12,6 +12,7 @@ from pndm_fast.loop.checks import check_seeds, check_shape
 from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.request import Conditioning, Request
 from pndm_fast.loop.starts import Start, tensors_of
+from pndm_fast.loop.told import completed
 from pndm_fast.plan.hints import OPTIONS, refuse_unknown
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
@@ -47,7 +48,9 @@ def sample(
 
     Args:
         model, shape: of `Sampler`; the batch is shape[0], or the number of seeds, or the start's.
-        steps, nfe, schedule, spacing, prediction, strength: of `make_plan`, as are `options`, the solver's own.
+        steps, nfe, schedule, spacing, prediction, strength: of `make_plan`, as are `options`, the solver's own. A model
+            may carry a `schedule` and a `prediction` (`loop/told.py`): they are then the defaults, and nothing may
+            contradict them.
         solver: of `make_plan`, or a ready `Plan`, which says all of these.
         seeds, start, cond, uncond, guidance, progress: of `Request`.
 
@@ -60,6 +63,9 @@ def sample(
     """
     _refuse_words(options)
     request = Request(seeds=seeds, start=start, cond=cond, uncond=uncond, guidance=guidance, progress=progress)
+    if not isinstance(solver, Plan):
+        first = model if callable(model) or not model else model[0]
+        schedule, prediction = completed(first, schedule, prediction)
     planned = {"steps": steps, "nfe": nfe, "schedule": schedule, "spacing": spacing, "prediction": prediction}
     asked = {name: value for name, value in {**planned, "strength": strength, **options}.items() if value is not None}
     if not isinstance(solver, Plan):
