@@ -95,6 +95,14 @@ def stored(*dtypes, device="cpu"):
     return Held(dtypes, device)
 
 
+def saying(**facts):
+    """A network that says of itself what it is."""
+    made = stored(torch.float32)
+    for name, fact in facts.items():
+        setattr(made, name, fact)
+    return made
+
+
 def row(**changes):
     return pf.Row(**{"t": 1.0, "slot": 0, "y": PLAN.rows[0].y, "levels": PLAN.rows[0].levels, **changes})
 
