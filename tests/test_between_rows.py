@@ -288,8 +288,7 @@ def test_what_is_returned_last_is_the_sample():
 
 
 WRONG = {
-    "a number": (3.0, "on_step must return None, or the state to go on from as a tensor, got float"),
-    "the step": (True, "as a tensor, got bool"),
+    "a list": ([3.0], "on_step must return None, or the state to go on from as a tensor, got list"),
     "whole numbers": (
         torch.ones(SHAPE).int(),
         "that on_step returns must be a floating-point tensor, got torch",
@@ -463,3 +462,11 @@ def test_grey_masks_in_graphs(stand_in, mode):
         mask = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(1))
         captured, eager = (sampler(start=pf.Inpaint(x0, mask)) for sampler in samplers)
         assert torch.equal(captured, eager) and samplers[0].report.graph == mode
+
+
+@pytest.mark.parametrize("returned", [True, False, 3, 1.5, "shown"])
+def test_what_a_callback_returns_by_chance_changes_nothing(returned):
+    """As a progress bar's `update` does where it draws."""
+    plan = pf.make_plan("ddim", steps=3, spacing="trailing")
+    sampler = pf.Sampler(lambda x, t: x * 0.5, plan, shape=(2, 3))
+    assert torch.equal(sampler(on_step=lambda step: returned), sampler())

@@ -250,6 +250,8 @@ def test_options_with_effect(solver, options):
 
 
 def test_churn_that_never_happens():
+    """Of the plan itself, not of those that it is compared with."""
+    assert says("edm", pf.Schedule.edm(), steps=9, prediction="x0", churn_min=70.0) == []
     assert says("edm", steps=1)[0].startswith("edm adds no noise on this grid")
     assert says("edm", steps=30, spacing="trailing", churn=0.01, integer_times=True)[0].startswith("edm adds no noise")
     assert says("edm", steps=30, spacing="trailing", churn=9.0, integer_times=True) == []

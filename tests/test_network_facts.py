@@ -309,3 +309,19 @@ def test_what_else_is_asked_of_the_inner_network():
     net.is_cache_enabled = True
     with pytest.raises(ValueError, match="prepare calls the network, which a stateful one would remember"):
         pf.Sampler(nn.DataParallel(net), DDIM, shape=SHAPE).prepare([1])
+
+
+def test_shared_tensors_are_not_for_what_deals_them_out():
+    plan = pf.make_plan("ddim", steps=2, spacing="trailing")
+
+    class Net(torch.nn.Module):
+        def forward(self, x, t, c):
+            return x * 0.5 + c.sum()
+
+    network = torch.nn.DataParallel(Net()).eval()
+    shared = {"c": {"inner": [pf.Shared({"a": torch.ones(3)})]}}
+    network.device_ids = [0, 1]
+    with pytest.raises(ValueError, match="cond must not share tensors with a DataParallel network"):
+        pf.sample(network, solver=plan, shape=(2, 3), cond=shared)
+    network = torch.nn.DataParallel(Net()).eval()
+    pf.sample(network, solver=plan, shape=(2, 3), cond={"c": pf.Shared(torch.ones(3))})

@@ -209,6 +209,10 @@ def check_names(tree: str, keys: Mapping[str, Any], networks: Sequence[Denoiser]
     for network in networks if keys else ():
         for key in network.time.names.intersection(keys):
             raise ValueError(f"{tree} must not have the key {key!r}: the sampler gives that argument of the network")
+        if network.scatters and conditioning.shares_tensors(keys):
+            raise ValueError(
+                f"{tree} must not share tensors with a DataParallel network, which deals out their entries"
+            )
 
 
 def check_conditioning(

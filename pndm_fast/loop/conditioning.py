@@ -332,6 +332,11 @@ def signature(tree: Any, by_row: bool = False) -> Hashable:
     raise TypeError(f"cond{when} holds a {type(tree).__name__}, whose value a graph would hold fast")
 
 
+def shares_tensors(tree: Mapping[str, Any]) -> bool:
+    """Whether a tensor in it is marked as the same for all samples."""
+    return any(True for _ in _tensors([leaf for _, leaf in _leaves("", tree) if isinstance(leaf, Shared)]))
+
+
 def given(tree: Any) -> Any:
     """What the network takes: without marks, halves joined."""
     if tree is None or all([type(leaf) is Tensor for leaf in tree.values()]):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pndm_fast.loop.layers import Around, innermost, layers
 from pndm_fast.loop.tensors import Weights, device_of, dtype_of, same_device
@@ -37,6 +37,7 @@ class Denoiser:
         call: (x, t, **cond) -> what the network returns; time: how it is told the time.
         dtype: of its input, None where nothing says it: the state's; device: where its input is, None likewise.
         momentum_only: whether it predicts eps of the momentum alone.
+        scatters: whether it deals every tensor's first dimension out to several devices.
     """
 
     network: Callable[..., Any]
@@ -45,6 +46,7 @@ class Denoiser:
     dtype: torch.dtype | None
     device: torch.device | None
     momentum_only: bool
+    scatters: bool
 
 
 def with_time(network: Callable[..., Any], keyword: str | None) -> Callable[..., Any]:
@@ -80,6 +82,7 @@ def denoiser_of(
         dtype=dtype or dtype_of(network, weights, name),
         device=device or device_of(network, weights, name),
         momentum_only=any(getattr(part, "momentum_only", False) is True for part in layers(network)),
+        scatters=any(isinstance(part, nn.DataParallel) and len(part.device_ids) > 1 for part in layers(network)),
     )
 
 
@@ -151,8 +154,13 @@ def check_model(model: Any, name: str = "model") -> None:
         warn(f"the {name} is in training mode: call .eval() for dropout and batch norm")
 
 
-def denoisers(model: Any, dtype: torch.dtype | None, device: torch.device | None) -> tuple[Denoiser, ...]:
-    """One network, or a sequence of them.
+def denoisers(
+    model: Any,
+    dtype: torch.dtype | None,
+    device: torch.device | None,
+    ask: Callable[[Any, torch.dtype | None, torch.device | None, str], Denoiser] = denoiser_of,
+) -> tuple[Denoiser, ...]:
+    """One network, or a sequence of them; what `ask` says of each.
 
     Raises:
         TypeError, ValueError: as `denoiser_of`, or it is empty.
@@ -164,7 +172,7 @@ def denoisers(model: Any, dtype: torch.dtype | None, device: torch.device | None
     for network in networks:
         check_model(network)
     names = [f"model[{i}]" if several else "model" for i in range(len(networks))]
-    return tuple([denoiser_of(network, dtype, device, name) for network, name in zip(networks, names, strict=True)])
+    return tuple([ask(network, dtype, device, name) for network, name in zip(networks, names, strict=True)])
 
 
 def check_device(device: Any) -> torch.device | None:

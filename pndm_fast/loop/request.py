@@ -39,11 +39,12 @@ class Request:
             each row, before that row's network call, and only values may differ from row 0's.
         guidance: a scale, one for each row, or a `Guidance`; default the plan's.
         on_step: called after each row with a `Step`. On a CUDA device the row before has ended, this one is under way.
-            None changes nothing. A tensor [B, *shape] that it returns is the state, at the level `step.row.levels.y`,
-            from which the next row goes on; after the last row it is the sample. That can be after rows which end a
-            step and leave later ones nothing but slots (`Plan.restarts`). Slots stay: a one-step solver is exact from
-            there on, a multistep one combines outputs at the old states with those at the new for as many rows as it
-            looks back. Samples that have ended keep theirs, and what `Inpaint` knows is put into the new state.
+            None, a number or a word changes nothing. A tensor [B, *shape] that it returns is the state, at the level
+            `step.row.levels.y`, from which the next row goes on; after the last row it is the sample. That can be after
+            rows which end a step and leave later ones nothing but slots (`Plan.restarts`). Slots stay: a one-step
+            solver is exact from there on, a multistep one combines outputs at the old states with those at the new for
+            as many rows as it looks back. Samples that have ended keep theirs, and what `Inpaint` knows is put into the
+            new state.
         cancel: a `Cancel` by which another thread can end the call.
         on_nan: raise `NonFiniteError` at the end, mark (those samples become NaN), or ignore.
         progress: whether to draw a bar over the rows on stderr.

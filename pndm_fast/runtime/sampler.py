@@ -40,7 +40,7 @@ from pndm_fast.row.registers import Registers
 from pndm_fast.row.table import Table, build
 from pndm_fast.runtime import graphs
 from pndm_fast.runtime.batch_error import batch_error
-from pndm_fast.runtime.cache import Cache
+from pndm_fast.runtime.cache import Cache, asked_once
 from pndm_fast.runtime.capture import release
 from pndm_fast.runtime.executor import Executor, Pace, check_graph, report_of, take_executor
 from pndm_fast.runtime.opaque import opaque
@@ -102,7 +102,7 @@ class Sampler:
         self.backend = choose("backend", backend, BACKENDS)
         self.concurrency = check_sizes("concurrency", [concurrency])[0]
         self._asked = check_dtype("dtype", dtype, INPUTS), check_device(device)
-        networks = denoisers(model, *self._asked)
+        networks = denoisers(model, *self._asked, ask=asked_once)
         resolved = device_of_all(networks)
         self.graph = check_graph(graph, resolved, stateful)
         self.fixed_batch = None if fixed_batch is None else check_sizes("fixed_batch", [fixed_batch])[0]

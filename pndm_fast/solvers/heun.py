@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.row import ANCHOR, NOISE, SLOT, STATE, Form, Prologue
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.plan.warn import warn
 from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.registry import solver
 
@@ -94,8 +93,6 @@ def edm(
 def _heun(name: str, schedule: Schedule, times: Sequence[float], churn: Churn, prediction: str) -> Plan:
     rows = PlanBuilder(name, schedule, times, prediction)
     hats = [churn.time(rows, t) for t in rows.times]
-    if churn.churn and hats == list(rows.times):
-        warn(f"{name} adds no noise on this grid: no step that starts below the schedule's end has room for its churn")
     first = Prologue(rows.prologue.p0, *churn.move(rows, rows.times[0], hats[0]))
     rows.start_at(hats[0])
     rows.prologue = first

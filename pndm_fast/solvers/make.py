@@ -102,6 +102,7 @@ def make_plan(
     times = grid.points(name, schedule)
     plan = function(schedule, times, **own, prediction=prediction)
     grid.warn(name, schedule, times)
+    _warn_of_quiet(plan, own)
     if solver != AUTO:  # which chooses the options itself
         _warn_of_idle(plan, own, function, schedule, times, prediction=prediction)
     warn_of_divergence(plan)
@@ -172,13 +173,20 @@ def _unknown_option(name: str, option: str, known: list[str]) -> None:
     )
 
 
+def _warn_of_quiet(plan: Plan, options: dict[str, Any]) -> None:
+    """Of churn that adds nothing: its window is missed, the schedule ends, or times are whole."""
+    churn = inspect.signature(SOLVERS[plan.solver]).parameters.get("churn")
+    if churn is not None and options.get("churn", churn.default) and not any(plan.noisy) and not plan.prologue.c0:
+        warn(f"{plan.solver} adds no noise on this grid: no step that takes churn has room for it")
+
+
 def _warn_of_idle(plan: Plan, options: dict[str, Any], function: Callable[..., Plan], *args: Any, **more: Any) -> None:
     """Of each option that may as well have another value, by those that are tried."""
     for option, value in options.items():
         default = inspect.signature(function).parameters[option].default
         same = None
         for other in () if value == default else _others(option, value, default):
-            with suppress(ValueError):
+            with suppress(ValueError, ArithmeticError):
                 if function(*args, **{**options, option: other}, **more).rows != plan.rows:
                     break
                 same = other

@@ -8,6 +8,7 @@ grid of sigmas or of flow may end on a step of zero length; and where the first 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -58,6 +59,7 @@ def _grid(
     scheduler: str,
     zero_snr: bool = False,
     terminal: float | None = None,
+    least_lam: float = -math.inf,
 ) -> Grid:
     """A grid of training times or of sigmas; on flow schedules of flow sigmas.
 
@@ -69,9 +71,13 @@ def _grid(
             raise ValueError(f"shift_terminal must be None on {schedule.name}, got {terminal}")
         return make(
             schedule, steps, spacing, steps_offset, sigma_spacing, final, extra=True, scheduler=scheduler,
-            zero_snr=zero_snr,
+            zero_snr=zero_snr, least_lam=least_lam,
         )  # fmt: skip
-    for name, given, own in (("spacing", spacing, "linspace"), ("steps_offset", steps_offset, 0)):
+    for name, given, own in (
+        ("spacing", spacing, "linspace"),
+        ("steps_offset", steps_offset, 0),
+        ("lambda_min_clipped", least_lam, -math.inf),
+    ):
         if given != own:
             raise ValueError(f"{name} must be {own!r} on flow, whose grid has none, got {given!r}")
     if sigma_spacing is not None:
@@ -120,9 +126,10 @@ def dpm_multistep(
     solver_type: str = "midpoint",
     lower_order_final: bool = True,
     euler_at_final: bool = False,
+    lambda_min_clipped: float = -math.inf,
     prediction: str = "eps",
 ) -> Plan:
-    """DPMSolverMultistepScheduler.
+    """DPMSolverMultistepScheduler; sigma_spacing="lu" is use_lu_lambdas.
 
     Its quirks: the last steps are of lower order where there are fewer than 15, or the last alone where it goes to
     sigma = 0; the third order's second derivative has half its weight; karras times are not rounded on
@@ -135,8 +142,9 @@ def dpm_multistep(
     _check_prediction(prediction, schedule, kind == "x0", "DPMSolverMultistep")
     name = f"dpm-solver-{solver_order}" if kind == "eps" else f"dpmpp-{max(solver_order, 2)}m"
     grid = _grid(
-        schedule, steps, spacing, steps_offset, sigma_spacing, final_sigmas_type, "DPMSolverMultistep", zero_snr=True
-    )
+        schedule, steps, spacing, steps_offset, sigma_spacing, final_sigmas_type, "DPMSolverMultistep",
+        zero_snr=True, least_lam=lambda_min_clipped,
+    )  # fmt: skip
     lower = None if lower_order_final else False  # None: where there are fewer than 15 steps
     count = len(grid.model_time)
     low = euler_at_final or (lower_order_final and count < FEW_STEPS)
@@ -164,6 +172,7 @@ def dpm_singlestep(
     solver_order: int = 2,
     solver_type: str = "midpoint",
     lower_order_final: bool = False,
+    lambda_min_clipped: float = -math.inf,
     prediction: str = "eps",
 ) -> Plan:
     """DPMSolverSinglestepScheduler.
@@ -177,7 +186,10 @@ def dpm_singlestep(
     """
     kind = _check_algorithm(algorithm_type, solver_order, final_sigmas_type)
     _check_prediction(prediction, schedule, kind == "x0", "DPMSolverSinglestep")
-    grid = _grid(schedule, steps, "linspace", 0, sigma_spacing, final_sigmas_type, "DPMSolverSinglestep")
+    grid = _grid(
+        schedule, steps, "linspace", 0, sigma_spacing, final_sigmas_type, "DPMSolverSinglestep",
+        least_lam=lambda_min_clipped,
+    )  # fmt: skip
     sizes = _groups(len(grid.model_time), solver_order, lower_order_final, final_sigmas_type == "zero")
     build = partial(singlestep, sizes=sizes, halved=True)
     name = f"dpm-solver-{solver_order}" if kind == "eps" else "dpmpp-2s"

@@ -85,8 +85,8 @@ def noba(
     (2 gamma x - m/M + 2 gamma s_x).
 
     Sure is that O, B and A add up to the reverse SDE: in any order they are a first-order integrator of it, as are all
-    that follow here. That these are the paper's own three is a reading: of it, and of its shorter form
-    arXiv:2402.07211, abstracts and reviews were at hand, no formula; for the same reason sequence, score_time and lam_s
+    that follow here. That these are the paper's own three is a reading: of it, and of its shorter form (2402.07211),
+    abstracts and reviews were at hand, no formula; for the same reason sequence, score_time and lam_s
     are arguments.
 
     Args:
