@@ -206,7 +206,7 @@ FORMS = {
     r"^plan must be of one part|^schedule must be PSLD|^jitter must |^calls must be separate": "what was got is a plan",
     r"^--\S+ .* (must be allowed|must not be given|must be importable)": "the command line's: what was got comes first",
     r"^a call's arguments are given by name": "a value without a name",
-    r"^(un)?cond\b.* must not (have the key|be nested)": "what must not be there is named: its value is not at fault",
+    r"^(un)?cond\b.* must not (have the key|be nested)": "what must not be there is named: no value is at fault",
     r"^\[Errno \d+\] ": "the system's words about a file",
 }
 
@@ -253,6 +253,7 @@ UNREACHED = {
     "_check_triton: ": "whether Triton can run depends on the machine",
     "choose_backend: backend must be one of": "`Sampler` asks first, with the nearest word",
     "choose_backend: backend 'cpp' must have tensors on the CPU": "needs a second device",
+    "check_names: {tree} must not share tensors": "needs devices that a DataParallel network deals out to",
     "check_tensor: apply_row: {name} must be on": "needs a second device",
     "_apply: apply_row: uncond must be given": "of the operator's rows alone: tests/test_csrc.py",
     "lines: layout must hold": "`layout_for` has chosen one that does",
