@@ -20,7 +20,7 @@ import torch
 
 class Rounded(torch.nn.Module):
     """One output depends on the size of the batch, and on its place there, as a network's rounding may."""
-    config = {"in_channels": 1, "sample_size": 4, "num_class_embeds": 11}
+    config = {"in_channels": 1, "sample_size": (4, 4), "num_class_embeds": 11}
     prediction = "v"
 
     def forward(self, x, t, class_labels=None):

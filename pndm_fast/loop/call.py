@@ -310,8 +310,9 @@ def _plans(
         check_told(plan, used if weaker is None else [*used, weaker.network])
         return plan
 
-    other = weaker and weaker.network
-    facts = None if weaker is None else (weaker.momentum_only, told_schedule(other), told_prediction(other))
+    facts = None
+    if weaker is not None:
+        facts = weaker.momentum_only, told_schedule(weaker.network), told_prediction(weaker.network)
     for plan in different:
         setup.once((id(plan), given, facts), lambda plan=plan: checked(plan))  # type: ignore[misc]
     return plans, different

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pndm_fast.loop import conditioning
 from pndm_fast.loop.network import Denoiser
+from pndm_fast.plan.checks import shown
 from pndm_fast.plan.matrix2 import matrix
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
@@ -30,9 +31,9 @@ def check_shape(shape: Any) -> tuple[int, ...]:
     """
     shape = shape.tolist() if isinstance(shape, np.ndarray) else shape
     if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence):
-        raise TypeError(f"shape must be a sequence such as (16, 3, 32, 32), got {shape!r}")
+        raise TypeError(f"shape must be a sequence such as (16, 3, 32, 32), got {shown(shape)}")
     if any(isinstance(s, bool) or not hasattr(s, "__index__") for s in shape):
-        raise TypeError(f"shape must hold integers, got {tuple(shape)!r}")
+        raise TypeError(f"shape must hold integers, got {shown(tuple(shape))}")
     sizes = tuple(int(s) for s in shape)
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"shape must be (batch, ...) with positive sizes, got {sizes}")
@@ -46,11 +47,11 @@ def check_sizes(name: str, sizes: Any) -> list[int]:
         TypeError, ValueError: anything else.
     """
     if isinstance(sizes, (str, bytes)) or not hasattr(sizes, "__iter__"):
-        raise TypeError(f"{name} must be a sequence of positive integers, got {sizes!r}")
+        raise TypeError(f"{name} must be a sequence of positive integers, got {shown(sizes)}")
     found = list(sizes)
     for size in found:
         if not is_integer(size):
-            raise TypeError(f"{name} must be positive integers, got {size!r}")
+            raise TypeError(f"{name} must be positive integers, got {shown(size)}")
         if size < 1:
             raise ValueError(f"{name} must be positive, got {size}")
     if not found:
@@ -70,7 +71,7 @@ def check_seeds(seeds: Any, batch: int | None) -> NDArray[np.int64]:
             return np.arange(first, first + count, dtype=np.int64)
         return seed_tensor(range(first, first + count)).numpy()
     if isinstance(seeds, (str, bytes, bool)) or not hasattr(seeds, "__iter__"):
-        raise TypeError(f"seeds must be an integer or a sequence of integers, got {seeds!r}")
+        raise TypeError(f"seeds must be an integer or a sequence of integers, got {shown(seeds)}")
     bits: NDArray[np.int64] = seed_tensor(seeds.tolist() if hasattr(seeds, "tolist") else seeds).numpy()
     if len(bits) == 0 or (batch is not None and len(bits) != batch):
         wanted = "at least one entry" if batch is None else f"one entry for each of the {batch} samples"

@@ -11,6 +11,8 @@ from torch import Tensor
 from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.results import Cancel, Step
 from pndm_fast.loop.starts import Image, Inpaint, Noise, Start, State
+from pndm_fast.plan.checks import shown
+from pndm_fast.plan.hints import in_words
 from pndm_fast.plan.plan import Plan
 
 Conditioning = Mapping[str, Any] | Callable[[int], Mapping[str, Any]]
@@ -18,6 +20,7 @@ Conditioning = Mapping[str, Any] | Callable[[int], Mapping[str, Any]]
 ON_NAN = ("raise", "mark", "ignore")
 
 
+@in_words("Request")
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Request:
     """What one call draws, and how it is watched.
@@ -67,11 +70,11 @@ class Request:
             if isinstance(getattr(self, name), Iterator):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.on_nan not in ON_NAN:
-            raise ValueError(f"on_nan must be one of {', '.join(ON_NAN)}, got {self.on_nan!r}")
+            raise ValueError(f"on_nan must be one of {', '.join(ON_NAN)}, got {shown(self.on_nan)}")
         for name in ("on_step", "noise_sampler"):
             value = getattr(self, name)
             if value is not None and not callable(value):
-                raise TypeError(f"{name} must be callable, got {value!r}")
+                raise TypeError(f"{name} must be callable, got {shown(value)}")
         if self.cancel is not None and not isinstance(self.cancel, Cancel):
             raise TypeError(f"cancel must be a Cancel, got {type(self.cancel).__name__}")
         if self.start is not None and not isinstance(self.start, (Noise, State, Image, Inpaint)):
@@ -81,3 +84,14 @@ class Request:
             raise ValueError("noise_sampler cannot go with Inpaint: what is known is noised as the samples' start was")
         if self.guidance is not None and not isinstance(self.guidance, Guidance):
             object.__setattr__(self, "guidance", Guidance(self.guidance))
+
+
+def check_request(request: Any, name: str = "request") -> Request:
+    """A request, and nothing else.
+
+    Raises:
+        TypeError: naming what was got.
+    """
+    if not isinstance(request, Request):
+        raise TypeError(f"{name} must be a Request, got {type(request).__name__}")
+    return request

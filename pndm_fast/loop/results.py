@@ -6,7 +6,6 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -138,7 +137,7 @@ class Report(NamedTuple):
     recaptures: int = 0
     launches: int = 0
     graph_bytes: int = 0
-    nodes: Mapping[str, int] = MappingProxyType({})
+    nodes: Mapping[str, int] = {}  # of one type with what runs give: a read-only view would not pickle
     copied: str = ""
     batch_error: float | None = None
 

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from pndm_fast.loop.network import Wrapped
 from pndm_fast.loop.told import check_told
+from pndm_fast.plan.hints import in_words
 from pndm_fast.plan.levels import Level
 from pndm_fast.plan.plan import Plan
 
 
+@in_words("Thresholded", dynamic_thresholding_ratio="quantile", p="quantile", sample_max_value="limit")
 class Thresholded(Wrapped):
     """A network whose x_0 estimate is clamped to [-s, s] and divided by s, sample by sample.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +11,10 @@ from numpy.typing import ArrayLike
 
 from pndm_fast.plan.checks import check_type
 from pndm_fast.plan.curves import INTERPOLATIONS, Array, Curve, Flow, LinearBeta, Nodes, Sigma, _Preserving
+from pndm_fast.plan.hints import in_words
+
+_DISCRETE = {"num_train_timesteps": "T", "num_timesteps": "T", "timesteps": "T", "linear_start": "beta_start"}
+_DISCRETE |= {"linear_end": "beta_end", "beta_min": "beta_start", "beta_max": "beta_end"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,16 +58,19 @@ class Schedule:
         return self.curve.scale
 
     @classmethod
+    @in_words("Schedule.linear", **_DISCRETE)
     def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
         """beta linear in t. Ho et al. 2020, arXiv:2006.11239, section 4."""
         return cls.from_betas(_betas("linear", T, beta_start, beta_end), name="linear")
 
     @classmethod
+    @in_words("Schedule.scaled_linear", **_DISCRETE)
     def scaled_linear(cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
         """sqrt(beta) linear in t: latent diffusion. Rombach et al. 2022, arXiv:2112.10752, released configuration."""
         return cls.from_betas(_betas("scaled_linear", T, beta_start, beta_end), name="scaled-linear")
 
     @classmethod
+    @in_words("Schedule.cosine", **_DISCRETE)
     def cosine(cls, T: int = 1000) -> Schedule:
         """beta_i = min(.999, 1 - f((i + 1)/T) / f(i/T)), f(u) = cos^2(pi/2 (u + .008)/1.008).
 
@@ -76,6 +82,7 @@ class Schedule:
         return cls.from_betas(np.minimum(0.999, 1 - f[1:] / f[:-1]), name="cosine")
 
     @classmethod
+    @in_words("Schedule.sigmoid", **_DISCRETE)
     def sigmoid(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
         """beta = beta_start + (beta_end - beta_start) s(u), s the logistic function of u = -6 .. 6.
 
@@ -84,6 +91,7 @@ class Schedule:
         return cls.from_betas(_betas("sigmoid", T, beta_start, beta_end), name="sigmoid")
 
     @classmethod
+    @in_words("Schedule.from_betas", **{"trained_betas": "betas"})
     def from_betas(cls, betas: ArrayLike, *, name: str = "betas") -> Schedule:
         """alpha_bar[t] = prod_{i <= t} (1 - beta_i); the last beta may be 1: zero terminal SNR."""
         values = _vector("betas", betas)
@@ -95,6 +103,7 @@ class Schedule:
         return cls.from_alphas_cumprod(kept, name=name)
 
     @classmethod
+    @in_words("Schedule.from_alphas_cumprod", **{"alphas_bar": "alphas_cumprod", "alpha_bar": "alphas_cumprod"})
     def from_alphas_cumprod(cls, alphas_cumprod: ArrayLike, *, name: str = "alphas_cumprod") -> Schedule:
         """alpha_bar[t] = alpha_t^2, decreasing, one value for each training time; the last may be 0."""
         values = _vector("alphas_cumprod", alphas_cumprod)
@@ -111,6 +120,9 @@ class Schedule:
         return cls(name, -1.0, float(len(values) - 1), 0.0, True, Nodes(-1.0, nodes))
 
     @classmethod
+    @in_words(
+        "Schedule.vp", **{"beta_0": "beta_min", "beta_1": "beta_max", "beta_start": "beta_min", "beta_end": "beta_max"}
+    )
     def vp(cls, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
         """log alpha-bar(t) = -(beta_min t + (beta_max - beta_min) t^2 / 2), t in [0, 1].
 
@@ -128,6 +140,7 @@ class Schedule:
         return cls("vp", first, 1.0, max(1e-3, first + 1e-4 * (1 - first)), False, curve)
 
     @classmethod
+    @in_words("Schedule.edm")
     def edm(cls, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5) -> Schedule:
         """alpha = 1, sigma = t, from sigma_max down. Karras et al. 2022, arXiv:2206.00364, table 1.
 
@@ -149,6 +162,7 @@ class Schedule:
         )
 
     @classmethod
+    @in_words("Schedule.flow", **{"flow_shift": "shift", "time_shift": "shift", "num_train_timesteps": "T"})
     def flow(cls, shift: float = 1.0, T: float = 1.0) -> Schedule:
         """alpha = 1 - t, sigma = t. Liu et al. 2022, arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747.
 
@@ -283,14 +297,14 @@ def _betas(kind: str, T: int, start: float, end: float) -> Array:
 _PARTS = (("of", "dtype"), ("on", "device"))  # of an array or a tensor, for a message
 
 
-def _vector(name: str, values: ArrayLike | Sequence[float]) -> Array:
+def _vector(name: str, values: Any) -> Array:
     kind = type(values).__name__
     kind += "".join(f" {word} {getattr(values, part)}" for word, part in _PARTS if hasattr(values, part))
     try:
         if hasattr(values, "detach"):  # a tensor, on any device and of any dtype; this room knows no torch
             values = np.asarray(values.detach().tolist())
         array = np.asarray(values)
-        if array.dtype.kind in "bcmM":
+        if array.dtype.kind in "bcmMSU" or array.dtype.kind == "O" and array.ndim == 0:
             raise TypeError("no real numbers")
         array = array.astype(np.float64)
     except (TypeError, ValueError, RuntimeError) as error:

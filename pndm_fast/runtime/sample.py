@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.request import Conditioning, Request
 from pndm_fast.loop.starts import Start, tensors_of
 from pndm_fast.loop.told import completed
+from pndm_fast.plan.hints import OPTIONS, refuse_unknown
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.psld import PSLD
@@ -61,8 +61,8 @@ def sample(
         TypeError, ValueError: naming the argument, before the first network call.
         NonFiniteError, Cancelled: both carry what was computed.
     """
+    _refuse_words(options)
     request = Request(seeds=seeds, start=start, cond=cond, uncond=uncond, guidance=guidance, progress=progress)
-    _refuse_arguments_of_others(options)
     if not isinstance(solver, Plan):
         first = model if callable(model) or not model else model[0]
         schedule, prediction = completed(first, schedule, prediction)
@@ -82,19 +82,11 @@ def sample(
     return sampler.run(request).samples
 
 
-def _refuse_arguments_of_others(options: Mapping[str, Any]) -> None:
-    """What is neither here nor a solver's own: it would be forwarded unseen."""
-    owners: dict[Callable[..., Any], str] = {
-        make_plan: "pf.sample(model, solver=pf.make_plan(..., {}=...))",
-        Sampler: "pf.Sampler(model, plan, {}=...)",
-        Request: "pf.Sampler(model, plan)({}=...)",
-    }
+def _refuse_words(options: Mapping[str, Any]) -> None:
+    """What is neither here nor a solver's own: it would be forwarded unseen, or answered for something else."""
     if "plan" in options:
         raise TypeError("plan is no argument of pf.sample: give a ready plan as solver=")
-    for name in options:
-        for owner, form in owners.items():
-            if name in inspect.signature(owner).parameters and name != "options":
-                raise TypeError(f"{name} is an argument of {owner.__name__}: {form.format(name)}")
+    refuse_unknown("pf.sample", OPTIONS, options, all_known=False)
 
 
 @functools.lru_cache(maxsize=KEPT)

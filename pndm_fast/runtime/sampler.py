@@ -25,7 +25,7 @@ from pndm_fast.loop.learn import first_call
 from pndm_fast.loop.memory_format import check_memory_format
 from pndm_fast.loop.network import Denoiser, Identity, check_device, check_dtype, denoiser_of, denoisers, device_of_all
 from pndm_fast.loop.positions import Kind, Positions
-from pndm_fast.loop.request import Request
+from pndm_fast.loop.request import Request, check_request
 from pndm_fast.loop.results import BadSample, Cancelled, NonFiniteError, Result
 from pndm_fast.loop.run import check_ended, run_segment, samples_of, watch_for_bad
 from pndm_fast.loop.segment import Segment
@@ -33,6 +33,7 @@ from pndm_fast.loop.short_form import with_fields_of
 from pndm_fast.loop.tensors import INPUTS, same_device
 from pndm_fast.loop.workspace import Workspace
 from pndm_fast.plan.checks import choose
+from pndm_fast.plan.hints import in_words
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row.backends import BACKENDS, choose_backend
 from pndm_fast.row.registers import Registers
@@ -46,6 +47,7 @@ from pndm_fast.runtime.opaque import opaque
 from pndm_fast.runtime.progress import progress_bar
 
 
+@in_words("Sampler")
 class Sampler:
     """A network, mostly with a plan: call it many times, from many threads.
 
@@ -195,7 +197,7 @@ class Sampler:
             NonFiniteError, Cancelled: both carry what was computed.
         """
         began = time.perf_counter()
-        call = resolve(request, self._setup)
+        call = resolve(check_request(request), self._setup)
         call = call.padded(self._batch_for(call.batch))
         evaluations = self._evaluations(call)
         positions, ran = call.positions(), []
@@ -221,6 +223,7 @@ class Sampler:
             samples[[b.sample for b in bad]] = float("nan")
         return Result(samples, report, bad)
 
+    @in_words("prepare", batch_size="batches", batch_sizes="batches", sizes="batches", request="example")
     @opaque
     def prepare(self, batches: Iterable[int], example: Request | None = None) -> None:
         """Make everything for these batch sizes now: compile, capture, allocate. Later requests are filled up to them.
@@ -244,7 +247,7 @@ class Sampler:
         if self._remembers():
             raise ValueError("prepare calls the network, which a stateful one would remember: it cannot be had")
         # the noise of an example is of its own batch
-        example = Request() if example is None else replace(example, noise_sampler=None)
+        example = Request() if example is None else replace(check_request(example, "example"), noise_sampler=None)
         call = resolve(example, self._setup, example=True)
         with self._preparing, self._modes():
             for size in reversed(sizes):  # the largest first: what it takes, smaller ones may find free again
