@@ -8,6 +8,7 @@ from golden_data import mixture
 from test_sampler import Conv, Pointwise
 
 import pndm_fast as pf
+from pndm_fast.loop.guidance import rescaled
 
 pytestmark = pytest.mark.filterwarnings("ignore:the grid starts")
 SHAPE = (2, 3, 8, 8)
@@ -246,6 +247,18 @@ def test_rescaled_guidance_in_graphs(stand_in, graph):
         guidance = pf.Guidance(scale, rescale=phi)
         assert torch.equal(captured(guidance=guidance, **arguments), eager(guidance=guidance, **arguments))
         assert captured.report.graph == graph and captured.report.captures == captures
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 40, 33_000])
+def test_rescaling_does_not_depend_on_the_batch(n, dtype):
+    """`torch.std` does: it splits a reduction by the whole tensor's shape, and across threads where that is large."""
+    cond, uncond = torch.randn(2, 5, n, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    scale = torch.tensor([2.0, 3.0, 1.0, 4.0, 2.5])
+    whole = rescaled(cond, uncond, scale, 0.7)
+    for b in range(5):
+        alone = rescaled(cond[b : b + 1], uncond[b : b + 1], scale[b : b + 1], 0.7)
+        assert torch.equal(alone[0], whole[b])
 
 
 def test_rescaling_a_constant_leaves_it():

@@ -91,7 +91,23 @@ def rescaled(out: Tensor, uncond: Tensor, scale: Tensor, phi: float) -> Tensor:
     per_sample = (-1, *[1] * (out.dim() - 1))
     scale = scale.to(exact).view(per_sample)
     guided = (cond - without) * scale + without
-    deviation = guided.flatten(1).std(1).view(per_sample)
-    factor = torch.where(deviation > 0, cond.flatten(1).std(1).view(per_sample) / deviation, 1.0)
+    deviation, wanted = (_deviations(values.flatten(1)).view(per_sample) for values in (guided, cond))
+    factor = torch.where(deviation > 0, wanted / deviation, 1.0)
     result = guided * (factor * phi + (1 - phi))
     return torch.where(scale == 1, cond, result).to(out.dtype)
+
+
+def _deviations(values: Tensor) -> Tensor:
+    """Of each row of [B, n], as `torch.std` has it, whose bits depend on B: a reduction is split by its whole shape."""
+    n = values.shape[1]
+    away = values - (_sums(values) / n)[:, None]
+    return (_sums(away * away) / (n - 1)).sqrt()
+
+
+def _sums(values: Tensor) -> Tensor:
+    """Of each row: the second half added to the first, again and again, an order that n alone decides."""
+    while (n := values.shape[1]) > 1:
+        half = n // 2
+        folded = values[:, :half] + values[:, half : 2 * half]
+        values = torch.cat([folded, values[:, -1:]], 1) if n % 2 else folded
+    return values[:, 0]
