@@ -3,6 +3,7 @@
 import functools
 import types
 import warnings
+from unittest import mock
 
 import pytest
 import torch
@@ -325,3 +326,57 @@ def test_shared_tensors_are_not_for_what_deals_them_out():
         pf.sample(network, solver=plan, shape=(2, 3), cond=shared)
     network = torch.nn.DataParallel(Net()).eval()
     pf.sample(network, solver=plan, shape=(2, 3), cond={"c": pf.Shared(torch.ones(3))})
+
+
+def test_a_first_tensor_that_stays_does_not_hide_the_others_change():
+    """What is remembered is asked again where the last tensor has changed: scales that stay in float32 come first."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.inner = nn.Parameter(torch.ones(8)), nn.Sequential(nn.Linear(8, 8), nn.SiLU())
+            self.eval().requires_grad_(False)
+
+        dtype = property(lambda self: self.inner[0].weight.dtype)
+
+        def forward(self, x, t):
+            assert x.dtype is self.dtype
+            return self.inner(x) * 0.1
+
+    network = Scaled()
+    for dtype in (F32, BF16, F32):
+        network.inner.to(dtype)
+        assert bool(pf.sample(network, solver=DDIM, shape=(1, 8)).isfinite().all())
+
+
+@pytest.mark.parametrize(
+    "said, dtype",
+    [("which the network does not say", None), ("the network says torch.float16, maybe since a later change", F16)],
+)
+def test_a_networks_own_error_of_types_is_explained(said, dtype):
+    """Its message names two types, and not where the input's comes from."""
+    network = Holding([F32]).eval()
+    inner = nn.Linear(8, 8, dtype=F16)
+    sampler = pf.Sampler((lambda x, t: inner(x)) if dtype is None else network, DDIM, shape=(1, 8))
+    network.forward = lambda x, t: inner(x)
+    network.half()
+    with pytest.raises(RuntimeError, match="dtype") as error:
+        sampler()
+    note = f"its input is torch.float32; {said}: pf.Sampler(model, plan, dtype=...) says another"
+    assert error.value.__notes__ == [note]
+
+
+def test_other_errors_of_a_network_are_left_alone():
+    def fails(x, t):
+        raise RuntimeError("no more memory cards")
+
+    with pytest.raises(RuntimeError) as error:
+        pf.sample(fails, solver=DDIM, shape=(1, 8))
+    assert not hasattr(error.value, "__notes__")
+
+
+@pytest.mark.parametrize("kind", [mock.Mock, mock.MagicMock])
+def test_an_object_that_answers_to_every_name(kind):
+    network = kind(side_effect=lambda x, t: x * 0.5)
+    wanted = pf.sample(lambda x, t: x * 0.5, solver=DDIM, shape=(1, 8))
+    assert torch.equal(pf.sample(network, solver=DDIM, shape=(1, 8)), wanted) and network.call_count == DDIM.nfe

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pndm_fast.loop import nvtx
 from pndm_fast.loop.evaluation import Evaluate, Output
+from pndm_fast.loop.network import explain
 from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.workspace import BufferSpec, OutputSpec, Workspace
 from pndm_fast.row.layout import channels_of
@@ -58,13 +59,13 @@ def first_call(segment: Segment, known: OutputSpec | None, take: Take) -> FirstC
     segment.begin(workspace)
     refused = 0
     try:
-        told = _call(segment, workspace)
+        told = _call(segment, workspace, known is None)
     except Exception as error:
         if segment.evaluation.cfg_copies == 1 or isinstance(error, OUT_OF_MEMORY):
             raise
         segment = segment.split(f"the network refused a batch of {2 * segment.call.batch}: {error}")
         refused, workspace = 1, _moved(segment, workspace, take(segment.buffers(expected)))
-        told = _call(segment, workspace)
+        told = _call(segment, workspace, known is None)
     evaluate, (out, uncond), wrote = told
     if known is not None and not wrote and not refused and workspace.fits(out):  # mostly
         uncond = None if uncond is None else workspace.taken(uncond)
@@ -86,11 +87,20 @@ def first_call(segment: Segment, known: OutputSpec | None, take: Take) -> FirstC
     return FirstCall(spec, segment, workspace, evaluate, output, refused)
 
 
-def _call(segment: Segment, workspace: Workspace) -> tuple[Evaluate, Output, bool]:
-    """The network on a workspace, its outputs as they are, and whether it wrote its input."""
-    evaluate, before = segment.evaluation.bind(workspace), workspace.x_in._version
-    output = nvtx.marking("network", evaluate)(True)
-    return evaluate, output, workspace.x_in._version != before
+def _call(segment: Segment, workspace: Workspace, compare: bool) -> tuple[Evaluate, Output, bool]:
+    """The network on a workspace, its outputs as they are, and whether it wrote its input.
+
+    Args:
+        compare: values too: torch counts no writes through `.data`, numpy or a kernel of the network's own.
+    """
+    evaluate, x = segment.evaluation.bind(workspace), workspace.x_in
+    before, values = x._version, x.clone() if compare else None
+    try:
+        output = nvtx.marking("network", evaluate)(True)
+    except RuntimeError as error:
+        explain(error, segment.evaluation.model, x.dtype)
+        raise
+    return evaluate, output, x._version != before or (values is not None and not torch.equal(values, x))
 
 
 def _moved(segment: Segment, old: Workspace, new: Workspace, wrote: bool = False) -> Workspace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,6 +85,19 @@ def denoiser_of(
         momentum_only=any(getattr(part, "momentum_only", False) is True for part in layers(network)),
         scatters=any(isinstance(part, nn.DataParallel) and len(part.device_ids) > 1 for part in layers(network)),
     )
+
+
+def explain(error: RuntimeError, denoiser: Denoiser, dtype: torch.dtype) -> None:
+    """Note at a network's own error, where it speaks of types, that the input's dtype may be the cause."""
+    if "type" not in str(error).lower():
+        return
+    own = None
+    with contextlib.suppress(ValueError):
+        own = dtype_of(denoiser.network, Weights(denoiser.network))
+    if own == dtype:
+        return
+    told = "which the network does not say" if own is None else f"the network says {own}, maybe since a later change"
+    error.add_note(f"its input is {dtype}; {told}: pf.Sampler(model, plan, dtype=...) says another")
 
 
 class Wrapped(Around):

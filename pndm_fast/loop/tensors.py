@@ -128,7 +128,8 @@ def tensors_in(model: Any, kind: str) -> list[Tensor]:
         plain = isinstance(part, nn.Module) and not isinstance(part, jit.ScriptModule)
         if plain and getattr(type(part), kind) is getattr(nn.Module, kind):
             return [t for module in modules_of(part) for t in getattr(module, f"_{kind}").values() if t is not None]
-        return [tensor for tensor in tell() if isinstance(tensor, Tensor)]
+        told = tell()  # anything, of an object that answers to every name
+        return [tensor for tensor in told if isinstance(tensor, Tensor)] if isinstance(told, Iterable) else []
     return []
 
 
@@ -147,9 +148,10 @@ def _execution_device(hooked: Iterable[Any]) -> torch.device | None:
     """Where accelerate's hooks move inputs to: the first that says it, of these networks or of modules in them."""
     parts = [part for one in hooked for part in (modules_of(one) if isinstance(one, nn.Module) else [one])]
     for hook in [part._hf_hook for part in parts if hasattr(part, "_hf_hook")]:
-        for one in (hook, *getattr(hook, "hooks", ())):
+        several = getattr(hook, "hooks", ())
+        for one in (hook, *(several if isinstance(several, (tuple, list)) else ())):
             device = getattr(one, "execution_device", None)
-            if device is not None:
+            if isinstance(device, (torch.device, str, int)):
                 return torch.device(device)
     return None
 

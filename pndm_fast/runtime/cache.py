@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from pndm_fast.loop.network import Denoiser, denoiser_of, with_time
 from pndm_fast.loop.workspace import OutputSpec, Workspace
@@ -139,7 +140,7 @@ _LOCK = threading.Lock()
 
 
 def asked_once(network: Any, dtype: torch.dtype | None, device: torch.device | None, name: str) -> Denoiser:
-    """`denoiser_of`, whose walk over a network's tensors takes milliseconds: again where its first one has changed."""
+    """`denoiser_of`, whose walk over a network's tensors takes milliseconds: again where its ends have changed."""
     if dtype is not None or device is not None:
         return denoiser_of(network, dtype, device, name)
     now, known = _witness(network), None
@@ -155,11 +156,22 @@ def asked_once(network: Any, dtype: torch.dtype | None, device: torch.device | N
 
 
 def _witness(network: Any) -> Hashable:
-    parameters = getattr(network, "parameters", None)
-    first = next(iter(parameters()), None) if callable(parameters) else None
-    tensor = None if first is None else (first.dtype, first.device)
+    first = None
+    with contextlib.suppress(TypeError, AttributeError):  # no such method, or something else by its name
+        first = next(iter(network.parameters()), None)
+    ends = first, _last_parameter(network) if isinstance(network, nn.Module) else None
+    tensors = [(one.dtype, one.device) if isinstance(one, Tensor) else None for one in ends]
     own = getattr(network, "__dict__", {})
-    return tensor, own.get("_hf_hook") is None, id(own.get("forward")), getattr(network, "momentum_only", None)
+    return *tensors, own.get("_hf_hook") is None, id(own.get("forward")), getattr(network, "momentum_only", None)
+
+
+def _last_parameter(module: nn.Module) -> Tensor | None:
+    """Where the first one stays as it was, as one that is kept in float32 does, the last shows what the others are."""
+    for child in reversed(module._modules.values()):
+        found = None if child is None else _last_parameter(child)
+        if found is not None:
+            return found
+    return next((one for one in reversed(module._parameters.values()) if one is not None), None)
 
 
 def clear() -> None:
