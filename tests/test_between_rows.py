@@ -470,3 +470,11 @@ def test_what_a_callback_returns_by_chance_changes_nothing(returned):
     plan = pf.make_plan("ddim", steps=3, spacing="trailing")
     sampler = pf.Sampler(lambda x, t: x * 0.5, plan, shape=(2, 3))
     assert torch.equal(sampler(on_step=lambda step: returned), sampler())
+
+
+def test_a_step_that_is_over_cannot_cancel():
+    """It did nothing, where another thread keeps the last step for its button."""
+    steps = []
+    draw(lambda x, t: x * 0.5, 4, solver="ddim", spacing="trailing", shape=(1, 4), on_step=steps.append)
+    with pytest.raises(RuntimeError, match="Step.cancel must be called inside on_step"):
+        steps[0].cancel()

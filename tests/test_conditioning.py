@@ -211,10 +211,10 @@ REFUSED = {
     "a shared entry": ({"c": pf.PerSample([pf.Shared(1), 2])}, "must be marked once, got pf.Shared"),
     "another device": ({"c": torch.ones(2, device="meta")}, "cond['c'] must be on cpu, got meta"),
     "shared elsewhere": ({"c": pf.Shared([torch.ones(3, device="meta")])}, "cond['c'][0] must be on cpu, got meta"),
-    "entries elsewhere": ({"c": pf.PerSample([X, X.to("meta")])}, "cond['c'] must be on cpu, got meta"),
+    "entries elsewhere": ({"c": pf.PerSample([X, X.to("meta")])}, "cond['c'][1] must be on cpu, got meta"),
     "no mapping": ([X], "cond must be a dict of the network's keyword arguments, got list"),
     "a mark for all": (pf.Shared({"c": X}), "cond must be a dict of the network's keyword arguments, got Shared"),
-    "keys": ({3: X}, "cond must be a dict of the network's keyword arguments"),
+    "keys": ({3: X}, "cond must have words as keys, got 3"),
     "rows of nothing": (lambda row: None, "cond(0) must be a dict of the network's keyword arguments, got None"),
     "rows of tensors": (lambda row: X, "cond(0) must be a dict of the network's keyword arguments, got Tensor"),
     "rows for others": (lambda row: {"c": torch.ones(3, 4)}, "cond(0)['c'] must have one entry for each of the 2"),
@@ -460,3 +460,32 @@ def test_what_no_graph_can_hold(stand_in, value, reason):
     assert sampler.report.graph == "eager" and reason in sampler.report.graph_reason
     with pytest.raises(ValueError, match=f"graph 'replay' cannot be had: {reason}"):
         next(graphs(lambda x, t, c: x * 0.5))(cond={"c": value})
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        ({"start": pf.State(torch.zeros(2, 8)), "noise_sampler": lambda i: 1 / 0}, "noise_sampler has no effect"),
+        ({"start": pf.Noise(torch.zeros(2, 8)), "noise_sampler": lambda i: 1 / 0}, "noise_sampler has no effect"),
+        ({"noise_sampler": lambda i: torch.zeros(2, 8)}, None),
+        ({"start": pf.Image(torch.zeros(2, 8)), "noise_sampler": lambda i: torch.zeros(2, 8)}, None),
+        ({"guidance": pf.Guidance(3.0, interval=(1e6, 1e7)), "uncond": {"c": 0}}, "guidance has no effect"),
+        ({"guidance": pf.Guidance((1.0,) * 5, interval=(1e6, 1e7)), "uncond": {"c": 0}}, None),
+        ({"guidance": pf.Guidance(3.0, interval=(0.0, 1.0)), "uncond": {"c": 0}}, None),
+    ],
+)
+def test_what_does_nothing_is_told(arguments, told):
+    sampler = pf.Sampler(lambda x, t, c: x * 0.5, pf.make_plan("ddim", steps=5), shape=(2, 8))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sampler(cond={"c": 1}, **arguments)
+    assert [str(w.message).partition(":")[0] for w in caught] == ([] if told is None else [told])
+
+
+def test_one_function_for_both_evaluations_is_told():
+    def both(row):
+        return {"c": row}
+
+    sampler = pf.Sampler(lambda x, t, c: x * 0.5, pf.make_plan("ddim", steps=5), shape=(2, 8))
+    with pytest.warns(UserWarning, match="uncond has no effect"):
+        sampler(cond=both, uncond=both, guidance=2.0)

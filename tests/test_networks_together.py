@@ -1,6 +1,7 @@
 """Several networks in one sampler, of different dtypes and devices: each is called as it wants."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -111,3 +112,15 @@ def test_networks_are_on_one_device():
     told = pf.Sampler(Small(), DDIM, shape=SHAPE, device="cpu", dtype=F32)
     for weaker in (elsewhere, Holding([F32], device="meta"), Holding([F32, BF16])):
         told(cond={"label": LABELS}, guidance=pf.Guidance(2.0, weaker=weaker))
+
+
+def test_networks_that_the_plan_does_not_call_are_told():
+    """`pf.sample` alone knows the plan: a sampler's networks may be for another request."""
+    networks = [lambda x, t: x * 0.5, lambda x, t: x * 0.4]
+    with pytest.warns(UserWarning, match=r"the plan calls 1 of the 2 in model: Plan\.with_models"):
+        pf.sample(networks, 4, solver="ddim", spacing="trailing", shape=(1, 4))
+    plan = pf.make_plan("ddim", steps=4, spacing="trailing").with_models([0, 1, 0, 1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pf.sample(networks, solver=plan, shape=(1, 4))
+        pf.Sampler(networks, pf.make_plan("ddim", steps=4, spacing="trailing"), shape=(1, 4))()

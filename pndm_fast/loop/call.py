@@ -26,6 +26,7 @@ from pndm_fast.loop.checks import (
     check_start,
     check_tensor,
     check_time_dtype,
+    warn_of_idle_arguments,
     warn_of_idle_guidance,
 )
 from pndm_fast.loop.guidance import Guidance
@@ -234,17 +235,11 @@ def resolve(request: Request, setup: Setup, *, example: bool = False) -> Call:
     weaker = None if guidance.weaker is None else setup.weaker(guidance.weaker)
     plans, different = _plans(request, setup, guidance, weaker, batch)
     (cond, uncond), by_row = _conditioning(request, setup, weaker, different, batch)
-    if uncond is not None and weaker is None and not example:
-        warn_of_idle_guidance(request.cond, request.uncond)
-    if request.uncond is not None and uncond is None and request.guidance is None:
-        raise ValueError("uncond must come with guidance, or a plan that has it: it has no effect without")
-    if guidance is not UNGUIDED and guidance.scale is None and uncond is None:
-        raise ValueError("guidance without a scale must come with a guided plan: it has no effect on this one")
-    if guidance.rescale and any([plan.keeps_uncond or plan.has_factors for plan in different]):
-        raise ValueError(
-            f"rescale must be 0 with a plan that keeps unconditional outputs or multiplies the scale, got "
-            f"{guidance.rescale}"
-        )
+    _check_guidance(request, guidance, different, uncond is not None)
+    if not example:
+        if uncond is not None and weaker is None:
+            warn_of_idle_guidance(request.cond, request.uncond)
+        warn_of_idle_arguments(request, different, guidance)
     source = request.noise_sampler
     return Call(
         shape=setup.shape[1:],
@@ -264,6 +259,19 @@ def resolve(request: Request, setup: Setup, *, example: bool = False) -> Call:
         real=batch,
         by_row=by_row,
     )
+
+
+def _check_guidance(request: Request, guidance: Guidance, plans: tuple[Plan, ...], guided: bool) -> None:
+    """Refuse what has no effect, or cannot be had, with these plans."""
+    if request.uncond is not None and request.guidance is None and not guided:
+        raise ValueError("uncond must come with guidance, or a plan that has it: it has no effect without")
+    if guidance is not UNGUIDED and guidance.scale is None and not guided:
+        raise ValueError("guidance without a scale must come with a guided plan: it has no effect on this one")
+    if guidance.rescale and any([plan.keeps_uncond or plan.has_factors for plan in plans]):
+        raise ValueError(
+            f"rescale must be 0 with a plan that keeps unconditional outputs or multiplies the scale, got "
+            f"{guidance.rescale}"
+        )
 
 
 def _conditioning(

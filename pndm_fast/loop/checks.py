@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pndm_fast.loop import conditioning
 from pndm_fast.loop.network import Denoiser
+from pndm_fast.loop.starts import tensors_of
 from pndm_fast.plan.checks import shown
 from pndm_fast.plan.matrix2 import matrix
 from pndm_fast.plan.numbers import is_integer
@@ -70,7 +71,7 @@ def check_seeds(seeds: Any, batch: int | None) -> NDArray[np.int64]:
         if 0 <= first <= 2**63 - count:
             return np.arange(first, first + count, dtype=np.int64)
         return seed_tensor(range(first, first + count)).numpy()
-    if isinstance(seeds, (str, bytes, bool)) or not hasattr(seeds, "__iter__"):
+    if isinstance(seeds, (str, bytes, bool, Set, Mapping)) or not hasattr(seeds, "__iter__"):
         raise TypeError(f"seeds must be an integer or a sequence of integers, got {shown(seeds)}")
     bits: NDArray[np.int64] = seed_tensor(seeds.tolist() if hasattr(seeds, "tolist") else seeds).numpy()
     if len(bits) == 0 or (batch is not None and len(bits) != batch):
@@ -122,7 +123,7 @@ def check_plans(plan: Any, default: Plan | None, batch: int) -> tuple[Plan, ...]
         raise ValueError("plan must be given: the sampler has none of its own")
     if isinstance(plan, Plan):
         return (plan,) * batch
-    plans = tuple(plan) if hasattr(plan, "__iter__") else (plan,)
+    plans = tuple(plan) if hasattr(plan, "__iter__") and not isinstance(plan, (Set, Mapping)) else (plan,)
     for p in plans:
         if not isinstance(p, Plan):
             raise TypeError(f"plan must be a Plan or one for each sample, got {type(p).__name__}")
@@ -243,8 +244,20 @@ def check_conditioning(
 def warn_of_idle_guidance(cond: Any, uncond: Any) -> None:
     """Where both evaluations of guidance are the same, for all rows."""
     known = cond if isinstance(cond, (dict, Mapping)) else {}
-    if isinstance(uncond, (dict, Mapping)) and conditioning.adds_nothing(uncond, known):
+    values = isinstance(uncond, (dict, Mapping)) and conditioning.adds_nothing(uncond, known)
+    if values or (uncond is not None and uncond is cond):
         warn("uncond has no effect: each of its values is cond's own, and guidance evaluates the same twice")
+
+
+def warn_of_idle_arguments(request: Any, plans: Sequence[Plan], guidance: Any) -> None:
+    """Where the request has a noise sampler that nothing asks, or guidance in an interval that no row is called in."""
+    start_given = not {"noise", "state"}.isdisjoint(tensors_of(request.start))
+    draws = any([plan.prologue.c0 or any(plan.noisy) for plan in plans])
+    if request.noise_sampler is not None and start_given and not draws:
+        warn("noise_sampler has no effect: the start is given, and the plan draws no noise after it")
+    scales = guidance.scale if isinstance(guidance.scale, tuple) else (guidance.scale,)
+    if guidance.interval is not None and set(scales) != {1.0} and not any([plan.guided for plan in plans]):
+        warn(f"guidance has no effect: no row is called within interval {guidance.interval}")
 
 
 def _at_row(name: str, given: Any, row: int) -> tuple[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Tree = Mapping[str, Any]
+from pndm_fast.plan.checks import shown
 
 # leaves besides tensors whose value a captured graph may hold fast: they cannot change in place
 CONSTANTS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, enum.Enum, np.number, np.bool_)
@@ -65,7 +65,7 @@ class PerSample:
 MARKS = (Shared, PerSample)
 
 
-def check(name: str, tree: Tree | None, batch: int, device: torch.device) -> dict[str, Any]:
+def check(name: str, tree: Mapping[str, Any] | None, batch: int, device: torch.device) -> dict[str, Any]:
     """A tree for that batch: tensors of batch 1 are spread over it.
 
     Raises:
@@ -74,8 +74,11 @@ def check(name: str, tree: Tree | None, batch: int, device: torch.device) -> dic
     """
     if tree is None:
         return {}
-    if not isinstance(tree, (dict, Mapping)) or not all(isinstance(key, str) for key in tree):
+    if not isinstance(tree, (dict, Mapping)):
         raise TypeError(f"{name} must be a dict of the network's keyword arguments, got {type(tree).__name__}")
+    for key in tree:
+        if not isinstance(key, str):
+            raise TypeError(f"{name} must have words as keys, got {shown(key)}")
     return {key: _checked(f"{name}[{key!r}]", value, batch, device) for key, value in tree.items()}
 
 
@@ -120,15 +123,13 @@ def _of_batch(path: str, tensor: Tensor, batch: int) -> Tensor:
 
 
 def _checked_mark(path: str, mark: Shared | PerSample, batch: int, device: torch.device) -> Shared | PerSample:
-    values = [mark.value] if isinstance(mark, Shared) else mark.entries
-    if isinstance(mark, PerSample) and len(values) != batch:
-        raise ValueError(f"{path} must have one entry for each of the {batch} samples, got {len(values)}")
-    for value in values:
-        for inner, leaf in _leaves(path, value):
-            if isinstance(leaf, MARKS):
-                raise TypeError(f"{inner} must be marked once, got pf.{type(leaf).__name__} inside another mark")
-            if isinstance(leaf, Tensor):
-                _check_device(inner, leaf, device)
+    if isinstance(mark, PerSample) and len(mark.entries) != batch:
+        raise ValueError(f"{path} must have one entry for each of the {batch} samples, got {len(mark.entries)}")
+    for inner, leaf in _leaves(path, mark.value if isinstance(mark, Shared) else mark.entries):
+        if isinstance(leaf, MARKS):
+            raise TypeError(f"{inner} must be marked once, got pf.{type(leaf).__name__} inside another mark")
+        if isinstance(leaf, Tensor):
+            _check_device(inner, leaf, device)
     return mark
 
 
@@ -230,7 +231,7 @@ def _equal_constants(a: Any, b: Any) -> bool:
 
 def _in_words(leaf: Any) -> str:
     if isinstance(leaf, CONSTANTS):
-        return repr(leaf)
+        return shown(leaf)
     return f"Shared {type(leaf.value).__name__}" if isinstance(leaf, Shared) else type(leaf).__name__
 
 
@@ -257,16 +258,15 @@ def _like(container: Any, values: Any) -> Any:
             return container
         if not isinstance(container, MutableMapping):
             return type(container)(values)  # type: ignore[call-arg]
-        mapping = copy.copy(container)
-        for key, value in values.items():
-            mapping[key] = value
-        return mapping
+        container = copy.copy(container)
+        container.update(values)
+        return container
     if all(map(lambda new, old: new is old, values, container)):
         return container
     if isinstance(container, list):
-        other = copy.copy(container)
-        other[:] = values
-        return other
+        container = copy.copy(container)
+        container[:] = values
+        return container
     return type(container)(*values) if hasattr(container, "_fields") else type(container)(values)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.results import Cancel, Step
 from pndm_fast.loop.starts import Image, Inpaint, Noise, Start, State
-from pndm_fast.plan.checks import shown
+from pndm_fast.plan.checks import check_type, shown
 from pndm_fast.plan.hints import in_words
 from pndm_fast.plan.plan import Plan
 
@@ -75,6 +75,7 @@ class Request:
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise TypeError(f"{name} must be callable, got {shown(value)}")
+        check_type("progress", self.progress, bool)
         if self.cancel is not None and not isinstance(self.cancel, Cancel):
             raise TypeError(f"cancel must be a Cancel, got {type(self.cancel).__name__}")
         if self.start is not None and not isinstance(self.start, (Noise, State, Image, Inpaint)):

@@ -224,5 +224,11 @@ class Step:
             self._over = True
 
     def cancel(self) -> None:
-        """End sampling after this row with `Cancelled`."""
+        """End sampling after this row with `Cancelled`.
+
+        Raises:
+            RuntimeError: the callback has returned: nobody would ask.
+        """
+        if self._over:
+            raise RuntimeError("Step.cancel must be called inside on_step: a pf.Cancel ends a call from elsewhere")
         self.cancelled = True

@@ -18,6 +18,7 @@ from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.schedule import Schedule
+from pndm_fast.plan.warn import warn
 from pndm_fast.runtime.cache import KEPT, Cache, cache_of
 from pndm_fast.runtime.opaque import opaque
 from pndm_fast.runtime.sampler import Sampler
@@ -64,7 +65,7 @@ def sample(
     _refuse_words(options)
     request = Request(seeds=seeds, start=start, cond=cond, uncond=uncond, guidance=guidance, progress=progress)
     if not isinstance(solver, Plan):
-        first = model if callable(model) or not model else model[0]
+        first = model[0] if isinstance(model, (tuple, list)) and model else model
         schedule, prediction = completed(first, schedule, prediction)
     planned = {"steps": steps, "nfe": nfe, "schedule": schedule, "spacing": spacing, "prediction": prediction}
     asked = {name: value for name, value in {**planned, "strength": strength, **options}.items() if value is not None}
@@ -72,6 +73,9 @@ def sample(
         solver = _plan(solver, asked)
     elif asked:
         raise ValueError(f"{next(iter(asked))} cannot go with a ready plan: give it to make_plan")
+    if isinstance(model, (tuple, list)) and solver.last_model + 1 < len(model):
+        called = f"{solver.last_model + 1} of the {len(model)} in model"
+        warn(f"the plan calls {called}: Plan.with_models says which network a row calls")
     sampler = Sampler(model, solver, shape=_shape_of_call(shape, request.seeds, start))
     alone = not isinstance(request.guidance, Guidance) or request.guidance.weaker is None
     if callable(model) and alone:  # several networks are remembered by a Sampler alone: one may hold another

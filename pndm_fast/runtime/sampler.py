@@ -32,7 +32,7 @@ from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.short_form import with_fields_of
 from pndm_fast.loop.tensors import INPUTS, same_device
 from pndm_fast.loop.workspace import Workspace
-from pndm_fast.plan.checks import choose
+from pndm_fast.plan.checks import check_type, choose
 from pndm_fast.plan.hints import in_words
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row.backends import BACKENDS, choose_backend
@@ -104,6 +104,7 @@ class Sampler:
         self._asked = check_dtype("dtype", dtype, INPUTS), check_device(device)
         networks = denoisers(model, *self._asked, ask=asked_once)
         resolved = device_of_all(networks)
+        check_type("stateful", stateful, bool)
         self.graph = check_graph(graph, resolved, stateful)
         self.fixed_batch = None if fixed_batch is None else check_sizes("fixed_batch", [fixed_batch])[0]
         self.stateful = stateful
