@@ -249,6 +249,44 @@ def test_rescaled_guidance_in_graphs(stand_in, graph):
         assert captured.report.graph == graph and captured.report.captures == captures
 
 
+@pytest.mark.parametrize("answer", [torch.float64, torch.float16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("other", [None, torch.float32, torch.bfloat16])
+def test_rescaling_rounds_the_first_output_as_the_others(stand_in, answer, other):
+    """A graph, which takes every output in the buffers' dtype, shows the first row of an eager call apart."""
+
+    class Answers(torch.nn.Module):
+        def __init__(self, dtype):
+            super().__init__()
+            self.dtype_of_output = dtype
+            self.eval()
+
+        def forward(self, x, t, c):
+            return (torch.sin(x * 0.3) + c.view(-1, 1)).to(self.dtype_of_output)
+
+    weaker = None if other is None else Answers(other)
+    arguments = {"cond": {"c": torch.ones(2)}, "uncond": {"c": torch.zeros(2)}}
+    results = []
+    for graph in ("eager", "replay"):
+        sampler = Reporting(Answers(answer), pf.make_plan("dpmpp-2m", steps=6), shape=(2, 16), graph=graph)
+        results.append(sampler(guidance=pf.Guidance(2.0, rescale=0.6, weaker=weaker), **arguments))
+    assert sampler.report.graph == "replay" and torch.equal(*results)
+
+
+@pytest.mark.parametrize("answer", [torch.int64, torch.complex64, torch.bool])
+def test_rescaling_hides_no_output_that_is_refused(answer):
+    with pytest.raises(TypeError, match="the network's output must be dense and of floating point, got torch"):
+        pf.sample(
+            lambda x, t, c: x.to(answer),
+            4,
+            solver="ddim",
+            spacing="trailing",
+            shape=(2, 8),
+            cond={"c": 1},
+            uncond={"c": 2},
+            guidance=pf.Guidance(2.0, rescale=0.5),
+        )
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 40, 33_000])
 def test_rescaling_does_not_depend_on_the_batch(n, dtype):

@@ -14,6 +14,7 @@ from pndm_fast.loop.guidance import rescaled
 from pndm_fast.loop.network import Denoiser, prediction
 from pndm_fast.loop.positions import Kind
 from pndm_fast.loop.workspace import Workspace
+from pndm_fast.row.registers import FLOATS
 from pndm_fast.row.table import GUIDANCE
 
 Output = tuple[Tensor, Tensor | None]  # (out, uncond); uncond is None where out holds both, or without guidance
@@ -106,7 +107,13 @@ class Evaluation(NamedTuple):
 
     def _rescaled(self, out: Tensor, uncond: Tensor | None, workspace: Workspace) -> Output:
         """The guided output in both places: a row's own guidance leaves two equal outputs as they are."""
-        registers = workspace.registers
+        registers, shape = workspace.registers, workspace.x_in.shape
+        given = (out,) if uncond is None else (out, uncond)
+        if not all(one.dtype.is_floating_point and one.shape == shape for one in given):
+            return out, uncond  # which the first call refuses by name
+        # the first row's are as the network gave them: rounded as `taken` rounds those of all others
+        out = out if out.dtype in FLOATS else out.to(workspace.spec.state)
+        uncond = None if uncond is None else uncond.to(out.dtype)
         scale = workspace.table[registers.row.long(), GUIDANCE]
         if uncond is not None:
             out = rescaled(out, uncond, scale, self.rescale)
