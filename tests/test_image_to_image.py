@@ -343,10 +343,32 @@ def test_separate_calls_as_asked():
     assert torch.equal(apart, sampler(guidance=2.0, **arguments)) and sampler.report.calls == 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_thresholds_keep_their_times_in_a_narrow_network(dtype):
+    """`.half()` on the wrapper would round them, and leave none that the plan has."""
+    plan, network = pf.make_plan("dpmpp-2m", steps=7, spacing="trailing"), torch.nn.Bilinear(8, 1, 8).to(dtype)
+
+    def net(x, t):
+        return network(x.to(dtype), t.to(dtype)[:, None] / 1000).to(x.dtype)
+
+    plain, narrow = pf.Thresholded(net, plan), pf.Thresholded(net, plan).to(dtype)
+    assert torch.equal(pf.sample(narrow, solver=plan, shape=(2, 8)), pf.sample(plain, solver=plan, shape=(2, 8)))
+
+
 def test_thresholds_know_their_times():
     plan = pf.make_plan("ddim", steps=12)
-    with pytest.raises(pf.NonFiniteError):
-        pf.sample(pf.Thresholded(Pointwise(), plan), 37, solver="ddim", shape=SHAPE)
+    wrapped = pf.Thresholded(lambda x, t: pytest.fail("the network was called"), plan)
+    others = (
+        pf.make_plan("ddim", steps=37),
+        plan.with_times(lambda t: t + 0.5),
+        pf.make_plan("ddim", pf.Schedule.cosine(), steps=12),
+    )
+    for other in others:  # the last has the times at other levels, of which nothing would have told
+        with pytest.raises(
+            ValueError, match="plan must call pf.Thresholded as the plan that it was made with, got t ="
+        ):
+            pf.sample(wrapped, solver=other, shape=SHAPE)
+    assert bool(pf.Thresholded(Pointwise(), plan)(torch.ones(SHAPE), torch.full(SHAPE[:1], 3.25)).isnan().all())
     noise = normal(0)
     clipped = pf.sample(lambda x, t: x * 0.3, solver=plan.with_clip(1.0), start=pf.Noise(noise))
     thresholded = pf.sample(pf.Thresholded(lambda x, t: x * 0.3, plan, 1.0, 1.0), solver=plan, start=pf.Noise(noise))

@@ -132,7 +132,7 @@ def test_a_network_of_its_own_facts_is_sampled_by_them():
     words = {"shape": (2, 3), "steps": 9, "solver": "ddim", "spacing": "trailing"}
     expected = pf.sample(lambda x, t: x / 2, schedule=own, prediction="v", **words)
     told = Net(schedule=own, prediction="v")
-    alike = [told, nn.DataParallel(told).eval(), functools.partial(told), [told, told]]
+    alike = [told, nn.DataParallel(told).eval(), functools.partial(told), [told]]
     for model in (told.eval(), *alike):
         assert torch.equal(pf.sample(model, **words), expected)
     assert torch.equal(pf.sample(Net(prediction="v").eval(), schedule=own, **words), expected)

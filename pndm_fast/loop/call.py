@@ -31,6 +31,7 @@ from pndm_fast.loop.checks import (
 )
 from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.inpainting import Known, known_of
+from pndm_fast.loop.layers import Around, layers
 from pndm_fast.loop.network import Denoiser
 from pndm_fast.loop.noise_source import NoiseSource
 from pndm_fast.loop.positions import Kind, Positions, segments_of
@@ -316,6 +317,7 @@ def _plans(
         check_models(plan, setup.networks, weaker)
         used = [setup.networks[i].network for i in sorted({row.model for row in plan})]
         check_told(plan, used if weaker is None else [*used, weaker.network])
+        _check_rows(plan, setup.networks)
         return plan
 
     facts = None
@@ -324,3 +326,11 @@ def _plans(
     for plan in different:
         setup.once((id(plan), given, facts), lambda plan=plan: checked(plan))  # type: ignore[misc]
     return plans, different
+
+
+def _check_rows(plan: Plan, networks: tuple[Denoiser, ...]) -> None:
+    """Ask the package's own wrappers, which may be made for one plan."""
+    for i, denoiser in enumerate(networks):
+        for part in layers(denoiser.network):
+            if isinstance(part, Around):
+                part.check_rows([row for row in plan if row.model == i])

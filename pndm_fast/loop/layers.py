@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import jit, nn
+
+from pndm_fast.plan.row import Row
 
 
 class Around(nn.Module):
     """A network of this package's own around another, `model`: its facts are the other's, tensors of its own aside."""
 
     model: Any
+
+    def check_rows(self, rows: Iterable[Row]) -> None:
+        """Refuse to be called by rows that it was not made for."""
 
 
 def layers(model: Any) -> Iterator[Any]:
