@@ -465,16 +465,12 @@ def test_what_no_graph_can_hold(stand_in, value, reason):
 @pytest.mark.parametrize(
     "arguments, told",
     [
-        ({"start": pf.State(torch.zeros(2, 8)), "noise_sampler": lambda i: 1 / 0}, "noise_sampler has no effect"),
-        ({"start": pf.Noise(torch.zeros(2, 8)), "noise_sampler": lambda i: 1 / 0}, "noise_sampler has no effect"),
-        ({"noise_sampler": lambda i: torch.zeros(2, 8)}, None),
-        ({"start": pf.Image(torch.zeros(2, 8)), "noise_sampler": lambda i: torch.zeros(2, 8)}, None),
         ({"guidance": pf.Guidance(3.0, interval=(1e6, 1e7)), "uncond": {"c": 0}}, "guidance has no effect"),
         ({"guidance": pf.Guidance((1.0,) * 5, interval=(1e6, 1e7)), "uncond": {"c": 0}}, None),
         ({"guidance": pf.Guidance(3.0, interval=(0.0, 1.0)), "uncond": {"c": 0}}, None),
     ],
 )
-def test_what_does_nothing_is_told(arguments, told):
+def test_guidance_in_an_interval_without_a_row_is_told(arguments, told):
     sampler = pf.Sampler(lambda x, t, c: x * 0.5, pf.make_plan("ddim", steps=5), shape=(2, 8))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -26,8 +26,8 @@ from pndm_fast.loop.checks import (
     check_start,
     check_tensor,
     check_time_dtype,
-    warn_of_idle_arguments,
     warn_of_idle_guidance,
+    warn_of_idle_interval,
 )
 from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.inpainting import Known, known_of
@@ -240,7 +240,7 @@ def resolve(request: Request, setup: Setup, *, example: bool = False) -> Call:
     if not example:
         if uncond is not None and weaker is None:
             warn_of_idle_guidance(request.cond, request.uncond)
-        warn_of_idle_arguments(request, different, guidance)
+        warn_of_idle_interval(different, guidance)
     source = request.noise_sampler
     return Call(
         shape=setup.shape[1:],

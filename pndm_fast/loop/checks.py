@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pndm_fast.loop import conditioning
+from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.network import Denoiser
-from pndm_fast.loop.starts import tensors_of
 from pndm_fast.plan.checks import shown
 from pndm_fast.plan.matrix2 import matrix
 from pndm_fast.plan.numbers import is_integer
@@ -249,12 +249,8 @@ def warn_of_idle_guidance(cond: Any, uncond: Any) -> None:
         warn("uncond has no effect: each of its values is cond's own, and guidance evaluates the same twice")
 
 
-def warn_of_idle_arguments(request: Any, plans: Sequence[Plan], guidance: Any) -> None:
-    """Where the request has a noise sampler that nothing asks, or guidance in an interval that no row is called in."""
-    start_given = not {"noise", "state"}.isdisjoint(tensors_of(request.start))
-    draws = any([plan.prologue.c0 or any(plan.noisy) for plan in plans])
-    if request.noise_sampler is not None and start_given and not draws:
-        warn("noise_sampler has no effect: the start is given, and the plan draws no noise after it")
+def warn_of_idle_interval(plans: Sequence[Plan], guidance: Guidance) -> None:
+    """Where guidance is for an interval that no row is called in."""
     scales = guidance.scale if isinstance(guidance.scale, tuple) else (guidance.scale,)
     if guidance.interval is not None and set(scales) != {1.0} and not any([plan.guided for plan in plans]):
         warn(f"guidance has no effect: no row is called within interval {guidance.interval}")
