@@ -258,7 +258,7 @@ UNREACHED = {
     "_apply: apply_row: uncond must be given": "of the operator's rows alone: tests/test_csrc.py",
     "lines: layout must hold": "`layout_for` has chosen one that does",
     "Live.marked: cond and uncond of row": "what row 0's form lets pass fits one call, but for values of objects",
-    "resolve: a float64 network": "needs a second device",
+    "_state_dtype: a float64 network": "needs a second device",
     "_check: the network's output must be on": "needs a second device",
     "device_of_all: model must be networks on one device": "needs a second device",
     "device_of: device must be given for {name}, which is on several": "needs a second device",

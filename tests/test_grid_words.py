@@ -277,7 +277,7 @@ def test_a_start_beyond_the_schedule():
         ("timestep_spacing", "say spacing="),
         ("algorithm_type", "say solver="),
         ("seed", "seeds= gives each sample its own"),
-        ("guidance", "it is an argument of a sampler's call"),
+        ("guidance", "it is an argument of Request"),
         ("device", "it is an argument of Sampler"),
         ("eta", "it is one of dpmpp-2m-sde, dpmpp-3m-sde, dpmpp-sde, ddim, euler-ancestral"),
         ("spacings", "did you mean 'spacing'"),

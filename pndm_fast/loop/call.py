@@ -217,26 +217,14 @@ def resolve(request: Request, setup: Setup, *, example: bool = False) -> Call:
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    given = tensors_of(request.start)
-    tensors = {name: check_tensor(name, value, setup.shape[1:], setup.device) for name, value in given.items()}
-    batch = setup.shape[0] if is_integer(request.seeds) else None
-    bits = check_seeds(request.seeds, next((len(tensor) for tensor in tensors.values()), batch))
+    tensors, bits = _samples(request, setup)
     batch = len(bits)
-    check_batches(tensors, batch)
-    if setup.fixed_batch is not None and batch > setup.fixed_batch:
-        raise ValueError(f"a request must have at most fixed_batch = {setup.fixed_batch} samples, got {batch}")
-    inputs = [*(network.dtype for network in setup.networks), *(tensor.dtype for tensor in tensors.values())]
-    exact = torch.float64 in inputs
-    if exact and setup.device.type != "cpu":
-        raise ValueError(f"a float64 network, noise or state must be on the CPU, got {setup.device}")
-    state_dtype = torch.float64 if exact else torch.float32
+    state_dtype = _state_dtype(setup, tensors)
     guidance = request.guidance if isinstance(request.guidance, Guidance) else UNGUIDED
-    if setup.fixed_batch is not None and guidance.calls == "batched":
-        raise ValueError("guidance calls must be separate or auto with fixed_batch, which is one call's, got 'batched'")
     weaker = None if guidance.weaker is None else setup.weaker(guidance.weaker)
     plans, different = _plans(request, setup, guidance, weaker, batch)
     (cond, uncond), by_row = _conditioning(request, setup, weaker, different, batch)
-    _check_guidance(request, guidance, different, uncond is not None)
+    _check_guidance(request, setup, guidance, different, guided=uncond is not None)
     if not example:
         if uncond is not None and weaker is None:
             warn_of_idle_guidance(request.cond, request.uncond)
@@ -262,9 +250,37 @@ def resolve(request: Request, setup: Setup, *, example: bool = False) -> Call:
     )
 
 
-def _check_guidance(request: Request, guidance: Guidance, plans: tuple[Plan, ...], guided: bool) -> None:
-    """Refuse what has no effect, or cannot be had, with these plans."""
-    if request.uncond is not None and request.guidance is None and not guided:
+def _samples(request: Request, setup: Setup) -> tuple[dict[str, Tensor], NDArray[np.int64]]:
+    """What they start from, by the names that messages have, and their seeds: as many of each."""
+    given = tensors_of(request.start)
+    tensors = {name: check_tensor(name, value, setup.shape[1:], setup.device) for name, value in given.items()}
+    batch = setup.shape[0] if is_integer(request.seeds) else None
+    bits = check_seeds(request.seeds, next((len(tensor) for tensor in tensors.values()), batch))
+    check_batches(tensors, len(bits))
+    if setup.fixed_batch is not None and len(bits) > setup.fixed_batch:
+        raise ValueError(f"a request must have at most fixed_batch = {setup.fixed_batch} samples, got {len(bits)}")
+    return tensors, bits
+
+
+def _state_dtype(setup: Setup, tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """float64 where a network or a start is."""
+    inputs = [*[network.dtype for network in setup.networks], *[tensor.dtype for tensor in tensors.values()]]
+    if torch.float64 not in inputs:
+        return torch.float32
+    if setup.device.type != "cpu":
+        raise ValueError(f"a float64 network, noise or state must be on the CPU, got {setup.device}")
+    return torch.float64
+
+
+def _check_guidance(request: Request, setup: Setup, guidance: Guidance, plans: tuple[Plan, ...], guided: bool) -> None:
+    """Refuse what would have no effect, or cannot be had.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if setup.fixed_batch is not None and guidance.calls == "batched":
+        raise ValueError("guidance calls must be separate or auto with fixed_batch, which is one call's, got 'batched'")
+    if request.uncond is not None and not guided and request.guidance is None:
         raise ValueError("uncond must come with guidance, or a plan that has it: it has no effect without")
     if guidance is not UNGUIDED and guidance.scale is None and not guided:
         raise ValueError("guidance without a scale must come with a guided plan: it has no effect on this one")

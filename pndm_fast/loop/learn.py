@@ -71,20 +71,25 @@ def first_call(segment: Segment, known: OutputSpec | None, take: Take) -> FirstC
         uncond = None if uncond is None else workspace.taken(uncond)
         return FirstCall(known, segment, workspace, evaluate, (out, uncond))
     _check(out, workspace.x_in.shape, segment)
-    exact = segment.call.state_dtype is torch.float64 and out.dtype is torch.float64
-    # weights are asked again, which takes a walk over them, where an output is unlike what they said
-    as_said = known is None or channels_of(out) == expected.channels
-    spec = OutputSpec(
-        out.dtype if out.dtype in FLOATS or exact else segment.call.state_dtype,
-        expected.channels if as_said else segment.channels(),
-        wrote or (known is not None and known.writes_input),
-        segment.evaluation.split_reason,
-    )
+    spec = _told(segment, out, wrote, known, expected)
     if spec != expected and segment.buffers(spec) != workspace.spec:
         workspace = _moved(segment, workspace, take(segment.buffers(spec)), wrote)
         evaluate = segment.evaluation.bind(workspace)
     output = workspace.taken(out), None if uncond is None else workspace.taken(uncond)
     return FirstCall(spec, segment, workspace, evaluate, output, refused)
+
+
+def _told(segment: Segment, out: Tensor, wrote: bool, known: OutputSpec | None, expected: OutputSpec) -> OutputSpec:
+    """What an output tells of those to come."""
+    state = segment.call.state_dtype
+    # weights are asked again, which takes a walk over them, where an output is unlike what they said
+    as_said = known is None or channels_of(out) == expected.channels
+    return OutputSpec(
+        out.dtype if out.dtype in FLOATS or out.dtype is state else state,
+        expected.channels if as_said else segment.channels(),
+        wrote or (known is not None and known.writes_input),
+        segment.evaluation.split_reason,
+    )
 
 
 def _call(segment: Segment, workspace: Workspace, compare: bool) -> tuple[Evaluate, Output, bool]:

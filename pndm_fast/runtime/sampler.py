@@ -74,6 +74,7 @@ class Sampler:
             `model.to(memory_format=...)` leaves them. Outputs of another layout are copied, and the report says so.
         fixed_batch: the number of samples in every call of the network, a request's own and halted ones behind them, so
             that what it says of a sample cannot depend on how many others there are. Guidance then takes two calls.
+            Whether kernels treat the places of a batch alike too, `prepare([n])` measures: `batch_error` is 0.
         stateful: whether the network remembers its calls (a step cache, say). It is then called exactly as often as
             the plan says, and so neither captured nor prepared. A network of diffusers whose cache is enabled says so.
 
