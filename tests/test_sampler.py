@@ -299,6 +299,21 @@ def test_channels_last_networks(backend, solver, asked):
     torch.testing.assert_close(first, wanted, rtol=0, atol=atol)
 
 
+def test_a_network_that_goes_back_to_training_is_told():
+    """As a training loop leaves it between two previews; each time that it has changed."""
+    net = Conv().eval()
+    plan = pf.make_plan("ddim", steps=2, spacing="trailing")
+    sampler = pf.Sampler(torch.nn.DataParallel(net), plan, shape=(1, *SHAPE))
+    sampler()
+    for _ in range(2):
+        net.train()
+        with pytest.warns(UserWarning, match="the model is in training mode"):
+            sampler()
+        sampler()  # said once
+        net.eval()
+        sampler()
+
+
 @pytest.mark.slow
 def test_inside_a_compiled_function():
     """A break in its graph, whatever was sampled before: weak references and locks are not to be traced."""

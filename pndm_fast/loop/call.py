@@ -22,6 +22,7 @@ from pndm_fast.loop.checks import (
     check_models,
     check_names,
     check_plans,
+    check_predictions,
     check_seeds,
     check_start,
     check_tensor,
@@ -321,6 +322,8 @@ def _plans(
     """One for each sample, and the different ones among them."""
     plans = check_plans(request.plan, setup.plan, batch)
     different = distinct(plans)
+    if len(different) > 1:
+        check_predictions(different)
     if guidance.scale is not None:
         made = {id(plan): setup.guided(plan, guidance.scale, guidance.interval) for plan in different}
         plans, different = tuple([made[id(plan)] for plan in plans]), tuple(made.values())

@@ -132,6 +132,17 @@ def check_plans(plan: Any, default: Plan | None, batch: int) -> tuple[Plan, ...]
     return plans
 
 
+def check_predictions(plans: Sequence[Plan]) -> None:
+    """Refuse a batch whose plans take a network's output for different things.
+
+    Raises:
+        ValueError: naming them.
+    """
+    words = sorted({plan.prediction for plan in plans})
+    if len(words) > 1:
+        raise ValueError(f"plan must be for one prediction in a batch, the network's, got {' and '.join(words)}")
+
+
 def check_time_dtype(plan: Plan, dtype: torch.dtype | None) -> None:
     """Refuse fractional times for a network that takes integers.
 

@@ -165,7 +165,12 @@ def check_model(model: Any, name: str = "model") -> None:
     if not callable(model) or isinstance(model, type):
         raise TypeError(f"{name} must be callable as {name}(x, t, **cond), got {model!r}")
     if in_training(innermost(model)):
-        warn(f"the {name} is in training mode: call .eval() for dropout and batch norm")
+        warn_of_training(name)
+
+
+def warn_of_training(name: str = "model") -> None:
+    """Samples are mostly meant to be of a network that is not being trained."""
+    warn(f"the {name} is in training mode: call .eval() for dropout and batch norm")
 
 
 def denoisers(

@@ -20,10 +20,20 @@ from pndm_fast.loop.call import Call, Setup, resolve
 from pndm_fast.loop.checks import check_shape, check_sizes
 from pndm_fast.loop.config_shape import sample_shape
 from pndm_fast.loop.evaluation import Evaluation, Output, evaluation_of
-from pndm_fast.loop.layers import layers
+from pndm_fast.loop.layers import innermost, layers
 from pndm_fast.loop.learn import first_call
 from pndm_fast.loop.memory_format import check_memory_format
-from pndm_fast.loop.network import Denoiser, Identity, check_device, check_dtype, denoiser_of, denoisers, device_of_all
+from pndm_fast.loop.network import (
+    Denoiser,
+    Identity,
+    check_device,
+    check_dtype,
+    denoiser_of,
+    denoisers,
+    device_of_all,
+    in_training,
+    warn_of_training,
+)
 from pndm_fast.loop.positions import Kind, Positions
 from pndm_fast.loop.request import Request, check_request
 from pndm_fast.loop.results import BadSample, Cancelled, NonFiniteError, Result
@@ -124,6 +134,8 @@ class Sampler:
             raise ValueError(f"shape must have at most fixed_batch = {self.fixed_batch} samples, got {self.shape[0]}")
         self.memory_format = check_memory_format(memory_format, self.shape)
         parts: list[Any] = [part for network in self.models for part in layers(network)]
+        self._inner = [innermost(model) for model in self.models]
+        self._training = any(map(in_training, self._inner))  # of which the check of a model has warned
         self._telling = [part for part in parts if hasattr(part, "is_cache_enabled")]
         self._preparing = threading.Lock()  # two at once could each hold a part of the graphs, and wait for the rest
         self.reset()
@@ -199,6 +211,7 @@ class Sampler:
             NonFiniteError, Cancelled: both carry what was computed.
         """
         began = time.perf_counter()
+        self._look_at_modes()
         call = resolve(check_request(request), self._setup)
         call = call.padded(self._batch_for(call.batch))
         evaluations = self._evaluations(call)
@@ -319,6 +332,13 @@ class Sampler:
             memory_format=self.memory_format,
             snapshot=snapshot,
         )
+
+    def _look_at_modes(self) -> None:
+        """Warn of a network that has gone into training mode, as a training loop may leave it."""
+        training = any([in_training(network) for network in self._inner])
+        if training and not self._training:
+            warn_of_training()
+        self._training = training
 
     def _modes(self) -> contextlib.AbstractContextManager[Any]:
         """Without gradients, outside inference mode, on the sampler's device."""
