@@ -162,10 +162,11 @@ def _warn_of_end(schedule: Schedule | PSLD, t: float, given: str) -> None:
 
 def _warn_of_start(schedule: Schedule, t: float) -> None:
     if schedule.alpha(schedule.last) == 0:
+        start = repr(t) if float(f"{t:g}") < t else f"{t:g}"  # rounded down it would leave out this point
         warn(
             f"the grid starts at t = {t:g}, where alpha is {schedule.alpha(t):.3g}, and never visits the alpha = 0 of "
             f"{schedule.name}: spacing='trailing' does, with a solver that can begin there (ddim, ddpm, dpmpp-2m, "
-            f"unipc), t_start={t:g} says that this start is meant"
+            f"unipc), t_start={start} says that this start is meant"
         )
 
 
