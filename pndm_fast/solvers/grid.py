@@ -88,7 +88,10 @@ class GridSpec:
             for name in ("spacing", "t_min"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} and {self.explicit} exclude each other")
-            self._check_end(schedule, given := self._given(schedule))
+            given, fewest = self._given(schedule), SOLVER_INFO[solver].min_steps + 1
+            if len(given) < fewest:
+                raise ValueError(f"{self.explicit} must be {fewest} or more for {solver}, got {len(given)}")
+            self._check_end(schedule, given)
             return given
         final = "zero" if self.final is None else self.final
         steps = steps_of(solver, self.steps, self.nfe, final)
