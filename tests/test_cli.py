@@ -265,7 +265,7 @@ USAGE = {
     "option type": (["--option", "order=four"], "order must be int"),
     "option value": (["--option", "order=5"], "order must be"),
     "option is a flag": (["--option", "steps=5"], "--steps"),
-    "option times": (["--option", "times=5"], "--option must be", "'times'"),
+    "option times": (["--option", "times=5"], "steps, nfe, times and sigmas exclude one another"),
     "out suffix": (["--out", "a.jpg"], "--out must end in"),
     "out empty": (["--out", ""], "--out must end in"),
     "out folder": (["--out", "absent/a.png"], "--out must be in a folder"),
