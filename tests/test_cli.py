@@ -186,6 +186,7 @@ def test_folder_with_another_recipe_is_refused(place, content):
     steps = 5 if content is None else 4
     result = sample("-n", 2, "--out", "made/", steps=steps, code=2)
     assert "--force" in result.stderr and ".png" in result.stderr and old.read_bytes() == kept
+    assert ("(steps 4, not 5)" if content is None else "which is not ours") in result.stderr
     sample("-n", 2, "--out", "made/", "--force", steps=steps)
     assert images.read_recipe(old)["steps"] == steps
 
@@ -264,7 +265,7 @@ USAGE = {
     "option type": (["--option", "order=four"], "order must be int"),
     "option value": (["--option", "order=5"], "order must be"),
     "option is a flag": (["--option", "steps=5"], "--steps"),
-    "option times": (["--option", "times=5"], "--option must be", "'times'"),
+    "option times": (["--option", "times=5"], "steps, nfe, times and sigmas exclude one another"),
     "out suffix": (["--out", "a.jpg"], "--out must end in"),
     "out empty": (["--out", ""], "--out must end in"),
     "out folder": (["--out", "absent/a.png"], "--out must be in a folder"),

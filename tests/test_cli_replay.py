@@ -75,6 +75,7 @@ CASES = {
     "auto": ("-n", 1, "--nfe", 15, "--solver", "auto"),
     "part": ("-n", 1, "--steps", 20, "--solver", "euler", "--option", "t_start=950"),
     "sigmas": ("-n", 1, "--solver", "heun", "--option", "sigmas=[80, 5, 0.5, 0]", "--schedule", "edm"),
+    "times": ("-n", 1, "--solver", "ddim", "--option", "times=[999, 400.5, -1]", "--option", "integer_times=true"),
     "another prediction": ("-n", 2, "--solver", "ddim", "--steps", 4, "--schedule", "flow", "--prediction", "flow"),
     "no class, a shape": ("-n", 2, "--class", "none", "--solver", "lms", "--steps", 5, "--shape", "3,4,6"),
     "its own schedule": ("-n", 2, "--solver", "ddim", "--spacing", "trailing", "--model", "rounded_net:own"),
@@ -231,6 +232,9 @@ def test_places_and_trust(place):
     (place / "text.png").write_text("no picture")
     (place / "text.npz").write_text("no array")
     (place / "taken.png").write_text("precious")
+    whole = (place / "a.png").read_bytes()
+    (place / "cut.png").write_bytes(whole[: whole.index(b"IDAT") + 8])  # its recipe stands before its pixels
+    np.savez("empty.npz", recipe=json.dumps(images.read_recipe("a.png")))
     (place / "other").mkdir()
     (place / "other/a.png").write_bytes((place / "a.png").read_bytes())
     for words, message in [
@@ -238,6 +242,8 @@ def test_places_and_trust(place):
         (("text.png",), "must be a PNG or NPZ file that can be read, got text.png"),
         (("text.npz",), "must be a PNG or NPZ file that can be read, got text.npz"),
         (("other",), "must be a PNG or NPZ file"),
+        (("cut.png",), "must be a PNG or NPZ file that can be read, got cut.png"),
+        (("empty.npz",), "must be a PNG or NPZ file that can be read, got empty.npz"),
         (("a.png", "--out", "taken.png"), "--force"),
         (("a.png", "other/a.png", "--out", "b.png"), "--out must be a folder for 2 images"),
         (("a.png", "other/a.png", "--out", "made"), "--out must hold each image once"),

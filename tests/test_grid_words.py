@@ -16,6 +16,7 @@ import pndm_fast as pf
 from pndm_fast.plan.grids import SPACINGS, check_times, make_grid
 from pndm_fast.plan.hints import HINTS, hint
 from pndm_fast.solvers import SOLVERS
+from pndm_fast.solvers.compat import COMPAT, SCHEDULERS
 
 LINEAR, LATENT, FLOW = pf.Schedule.linear(), pf.Schedule.scaled_linear(), pf.Schedule.flow()
 ZERO = LINEAR.zero_terminal_snr()
@@ -201,6 +202,10 @@ def test_the_noisiest_time():
     assert "never visits" in says("ddim", ZERO, times=[950, 500, -1], prediction="v")[0]
     assert "never visits" in says("ddim", FLOW, steps=9, spacing="leading", prediction="flow")[0]
     assert says("ddim", FLOW, steps=9, prediction="flow") == []
+    for steps in (7, 13, 50):  # the start that the warning names keeps every step, whatever its digits
+        (told,) = says("ddim", FLOW, steps=steps, spacing="leading", prediction="flow")
+        start = float(re.search(r"t_start=(\S+) says", told).group(1))
+        assert pf.make_plan("ddim", FLOW, steps=steps, spacing="leading", prediction="flow", t_start=start).nfe == steps
     assert says("ddim", FLOW, times=[0.6, 0.3, 0], prediction="flow") == []  # from an image
 
 
@@ -282,11 +287,41 @@ def test_a_start_beyond_the_schedule():
         ("eta", "it is one of dpmpp-2m-sde, dpmpp-3m-sde, dpmpp-sde, ddim, euler-ancestral"),
         ("spacings", "did you mean 'spacing'"),
         ("lower_order_fina", "did you mean 'lower_order_final'"),
+        ("use_flow_sigmas", "schedule=pf.Schedule.flow"),
+        ("euler_at_final", "compat='diffusers' has it as an option"),
     ],
 )
 def test_hints(word, said):
     with pytest.raises(ValueError, match=f"'{word}' is neither an argument nor an option of dpmpp-2m .*{said}"):
         pf.make_plan("dpmpp-2m", steps=5, **{word: 3})
+
+
+@pytest.mark.parametrize(
+    "word, meant",
+    [
+        ("DDIM", "ddim"),
+        ("dpmpp_2m", "dpmpp-2m"),
+        ("DPM++ 2M Karras", "dpmpp-2m"),
+        ("DPM++ 3M SDE", "dpmpp-3m-sde"),
+        ("euler_a", "euler-ancestral"),
+        ("pndm", "f-pndm"),
+        ("uni_pc", "unipc"),
+    ],
+)
+def test_solvers_by_other_names(word, meant):
+    with pytest.raises(ValueError, match=f"solver must be one of .*; did you mean '{meant}'"):
+        pf.make_plan(word, steps=5)
+
+
+@pytest.mark.parametrize("word", SCHEDULERS)
+def test_solvers_by_diffusers_names(word):
+    """The solver that stands for the class, under compat too."""
+    with pytest.raises(ValueError) as refused:
+        pf.make_plan(word, steps=5)
+    meant = re.search("did you mean '(.*)'", str(refused.value)).group(1)
+    function = COMPAT["diffusers"][meant]
+    classes = inspect.getclosurevars(function).nonlocals.values() if hasattr(function, "__wrapped__") else ()
+    assert SCHEDULERS[word] in (function, *classes)
 
 
 def test_hints_are_of_words_that_are_not_ours():

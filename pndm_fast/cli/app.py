@@ -75,7 +75,9 @@ def _hinted(error: Exception, message: str) -> str:
     option = getattr(error, "option_name", None)
     if option is None:
         return message.rstrip(".") + hints.for_word(message) if "'" in message or "(" in message else message
-    hint = hints.for_option(str(option), getattr(getattr(error, "ctx", None), "info_name", None) or "")
+    context: Any = getattr(error, "ctx", None)
+    known = {name for param in getattr(getattr(context, "command", None), "params", ()) for name in param.opts}
+    hint = hints.for_option(str(option), getattr(context, "info_name", None) or "", known)
     return str(getattr(error, "message", message)).rstrip(".") + hint if hint else message
 
 

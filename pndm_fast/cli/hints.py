@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from dataclasses import fields
 
 from pndm_fast.cli.words import FLAGS
@@ -42,15 +43,17 @@ _COMMANDS = {
 COMMANDS = {word: name for name, words in _COMMANDS.items() for word in words.split()}
 
 
-def for_option(option: str, command: str) -> str:
-    """A hint for an option that a command has not, or nothing."""
+def for_option(option: str, command: str, known: Collection[str]) -> str:
+    """A hint for an option that is none of those known to a command, or nothing."""
     word = option.lstrip("-").partition("=")[0].lower().replace("_", "-")
     if word in FLAGS:
-        return f"; did you mean {command} {word.upper()}?" if command == "plan" else f"; did you mean sample --{word}?"
+        home = f"{'plan' if word == 'compat' else 'sample'} --{word}"
+        return f"; did you mean {f'plan {word.upper()}' if command == 'plan' else home}?"
     if word in OPTIONS:
-        return f"; did you mean {OPTIONS[word]}?"
+        there = OPTIONS[word].partition(",")[0] in known
+        return f"; did you mean {'' if there else 'sample '}{OPTIONS[word]}?"
     name = word.replace("-", "_")
-    if name in _solver_words():
+    if name in _solver_words() and "--option" in known:
         return f"; did you mean --option {name}=...?"
     return ""
 

@@ -61,9 +61,15 @@ class Folder:
             found = images.read_recipe(file)
         except (OSError, ValueError, SyntaxError):  # not a picture, or not ours; SyntaxError is Pillow's
             found = None
+        if found is None or not isinstance(found, dict):
+            raise UsageError(f"--out has {file}, which is not ours: give --force to replace it, or another folder")
         # which batch it was drawn in is no choice of the pictures
-        if found is None or {key: found[key] for key in found if key not in ("batch", "place")} != recipe:
-            raise UsageError(f"--out has {file} by another recipe: give --force to replace it, or another folder")
+        other = [key for key in {**recipe, **found} if key not in ("batch", "place") and _differ(key, recipe, found)]
+        if other:
+            told = f"{other[0]} {found.get(other[0])!r:.60}, not {recipe.get(other[0])!r:.60}"
+            raise UsageError(
+                f"--out has {file} by another recipe ({told}): give --force to replace it, or another folder"
+            )
         return True
 
     def add(self, draw: Draw, pictures: Bytes, bad: frozenset[int]) -> None:
@@ -76,6 +82,10 @@ class Folder:
 
     def close(self) -> None:
         """Everything is written."""
+
+
+def _differ(key: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return (key in one) != (key in other) or one.get(key) != other.get(key)
 
 
 class Sheet:

@@ -90,7 +90,7 @@ def make_plan(words: Words, schedule: Schedule | PSLD, compat: str | None = None
     prediction = words.prediction or "eps"
     given: dict[str, Any] = {"prediction": prediction, "spacing": spacing, "compat": compat}
     plan = pf.make_plan(solver, schedule, steps=words.steps, nfe=words.nfe, **given, **options)
-    explicit = "sigmas" in options
+    explicit = bool({"sigmas", "times"} & options.keys())
     grid = {name: value for name, value in (("steps", words.steps), ("nfe", words.nfe)) if value is not None}
     recipe = {
         "solver": solver,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +88,31 @@ class Source(NamedTuple):
         return self.recipe.get("place") is not None
 
 
+@contextlib.contextmanager
+def _reading(name: str | Path) -> Iterator[None]:
+    """UsageError where an image cannot be read."""
+    text = f"image must be a PNG or NPZ file that can be read, got {name}"
+    try:
+        yield
+    except ImportError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:  # Pillow's of another file is long, and names it
+        reason = "it is no picture" if "cannot identify" in str(error) else error.strerror or error
+        raise UsageError(f"{text}: {reason}") from error
+    except Exception as error:  # what Pillow, numpy and zipfile raise of what is not theirs is of many types
+        raise UsageError(f"{text}: {error}") from error
+
+
+def read_pixels(source: Source) -> images.Bytes:
+    """An image's bytes.
+
+    Raises:
+        UsageError: it ends too early, or has none.
+    """
+    with _reading(source.path):
+        return images.read_pixels(source.path)
+
+
 def read_source(name: str) -> Source:
     """An image's recipe, of this format and complete.
 
@@ -94,15 +120,8 @@ def read_source(name: str) -> Source:
         UsageError: no image, no recipe, one of another format, or one that is not well formed, naming what of it.
     """
     path = Path(name)
-    try:
+    with _reading(name):
         recipe: Any = images.read_recipe(path)
-    except ImportError as error:
-        raise UsageError(str(error)) from error
-    except OSError as error:
-        reason = error.strerror or "it is no picture"
-        raise UsageError(f"image must be a PNG or NPZ file that can be read, got {name}: {reason}") from error
-    except Exception as error:  # what Pillow, numpy and zipfile raise of what is not theirs is of many types
-        raise UsageError(f"image must be a PNG or NPZ file that can be read, got {name}: {error}") from error
     if recipe is None:
         raise UsageError(f"image must carry a recipe of `pndm-fast sample`, got {name}, which has none")
     if not isinstance(recipe, dict) or not is_integer(recipe.get("format", 0)):

@@ -18,7 +18,7 @@ from pndm_fast.cli.jobs import Job, JobSpec, planned
 from pndm_fast.cli.models import Model, ModelArgs
 from pndm_fast.cli.outputs import Draw, Folder, Item, Sheet, check_pillow, check_writable, make_folder
 from pndm_fast.cli.plans import NamedPlan
-from pndm_fast.cli.recipes import Source
+from pndm_fast.cli.recipes import Source, read_pixels
 
 Planned = tuple[Model, NamedPlan]
 
@@ -71,7 +71,7 @@ def copies_of(sources: Sequence[Source], out: str | None, force: bool) -> list[C
             check_pillow()
         if path.exists() and not force:
             raise UsageError(f"--out must be a new file, got {path}: give --force to replace it")
-        made[path] = Copy(source, images.read_pixels(source.path), path)
+        made[path] = Copy(source, read_pixels(source), path)
     for path in made:
         check_writable(path.parent, there=not folder)
     return list(made.values())

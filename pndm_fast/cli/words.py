@@ -49,9 +49,8 @@ def check_options(options: dict[str, Any]) -> dict[str, Any]:
     """
     for name, value in options.items():
         if name in FLAGS:
-            raise UsageError(f"--option {name} must be given as --{name}, got {value!r}")
-        if name in ("times", "integer_times"):
-            raise UsageError(f"--option must be one of the solver's own, got {name!r}")
+            where = "to the command plan, " if name == "compat" else ""
+            raise UsageError(f"--option {name} must be given {where}as --{name}, got {value!r}")
     return options
 
 

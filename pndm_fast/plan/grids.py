@@ -116,8 +116,10 @@ def _shifted(schedule: Schedule, t: Array) -> Array:
 
 def _unshifted(schedule: Schedule, t: float) -> float:
     """The time that `_shifted` takes to t."""
+    if schedule.shift == 1:
+        return t
     u = t / schedule.last
-    return t if schedule.shift == 1 else schedule.last * (u / (u + (1 - u) * schedule.shift))
+    return schedule.last * (u / (u + (1 - u) * schedule.shift))
 
 
 def _spread(schedule: Schedule, points: int, spacing: str, low: float) -> list[float]:
@@ -180,11 +182,14 @@ def times_of(schedule: Schedule | PSLD, sigmas: Sequence[float]) -> tuple[float,
     """The times of noise levels sigma / alpha; of sigma itself on flow schedules.
 
     Raises:
-        ValueError, TypeError: not numbers from 0 to the schedule's noisiest.
+        ValueError, TypeError: not decreasing numbers from the schedule's noisiest to 0.
     """
     if isinstance(schedule, PSLD):
         raise ValueError(f"sigmas cannot go with {schedule.name}, whose noise is no number: give times")
     values = np.asarray(numbers_of("sigmas", sigmas))
+    for i, (high, low) in enumerate(pairwise(values.tolist())):
+        if high <= low:
+            raise ValueError(f"sigmas must decrease, got {high:g} then {low:g} at index {i + 1}")
     with np.errstate(divide="ignore"):
         least, most = (float(np.exp(-schedule.lam(t))) for t in (schedule.first, schedule.last))
         if schedule.scale != "vp":  # any noise may be added to unscaled data

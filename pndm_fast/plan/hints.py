@@ -62,7 +62,8 @@ HINTS: dict[str, str] = {
         f"use_{kind}_sigmas": f"say spacing={kind!r}, or with compat= sigma_spacing={kind!r}"
         for kind in ("karras", "exponential", "beta")
     },
-    "use_lu_lambdas": "say spacing='logsnr'",
+    "use_lu_lambdas": "say spacing='logsnr', or with compat= sigma_spacing='lu'",
+    "use_flow_sigmas": "the schedule says it: schedule=pf.Schedule.flow(shift, T=1000)",
     **dict.fromkeys(("t_end", "t_eps", "sampling_eps", "t_0"), "say t_min=, with final='min' to end there"),
     **dict.fromkeys(("denoise_to_zero", "final_sigmas_type", "denoise_final"), "say final='zero' or final='min'"),
     **dict.fromkeys(("t_T", "start_at_step", "init_timestep"), "say t_start= or strength="),

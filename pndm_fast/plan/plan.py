@@ -15,7 +15,7 @@ from pndm_fast.plan import matrix2
 from pndm_fast.plan.atomic import atomic_path
 from pndm_fast.plan.checks import choose, shown
 from pndm_fast.plan.levels import AnyLevel, Level, PhaseLevel
-from pndm_fast.plan.numbers import is_integer, is_number
+from pndm_fast.plan.numbers import is_integer, is_number, plain
 from pndm_fast.plan.row import NAMES, PHASE_SLOTS, PREDICTIONS, SAME_X, SAME_Y, Prologue, Row, check_numbers, read
 from pndm_fast.plan.text import form_text, guidance_text, store_text
 
@@ -181,6 +181,9 @@ class Plan:
 
         `[0] * k + [1] * (nfe - k)` is T-Stitch (Pan et al. 2024, arXiv:2402.14167): a small network, then a large one.
         """
+        models = plain(models)
+        if isinstance(models, str) or not isinstance(models, Iterable):
+            raise TypeError(f"models must be one for each of the {self.nfe} rows, got {shown(models)}")
         models = [int(m) if hasattr(m, "__index__") and not isinstance(m, bool) else m for m in models]
         if len(models) != self.nfe:
             raise ValueError(f"models must be one for each of the {self.nfe} rows, got {len(models)}")
@@ -194,7 +197,9 @@ class Plan:
                 (Kynkaanniemi et al. 2024, arXiv:2404.07724); the others have scale 1: where nothing else asks for
                 more they evaluate the condition alone.
         """
-        scales = list(scale) if isinstance(scale, Iterable) else [scale] * self.nfe
+        given = plain(scale)
+        several = isinstance(given, Iterable) and not isinstance(given, str)
+        scales = list(given) if several else [given] * self.nfe
         if len(scales) != self.nfe:
             raise ValueError(
                 f"guidance must be a number or one for each of the {self.nfe} rows, got {len(scales)}: "
@@ -218,6 +223,7 @@ class Plan:
         Levels and coefficients stay. `math.trunc` is for networks of whole training times; fitted plans move times a
         little (LD3, Tong et al. 2024, arXiv:2405.15506).
         """
+        times = times if callable(times) else plain(times)
         if not callable(times) and (isinstance(times, str) or not isinstance(times, Iterable)):
             raise TypeError(f"times must be one for each row or a function, got {shown(times)}")
         told = [times(row.t) for row in self.rows] if callable(times) else list(times)
@@ -283,12 +289,14 @@ class Plan:
         """
         if not isinstance(tree, dict) or tree.get("format") != "pndm_fast.plan.1":
             raise ValueError("a plan file must be a JSON object with format 'pndm_fast.plan.1'")
+        for name in tree:
+            choose("an entry of a plan", name, ("format", *cls.__dataclass_fields__))
         rows = tree.get("rows")
         if not isinstance(rows, list):
             raise ValueError(f"rows must be a list, got {type(rows).__name__}")
         prologue, steps = read("prologue", tree.get("prologue", {})), tree.get("steps", 0)
-        if not is_integer(steps):
-            raise ValueError(f"steps must be an integer, got {shown(steps)}")
+        if not is_integer(steps) or steps < 0:
+            raise ValueError(f"steps must be an integer from 0 on, got {shown(steps)}")
         parsed: list[Row] = []
         for i, row in enumerate(rows):
             try:

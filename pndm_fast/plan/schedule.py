@@ -13,6 +13,7 @@ from pndm_fast.plan.checks import check_type
 from pndm_fast.plan.curves import INTERPOLATIONS, Array, Curve, Flow, LinearBeta, Nodes, Sigma, _Preserving
 from pndm_fast.plan.hints import in_words
 
+LEAST_ALPHA_BAR = 2.0**-24  # diffusers' stand-in for alpha-bar = 0
 _DISCRETE = {"num_train_timesteps": "T", "num_timesteps": "T", "timesteps": "T", "linear_start": "beta_start"}
 _DISCRETE |= {"linear_end": "beta_end", "beta_min": "beta_start", "beta_max": "beta_end"}
 
@@ -113,7 +114,7 @@ class Schedule:
             i = int(rising[0])
             raise ValueError(
                 f"alphas_cumprod must decrease, got {values[i]} then {values[i + 1]} at index {i + 1}"
-                f"{_precision(alphas_cumprod)}"
+                f"{_precision(alphas_cumprod)}{_stand_in(values, i + 1)}"
             )
         with np.errstate(divide="ignore"):
             nodes = np.log(np.concatenate([[1.0], values]))
@@ -219,6 +220,8 @@ class Schedule:
         if not isinstance(self.curve, Nodes):
             raise ValueError(f"zero_terminal_snr must be of a discrete schedule, got {self.name}")
         alpha = np.exp(self.curve.values[1:] / 2)
+        if len(alpha) < 2:
+            raise ValueError(f"zero_terminal_snr must be of two training times or more, got one of {self.name}")
         alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
         made = Schedule.from_alphas_cumprod(alpha * alpha, name=f"{self.name}, zero terminal SNR")
         return made.interpolate(self.curve.interp)
@@ -341,6 +344,12 @@ def _check_inside(name: str, values: Array, last: int, given: Any) -> None:
         raise ValueError(
             f"{name} must be in (0, 1) (the last: or {last}), got {values[bad[0]]} at index {bad[0]}{_precision(given)}"
         )
+
+
+def _stand_in(values: Array, index: int) -> str:
+    """That a last alpha-bar above the one before is what diffusers writes in place of 0."""
+    last = index == len(values) - 1 and values[index] == LEAST_ALPHA_BAR
+    return ", diffusers' stand-in for zero terminal SNR: give 0 in its place" if last else ""
 
 
 def _precision(values: Any) -> str:

@@ -282,8 +282,9 @@ def dpmpp_3m(
 ) -> Plan:
     """DPM-Solver++(3M), the multistep third-order method of arXiv:2211.01095's released code (Lu et al. 2022).
 
-    x_s = (sigma_s/sigma_t) x_t + alpha_s h (phi_1 D + phi_2 D' + phi_3 D''/2 w), the derivatives from three values.
-    The released code has w = 1/2, which leaves it second order; it is what every library runs.
+    x_s = (sigma_s/sigma_t) x_t + alpha_s h (phi_1 D + phi_2 D' + w phi_3 D''), the derivatives by u, from three values,
+    phi_k = int_0^1 exp(-h (1 - u)) u^(k - 1) / (k - 1)! du. The released code has w = 1/2, which leaves it second
+    order; it is what every library runs.
 
     Args:
         solver_type: of the second-order rows at the start and the end.

@@ -30,7 +30,7 @@ class SolverInfo:
             step to sigma = 0 in no case.
         stores: what the slots hold.
         stochastic: whether it adds noise by default.
-        inverts: whether it runs from data to noise, and so needs state=.
+        inverts: whether it runs from data to noise, and so needs start=.
         space: scalar for solvers on a `Schedule`, phase for those on a phase-space process, both.
     """
 

@@ -14,13 +14,12 @@ from pndm_fast.plan.grids import KARRAS_RHO, beta_quantiles
 from pndm_fast.plan.levels import Level
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
-from pndm_fast.plan.schedule import Schedule
+from pndm_fast.plan.schedule import LEAST_ALPHA_BAR, Schedule
 
 SPACINGS = ("leading", "linspace", "trailing")
 SIGMA_SPACINGS = ("karras", "exponential", "beta")
 LU = "lu"  # use_lu_lambdas, which one scheduler has: exponential sigmas, but with karras' times
 FINALS = ("zero", "sigma_min")
-LEAST_ALPHA_BAR = 2.0**-24  # diffusers' stand-in for alpha = 0, where it has one
 MOST_FLOW_STEPS = 10_000
 BEFORE_ONE = 1e-6  # what UniPC takes off a first flow sigma of 1
 
@@ -121,7 +120,8 @@ def model_times(
     """
     steps, length = check_steps(schedule, steps), int(schedule.last) + 1
     used = length if last is None else last
-    choose("spacing", spacing, SPACINGS)
+    where = f" (sigma_spacing={spacing!r} is an option)" if spacing in SIGMA_SPACINGS else ""
+    choose("spacing", spacing, SPACINGS, where)
     if not 0 <= offset < length:
         raise ValueError(f"steps_offset must be in [0, {length}), got {offset}")
     times: Array
@@ -175,9 +175,11 @@ def make(
         ValueError: steps, spacing, offset, sigmas or final that leave no grid, or one on which diffusers fails.
     """
     choose("final_sigmas_type", final, (*FINALS, "last"))
+    check_steps(schedule, steps)
     if sigmas is not None:
         choose("sigma_spacing", sigmas, (*SIGMA_SPACINGS, *([LU] if scheduler == "DPMSolverMultistep" else [])))
-    check_steps(schedule, steps)
+        if schedule.last < 1:
+            raise ValueError(f"sigma_spacing must be None where there is one training time, got {sigmas!r}")
     training = Training.of(schedule, scheduler, zero_snr)
     used = int((-np.log(training.stored) >= least_lam).sum())
     model_time = model_times(schedule, steps, spacing, steps_offset, extra, used)
@@ -284,9 +286,6 @@ class _FlowLevels:
 
     def slope(self, t: float) -> float:
         raise NotImplementedError("levels alone have no slope")
-
-    def key(self) -> tuple[Any, ...]:
-        return "flow levels", self.sigmas.tobytes()
 
 
 def plan_on(
