@@ -1,6 +1,7 @@
 """A sampling engine for diffusion models: a sampler is a plan, one fused operation runs any row of any plan.
 
-Plans and solvers need no torch: what does is imported when it is first asked for.
+Each name is imported when it is first asked for: plans and solvers need no torch, and the command line catches Ctrl-C
+before anything that takes long.
 """
 
 from __future__ import annotations
@@ -8,14 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pndm_fast import solvers
-from pndm_fast.plan import Level, Levels, OutputMap, Plan, Prologue, Row, Schedule
-from pndm_fast.solvers import SOLVERS
-from pndm_fast.solvers.like import plan_like, schedule_of
-from pndm_fast.solvers.make import make_plan
-
 if TYPE_CHECKING:
-    from pndm_fast import phase_space
+    from pndm_fast import phase_space, solvers
     from pndm_fast.loop.conditioning import PerSample, Shared
     from pndm_fast.loop.guidance import Guidance
     from pndm_fast.loop.nvtx import nvtx_ranges
@@ -23,37 +18,52 @@ if TYPE_CHECKING:
     from pndm_fast.loop.results import BadSample, Cancel, Cancelled, NonFiniteError, Report, Result, Step
     from pndm_fast.loop.starts import Image, Inpaint, Noise, State
     from pndm_fast.loop.wrappers import Thresholded
+    from pndm_fast.plan import Level, Levels, OutputMap, Plan, Prologue, Row, Schedule
     from pndm_fast.row import op as ops
     from pndm_fast.runtime.cache import clear
     from pndm_fast.runtime.sample import sample
     from pndm_fast.runtime.sampler import Sampler
+    from pndm_fast.solvers import SOLVERS
+    from pndm_fast.solvers.like import plan_like, schedule_of
+    from pndm_fast.solvers.make import make_plan
 
 __version__ = "0.2.0.dev0"
 
 _LATER = {
+    "SOLVERS": "solvers",
     "BadSample": "loop.results",
     "Cancel": "loop.results",
     "Cancelled": "loop.results",
     "Guidance": "loop.guidance",
     "Image": "loop.starts",
     "Inpaint": "loop.starts",
+    "Level": "plan",
+    "Levels": "plan",
     "Noise": "loop.starts",
     "NonFiniteError": "loop.results",
+    "OutputMap": "plan",
     "PerSample": "loop.conditioning",
+    "Plan": "plan",
+    "Prologue": "plan",
     "Report": "loop.results",
     "Request": "loop.request",
     "Result": "loop.results",
+    "Row": "plan",
     "Sampler": "runtime.sampler",
+    "Schedule": "plan",
     "Shared": "loop.conditioning",
     "State": "loop.starts",
     "Step": "loop.results",
     "Thresholded": "loop.wrappers",
     "clear": "runtime.cache",
+    "make_plan": "solvers.make",
     "nvtx_ranges": "loop.nvtx",
     "ops": "row.op",
-    "phase_space": "phase_space",
+    "plan_like": "solvers.like",
     "sample": "runtime.sample",
+    "schedule_of": "solvers.like",
 }
+_ROOMS = ("phase_space", "plan", "solvers")
 
 __all__ = [
     "SOLVERS",
@@ -94,6 +104,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"{__name__}.{_LATER[name]}")

@@ -33,6 +33,7 @@ DISCRETE, FLOW = ("linear", "scaled", "cosine", "zero-snr", "short"), ("flow", "
 SPACING = {"spacing": ("leading", "linspace", "trailing"), "steps_offset": (0, 1)}
 SIGMAS = {"sigma_spacing": (None, "karras", "exponential", "beta")}
 ORDER, BOTH, ENDS = {"solver_order": (1, 2, 3)}, (True, False), {"final_sigmas_type": ("zero", "sigma_min")}
+CLIPPED = {"lambda_min_clipped": (-math.inf, -5.1)}
 LOWER = {"lower_order_final": BOTH}
 ANY = ("eps", "x0", "v", "flow")
 OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {  # the values that each scheduler's options may have
@@ -44,10 +45,10 @@ OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {  # the values that each sched
     "DPMSolverMultistep": {
         **SPACING, **SIGMAS, **ENDS, **ORDER, **LOWER,
         "algorithm_type": ("dpmsolver", "dpmsolver++", "sde-dpmsolver++"), "solver_type": ("midpoint", "heun"),
-        "euler_at_final": BOTH,
+        "euler_at_final": BOTH, "sigma_spacing": (*SIGMAS["sigma_spacing"], "lu"), **CLIPPED,
     },
     "DPMSolverSinglestep": {
-        **SIGMAS, **ENDS, **ORDER, **LOWER,
+        **CLIPPED, **SIGMAS, **ENDS, **ORDER, **LOWER,
         "algorithm_type": ("dpmsolver", "dpmsolver++", "sde-dpmsolver++"), "solver_type": ("midpoint", "heun"),
     },
     "DEISMultistep": {**SPACING, **SIGMAS, **ORDER, **LOWER},
@@ -60,7 +61,10 @@ OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {  # the values that each sched
     "HeunDiscrete": {**SPACING, **SIGMAS},
     "LMSDiscrete": {**SPACING, **SIGMAS},
     "DPMSolverSDE": {**SPACING, **SIGMAS},
-    "FlowMatchEulerDiscrete": {**SIGMAS, "shift_terminal": (None, 0.05), "use_dynamic_shifting": BOTH},
+    "FlowMatchEulerDiscrete": {
+        **SIGMAS, "shift_terminal": (None, 0.05), "use_dynamic_shifting": BOTH,
+        "stochastic_sampling": BOTH,
+    },
     "FlowMatchHeunDiscrete": {},
 }  # fmt: skip
 ON_FLOW = ("DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep")
@@ -88,7 +92,7 @@ class Case(NamedTuple):
             elif name != "sigma_spacing":
                 config[name] = value
             elif value is not None:
-                config[f"use_{value}_sigmas"] = True
+                config["use_lu_lambdas" if value == "lu" else f"use_{value}_sigmas"] = True
         if self.scheduler in ON_FLOW and shift is not None:
             config |= {"use_flow_sigmas": True, "flow_shift": shift}
         elif shift is not None:

@@ -46,9 +46,11 @@ def test_demo():
     "words, message",
     [
         (("--model", "demo:psld", "--solver", "f-pndm"), "solver must be one of coba,"),
-        (("--model", "demo:mnist", "--solver", "rvv"), "shape must be"),
+        (("--model", "demo:mnist", "--solver", "rvv"), "solver must be one of"),
         (("--solver", "rvv", "--schedule", "linear"), "solver must be one of"),
-        (("--schedule", "psld", "--solver", "em", "--spacing", "karras"), "spacing must be one of uniform, quadratic"),
+        (("--model", "demo:mnist", "--schedule", "psld"), "schedule must be the network's own, linear, got psld"),
+        (("--model", "demo:psld", "--schedule", "vp"), "schedule must be the network's own, psld(gamma=0.01, nu=4.01)"),
+        (("--model", "demo:psld", "--spacing", "karras"), "spacing must be one of uniform, quadratic"),
     ],
 )
 def test_mistakes(words, message):

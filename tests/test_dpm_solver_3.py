@@ -49,7 +49,7 @@ def ours(row):
 
 def test_the_second_stage():
     """With half of the slope in place of its integral the weight of eps_1 would be -5.99618."""
-    plan = pf.make_plan("dpm-solver-3", VP, times=at([-3, -2, -1, 0]))
+    plan = pf.SOLVERS["dpm-solver-3"](VP, at([-3, -2, -1, 0]))
     assert plan.rows[1].y[3] == pytest.approx(-4.119163821490444, rel=1e-13)
 
 

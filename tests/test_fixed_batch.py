@@ -96,6 +96,19 @@ def test_prepare_measures_and_reports():
     assert takes_four.batch_error is None
 
 
+@pytest.mark.parametrize("alike, wanted", [(True, 0.0), (False, float("inf"))])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_no_proof_of_sameness(value, alike, wanted):
+    """In one batch alone they are a difference without a measure."""
+
+    def network(x, t):
+        return torch.where(torch.tensor(alike or len(x) == 2), value, x * 0.5)
+
+    sampler = pf.Sampler(network, pf.make_plan("ddim", steps=4), shape=(1, 8))
+    sampler.prepare([2, 3])
+    assert sampler.batch_error == wanted
+
+
 @pytest.fixture(scope="module")
 def packaged():
     """The packaged network with a number of samples for which its rows do not depend on their place either."""

@@ -57,9 +57,9 @@ UNFIT = {
     ),
     "opaque": (lambda: lambda x, t, thing: x * 0.5, {"cond": {"thing": pf.Shared(Opaque())}}, "cond holds a Opaque"),
     "rows": (
-        lambda: lambda x, t, scale: x * scale.view(-1, 1, 1, 1),
-        {"cond": lambda row: {"scale": torch.full((2,), 0.1 * row)}},
-        "cond is called between rows",
+        lambda: lambda x, t, scale: x * scale,
+        {"cond": lambda row: {"scale": 0.1 * row}},
+        "cond of each row holds a float",
     ),
 }
 

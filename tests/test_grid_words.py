@@ -16,6 +16,7 @@ import pndm_fast as pf
 from pndm_fast.plan.grids import SPACINGS, check_times, make_grid
 from pndm_fast.plan.hints import HINTS, hint
 from pndm_fast.solvers import SOLVERS
+from pndm_fast.solvers.compat import COMPAT, SCHEDULERS
 
 LINEAR, LATENT, FLOW = pf.Schedule.linear(), pf.Schedule.scaled_linear(), pf.Schedule.flow()
 ZERO = LINEAR.zero_terminal_snr()
@@ -111,6 +112,12 @@ def test_tables_of_any_dtype(dtype):
         (lambda: pf.Schedule.linear(beta_end=1.0), "betas must leave some signal .*none at index 9"),
         (lambda: pf.Schedule.vp(-5.0, 3.0), "that is beta_min [+] beta_max > 0, got -5.0, 3.0"),
         (lambda: pf.Schedule.vp(3.0, 1.0), "beta_min <= beta_max"),
+        (lambda: pf.Schedule.vp("0.1"), "beta_min must be float, got '0.1'"),
+        (lambda: pf.Schedule.flow(shift="3"), "shift must be float, got '3'"),
+        (lambda: pf.Schedule.flow(T=None), "T must be float, got None"),
+        (lambda: pf.Schedule.edm(sigma_max=True), "sigma_max must be float, got True"),
+        (lambda: pf.Schedule.linear(beta_end="0.02"), "beta_end must be float, got '0.02'"),
+        (lambda: pf.make_plan("ddim", integer_times="yes"), "integer_times must be bool, got 'yes'"),
     ],
 )  # fmt: skip
 def test_schedules_refused(make, message):
@@ -195,6 +202,10 @@ def test_the_noisiest_time():
     assert "never visits" in says("ddim", ZERO, times=[950, 500, -1], prediction="v")[0]
     assert "never visits" in says("ddim", FLOW, steps=9, spacing="leading", prediction="flow")[0]
     assert says("ddim", FLOW, steps=9, prediction="flow") == []
+    for steps in (7, 13, 50):  # the start that the warning names keeps every step, whatever its digits
+        (told,) = says("ddim", FLOW, steps=steps, spacing="leading", prediction="flow")
+        start = float(re.search(r"t_start=(\S+) says", told).group(1))
+        assert pf.make_plan("ddim", FLOW, steps=steps, spacing="leading", prediction="flow", t_start=start).nfe == steps
     assert says("ddim", FLOW, times=[0.6, 0.3, 0], prediction="flow") == []  # from an image
 
 
@@ -244,6 +255,8 @@ def test_options_with_effect(solver, options):
 
 
 def test_churn_that_never_happens():
+    """Of the plan itself, not of those that it is compared with."""
+    assert says("edm", pf.Schedule.edm(), steps=9, prediction="x0", churn_min=70.0) == []
     assert says("edm", steps=1)[0].startswith("edm adds no noise on this grid")
     assert says("edm", steps=30, spacing="trailing", churn=0.01, integer_times=True)[0].startswith("edm adds no noise")
     assert says("edm", steps=30, spacing="trailing", churn=9.0, integer_times=True) == []
@@ -269,14 +282,46 @@ def test_a_start_beyond_the_schedule():
         ("timestep_spacing", "say spacing="),
         ("algorithm_type", "say solver="),
         ("seed", "seeds= gives each sample its own"),
+        ("guidance", "it is an argument of Request"),
+        ("device", "it is an argument of Sampler"),
         ("eta", "it is one of dpmpp-2m-sde, dpmpp-3m-sde, dpmpp-sde, ddim, euler-ancestral"),
         ("spacings", "did you mean 'spacing'"),
         ("lower_order_fina", "did you mean 'lower_order_final'"),
+        ("use_flow_sigmas", "schedule=pf.Schedule.flow"),
+        ("euler_at_final", "compat='diffusers' has it as an option"),
     ],
 )
 def test_hints(word, said):
     with pytest.raises(ValueError, match=f"'{word}' is neither an argument nor an option of dpmpp-2m .*{said}"):
         pf.make_plan("dpmpp-2m", steps=5, **{word: 3})
+
+
+@pytest.mark.parametrize(
+    "word, meant",
+    [
+        ("DDIM", "ddim"),
+        ("dpmpp_2m", "dpmpp-2m"),
+        ("DPM++ 2M Karras", "dpmpp-2m"),
+        ("DPM++ 3M SDE", "dpmpp-3m-sde"),
+        ("euler_a", "euler-ancestral"),
+        ("pndm", "f-pndm"),
+        ("uni_pc", "unipc"),
+    ],
+)
+def test_solvers_by_other_names(word, meant):
+    with pytest.raises(ValueError, match=f"solver must be one of .*; did you mean '{meant}'"):
+        pf.make_plan(word, steps=5)
+
+
+@pytest.mark.parametrize("word", SCHEDULERS)
+def test_solvers_by_diffusers_names(word):
+    """The solver that stands for the class, under compat too."""
+    with pytest.raises(ValueError) as refused:
+        pf.make_plan(word, steps=5)
+    meant = re.search("did you mean '(.*)'", str(refused.value)).group(1)
+    function = COMPAT["diffusers"][meant]
+    classes = inspect.getclosurevars(function).nonlocals.values() if hasattr(function, "__wrapped__") else ()
+    assert SCHEDULERS[word] in (function, *classes)
 
 
 def test_hints_are_of_words_that_are_not_ours():

@@ -56,7 +56,9 @@ def test_shifted_grid_to_t_min_keeps_its_form():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.* diverges in", "ignore:the grid starts")  # few steps, any spacing
+@pytest.mark.filterwarnings(  # few steps, any spacing
+    "ignore:.* diverges in", "ignore:the grid starts", "ignore:edm adds no noise"
+)
 @pytest.mark.parametrize("solver", SCALAR)
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_every_combination_builds_or_says_why(name, solver):

@@ -8,6 +8,7 @@ from golden_data import mixture
 from test_sampler import Conv, Pointwise
 
 import pndm_fast as pf
+from pndm_fast.loop.guidance import rescaled
 
 pytestmark = pytest.mark.filterwarnings("ignore:the grid starts")
 SHAPE = (2, 3, 8, 8)
@@ -248,6 +249,56 @@ def test_rescaled_guidance_in_graphs(stand_in, graph):
         assert captured.report.graph == graph and captured.report.captures == captures
 
 
+@pytest.mark.parametrize("answer", [torch.float64, torch.float16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("other", [None, torch.float32, torch.bfloat16])
+def test_rescaling_rounds_the_first_output_as_the_others(stand_in, answer, other):
+    """A graph, which takes every output in the buffers' dtype, shows the first row of an eager call apart."""
+
+    class Answers(torch.nn.Module):
+        def __init__(self, dtype):
+            super().__init__()
+            self.dtype_of_output = dtype
+            self.eval()
+
+        def forward(self, x, t, c):
+            return (torch.sin(x * 0.3) + c.view(-1, 1)).to(self.dtype_of_output)
+
+    weaker = None if other is None else Answers(other)
+    arguments = {"cond": {"c": torch.ones(2)}, "uncond": {"c": torch.zeros(2)}}
+    results = []
+    for graph in ("eager", "replay"):
+        sampler = Reporting(Answers(answer), pf.make_plan("dpmpp-2m", steps=6), shape=(2, 16), graph=graph)
+        results.append(sampler(guidance=pf.Guidance(2.0, rescale=0.6, weaker=weaker), **arguments))
+    assert sampler.report.graph == "replay" and torch.equal(*results)
+
+
+@pytest.mark.parametrize("answer", [torch.int64, torch.complex64, torch.bool])
+def test_rescaling_hides_no_output_that_is_refused(answer):
+    with pytest.raises(TypeError, match="the network's output must be dense and of floating point, got torch"):
+        pf.sample(
+            lambda x, t, c: x.to(answer),
+            4,
+            solver="ddim",
+            spacing="trailing",
+            shape=(2, 8),
+            cond={"c": 1},
+            uncond={"c": 2},
+            guidance=pf.Guidance(2.0, rescale=0.5),
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 40, 33_000])
+def test_rescaling_does_not_depend_on_the_batch(n, dtype):
+    """`torch.std` does: it splits a reduction by the whole tensor's shape, and across threads where that is large."""
+    cond, uncond = torch.randn(2, 5, n, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    scale = torch.tensor([2.0, 3.0, 1.0, 4.0, 2.5])
+    whole = rescaled(cond, uncond, scale, 0.7)
+    for b in range(5):
+        alone = rescaled(cond[b : b + 1], uncond[b : b + 1], scale[b : b + 1], 0.7)
+        assert torch.equal(alone[0], whole[b])
+
+
 def test_rescaling_a_constant_leaves_it():
     x = torch.ones(2, 3, 4, 4)
     got = pf.sample(
@@ -292,10 +343,32 @@ def test_separate_calls_as_asked():
     assert torch.equal(apart, sampler(guidance=2.0, **arguments)) and sampler.report.calls == 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_thresholds_keep_their_times_in_a_narrow_network(dtype):
+    """`.half()` on the wrapper would round them, and leave none that the plan has."""
+    plan, network = pf.make_plan("dpmpp-2m", steps=7, spacing="trailing"), torch.nn.Bilinear(8, 1, 8).to(dtype)
+
+    def net(x, t):
+        return network(x.to(dtype), t.to(dtype)[:, None] / 1000).to(x.dtype)
+
+    plain, narrow = pf.Thresholded(net, plan), pf.Thresholded(net, plan).to(dtype)
+    assert torch.equal(pf.sample(narrow, solver=plan, shape=(2, 8)), pf.sample(plain, solver=plan, shape=(2, 8)))
+
+
 def test_thresholds_know_their_times():
     plan = pf.make_plan("ddim", steps=12)
-    with pytest.raises(pf.NonFiniteError):
-        pf.sample(pf.Thresholded(Pointwise(), plan), 37, solver="ddim", shape=SHAPE)
+    wrapped = pf.Thresholded(lambda x, t: pytest.fail("the network was called"), plan)
+    others = (
+        pf.make_plan("ddim", steps=37),
+        plan.with_times(lambda t: t + 0.5),
+        pf.make_plan("ddim", pf.Schedule.cosine(), steps=12),
+    )
+    for other in others:  # the last has the times at other levels, of which nothing would have told
+        with pytest.raises(
+            ValueError, match="plan must call pf.Thresholded as the plan that it was made with, got t ="
+        ):
+            pf.sample(wrapped, solver=other, shape=SHAPE)
+    assert bool(pf.Thresholded(Pointwise(), plan)(torch.ones(SHAPE), torch.full(SHAPE[:1], 3.25)).isnan().all())
     noise = normal(0)
     clipped = pf.sample(lambda x, t: x * 0.3, solver=plan.with_clip(1.0), start=pf.Noise(noise))
     thresholded = pf.sample(pf.Thresholded(lambda x, t: x * 0.3, plan, 1.0, 1.0), solver=plan, start=pf.Noise(noise))

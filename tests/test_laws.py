@@ -110,7 +110,7 @@ def enough(times):
 def test_rows_are_exact_on_one_point(solver, options, grid, prediction):
     schedule, times = grid
     if schedule.scale == "flow" and solver == "deis":
-        return  # they refuse it: test_bad_input
+        return  # they refuse it: golden/errors.txt
     if schedule.scale != "vp" and solver in ("lambda-ddim", "conjugate"):
         return
     if solver == "ddim-inverse" and times[-1] == schedule.first:

@@ -25,6 +25,7 @@ def test_refused(solver, options, message):
         pf.make_plan(solver, steps=6, **options)
 
 
+@pytest.mark.filterwarnings("ignore:edm adds no noise")  # none of its levels is 1
 @pytest.mark.parametrize(
     "solver, options",
     [

@@ -69,6 +69,7 @@ def error(solver, steps, **options):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.* has no effect")  # a variable at order 1
 @pytest.mark.parametrize("steps", [(96, 192), pytest.param((96, 192, 384), marks=pytest.mark.stress)], ids=str)
 @pytest.mark.parametrize("solver, options, order", CASES, ids=str)
 def test_observed_order(solver, options, order, steps):
@@ -101,6 +102,7 @@ def exact_elsewhere(name):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.* has no effect")  # a variable at order 1
 @pytest.mark.parametrize("steps", [(96, 192), pytest.param((48, 96, 192), marks=pytest.mark.stress)], ids=str)
 @pytest.mark.parametrize("name", ELSEWHERE)
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ The exceptions, each with the test that shows who is right (`test_peers_exceptio
 - what is NaN or an exception there is refused by name: UniPC to sigma = 0 with lower_order_final=False,
   predict_x0=False or bh1, third order over a last step of no length, grids whose first whole time stands twice.
 - Euler's interpolation_type="log_linear" (which does not reach the end): not offered.
+- ancestral steps and DDIM's eta = 1 from alpha near 0: a root of -1e-8 is NaN in its float32; ours is the root of 0.
 - v on flow levels: x_0 = alpha x - sigma v there, which is v of no flow model: refused.
 """
 

@@ -28,12 +28,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero) e
 # what diffusers runs, and we refuse
 NOT_OFFERED = (
     "as many points",  # a network told t = -1
+    "must leave (leading|linspace) times apart",  # as many steps as training times: a level twice
+    "must keep times below",  # a network told more than T - 1
     "third order has a wrong sign",
     "prediction must be one of .* on flow, got 'v'",  # v of no flow model
+    "fixed_large_log is no number",  # but for a plan of one call, at t = 0
     "where there are no betas",  # a flow grid's end taken from betas of another schedule
 )
 EXACT = ("linear", "cosine")  # the schedules whose float32 tables we have to the last bit at their ends
-DISCRETE_ALONE = ("spacing", "steps_offset", "sigma_spacing")  # of the schedulers that have both
+DISCRETE_ALONE = ("spacing", "steps_offset", "sigma_spacing", "lambda_min_clipped")  # of the schedulers that have both
 SLOW_TO_BUILD = ("HeunDiscrete", "LMSDiscrete", "DPMSolverSDE")  # they lay a grid of T points first
 FLOAT_TIMES = ("EulerDiscrete", "HeunDiscrete", "LMSDiscrete", "DPMSolverSDE")
 
@@ -52,12 +55,15 @@ def cases(draw, scheduler, most):
 
 
 def outcome(case):
-    """diffusers' trajectory in float32, or None where it fails or is no number."""
+    """diffusers' trajectory in float32, or None where it fails."""
     try:
-        peer = case.peer(stock=True)
+        return case.peer(stock=True)
     except Exception:
         return None
-    return peer if torch.isfinite(peer.final).all() else None
+
+
+def finite(peer):
+    return peer is not None and bool(torch.isfinite(peer.final).all())
 
 
 def check(case):
@@ -69,18 +75,18 @@ def check(case):
     try:
         plan = case.plan()
     except ValueError as error:
-        assert stock is None or any(re.search(reason, str(error)) for reason in NOT_OFFERED), error
+        assert not finite(stock) or any(re.search(reason, str(error)) for reason in NOT_OFFERED), error
         assert str(error).split(" ")[0] in (*case.options, "schedule", "steps", "prediction"), error
         return
     assert stock is not None
     assert plan.times == pytest.approx(stock.times, abs=0.1 if case.scheduler in FLOAT_TIMES else 2e-3)
-    if relative(run(plan, stock.draws), stock.final) < 1e-5:
+    if finite(stock) and relative(run(plan, stock.draws), stock.final) < 1e-5:
         return
-    exact = case.peer(told=plan.times)  # where float32 has lost more than that
-    if torch.isfinite(exact.final).all():
+    exact = case.peer(told=plan.times)  # where float32 has lost more than that, or is no number by its rounding
+    if finite(exact):
         assert relative(run(plan, exact.draws), exact.final) < 1e-6
     else:
-        assert relative(run(plan, stock.draws), stock.final) < 1e-3
+        assert finite(stock) and relative(run(plan, stock.draws), stock.final) < 1e-3
 
 
 @pytest.mark.parametrize("scheduler", OPTIONS)

@@ -37,5 +37,5 @@ def test_ranges_are_off_until_asked_for(ranges):
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "nvtx", None)
-    with pytest.raises(ImportError), pf.nvtx_ranges():
+    with pytest.raises(ImportError, match=r"needs nvtx: pip install 'pndm_fast\[profile\]'"), pf.nvtx_ranges():
         pass

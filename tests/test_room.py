@@ -275,7 +275,7 @@ def test_a_plan_that_needs_room_is_refused_where_there_is_none():
     """Beside a plan of 2x2 matrices, whose lines hold six slots, and in such a plan itself; before any network call."""
     phase = pf.make_plan("conjugate", PSLD(), steps=8)
     sampler = pf.Sampler(lambda x, t: pytest.fail("called"), shape=(2, 4, 4))
-    for plan in (full_history(10)[0], two_m_cfgpp(SIGMAS)):
+    for plan in [replace(p, prediction=phase.prediction) for p in (full_history(10)[0], two_m_cfgpp(SIGMAS))]:
         arguments = {"cond": {"y": 1}, "uncond": {"y": 0}} if plan.guided else {}
         with pytest.raises(ValueError, match="with a phase-space one must have at most 6 slots"):
             sampler(plan=[phase, plan], **arguments)

@@ -1,6 +1,7 @@
 """Rows that call another network, or evaluate it once in place of twice: the loop changes over, the state goes on."""
 
 import pytest
+import rounding
 import torch
 from drawing import Reporting, draw
 from test_sampler import Conv, Pointwise
@@ -56,7 +57,13 @@ def test_networks_of_different_forms(graph, layout, dtype):
     networks, models = [Conv(), Large(layout, dtype)], [0, 0, 1, 1, 1, 0]
     got = draw(networks, solver=plan.with_models(models), shape=SHAPE, graph=graph)
     wanted = draw(alternately([Conv(), Large()], models), solver=plan, shape=SHAPE, graph="eager")
-    assert torch.allclose(got, wanted, atol=1e-6 if dtype is torch.float32 else 0.05)
+
+    def stitched(second):
+        both = alternately([Conv(torch.float64), second], models)
+        return draw(both, solver=plan, shape=SHAPE, dtype=torch.float64, graph="eager")
+
+    atol = rounding.of_samples(stitched, Large(dtype=torch.float64), torch.finfo(dtype).eps)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=atol)
 
 
 def test_every_sample_at_its_own_plan_but_one_network(graph):

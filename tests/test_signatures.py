@@ -3,12 +3,16 @@
 import inspect
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 import pndm_fast as pf
+from pndm_fast.plan import hints
+from pndm_fast.plan.warn import Notice
 
+PLAN = pf.make_plan("ddim", steps=4, spacing="trailing")
 OWNERS = (pf.make_plan, pf.Sampler, pf.Request)
 
 
@@ -29,9 +33,36 @@ def test_no_more_than_fifteen(function):
 
 
 def test_each_argument_has_one_owner():
-    """But `plan`: a sampler's is that of requests that bring none."""
+    """But `plan`: a sampler's is that of requests that bring none. Messages send others' arguments there."""
     names = [name for owner in OWNERS for name in parameters(owner)]
     assert {name for name in names if names.count(name) > 1} == {"plan"}
+    owned = {name: owner.__name__ for owner in OWNERS for name in parameters(owner)}
+    assert {name: owned[name] for name in owned.keys() - {"plan", "model", "options"}} == hints.OWNERS
+
+
+TAKERS = {
+    "pf.sample": lambda **given: pf.sample(lambda x, t: x, 4, shape=(1, 8), **given),
+    "pf.sample with a plan": lambda **given: pf.sample(lambda x, t: x, solver=PLAN, shape=(1, 8), **given),
+    "Sampler": lambda **given: pf.Sampler(lambda x, t: x, PLAN, **given),
+    "a call": lambda **given: pf.Sampler(lambda x, t: x, PLAN, shape=(1, 8))(**given),
+    "prepare": lambda **given: pf.Sampler(lambda x, t: x, PLAN, shape=(1, 8)).prepare([1], **given),
+    "Request": pf.Request,
+    "Guidance": lambda **given: pf.Guidance(2.0, **given),
+    "make_plan": lambda **given: pf.make_plan("ddim", steps=4, **given),
+}
+
+
+@pytest.mark.parametrize("taker", TAKERS)
+@pytest.mark.parametrize("value", [3, "x", torch.ones(3)], ids=["3", "x", "tensor"])
+def test_no_word_of_others_is_answered_for_another(taker, value):
+    """Whatever its value, and whatever else is given: the word itself is what the message is about."""
+    for word in hints.HINTS:
+        with pytest.raises((TypeError, ValueError)) as error:
+            TAKERS[taker](**{word: value})
+        said = str(error.value)
+        assert re.match(f"'?{word}\\b", said), said
+        if taker != "make_plan" and word not in hints.OPTIONS:
+            assert hints.HINTS[word] in said or re.match(f"'{word}' is no argument of (Guidance|prepare); say", said)
 
 
 def test_sample_takes_arguments_as_their_owners_do():
@@ -114,3 +145,12 @@ def test_a_warning_points_at_the_caller():
     with pytest.warns(UserWarning, match="the grid starts pure noise") as seen:
         pf.sample(lambda x, t: x * 0.5, 2, solver="ddim", shape=(1, 8))
     assert [warning.filename for warning in seen] == [__file__]
+
+
+def test_warnings_go_through_one_door():
+    """Whose category the suite makes an error: one that no test means is seen."""
+    with pytest.raises(Notice, match="the grid starts pure noise"):
+        pf.sample(lambda x, t: x * 0.5, 2, solver="ddim", shape=(1, 8))
+    package = Path(pf.__file__).parent
+    calls = [file for file in package.rglob("*.py") if "warnings.warn(" in file.read_text()]
+    assert calls == [package / "plan" / "warn.py"]

@@ -5,13 +5,15 @@ import re
 import numpy as np
 import pytest
 import rows
+import torch
 from golden_data import SCALAR, START, mixture
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from oracle import probability_flow
 from test_order import CASES as ORDERS
 
 import pndm_fast as pf
+from pndm_fast.loop.checks import check_time_dtype
 from pndm_fast.plan.grids import SPACINGS, WholeTimes
 from pndm_fast.plan.row import MAX_SLOTS
 from pndm_fast.solvers import SOLVER_INFO
@@ -63,9 +65,8 @@ def test_every_call_is_at_a_whole_time(solver):
             check(solver, options, SCHEDULES[k % 4], SPACINGS[(k + i // 4) % len(SPACINGS)], 5 + (7 * k) % 20)
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @given(st.sampled_from(OPTIONS), st.sampled_from(SCHEDULES), st.sampled_from(SPACINGS), st.integers(4, 60))
-@settings(max_examples=100)
 def test_every_call_is_at_a_whole_time_anywhere(case, schedule, spacing, steps):
     check(*case, schedule, spacing, steps)
 
@@ -142,3 +143,18 @@ def test_builders_refuse_another_time():
         made.call(6.5, 0, np.zeros(15), 3.0)
     with pytest.raises(ValueError, match="must leave a whole time inside each step, got 4 then 3"):
         made.inside(4.0, 3.0, 3.5)
+
+
+def test_a_refusal_of_fractions_says_what_helps():
+    """Whatever made them, integer_times=True included: compat keeps the peer's."""
+    for plan in (
+        pf.make_plan("f-pndm", steps=40),
+        pf.make_plan("dpmpp-sde", steps=7, compat="diffusers"),
+        pf.make_plan("ddim", pf.Schedule.vp(), steps=5),
+        pf.make_plan("em", steps=5),
+    ):
+        with pytest.raises(
+            ValueError, match="integers for time_dtype int64, got .*integer_times=True.* plan.with_times"
+        ):
+            check_time_dtype(plan, torch.int64)
+        check_time_dtype(plan.with_times(round), torch.int64)

@@ -3,6 +3,12 @@
 Every function takes network(x, t) -> eps, the first state, the told times t[0..n-1] and the levels alpha[0..n],
 sigma[0..n] of the grid, all float64 and alpha^2 + sigma^2 = 1, and returns the n states after each step. A last
 sigma of 0 is allowed where the method allows it. `normal(k)` is the k-th normal of a stochastic method.
+
+Of the papers: ddim, exponential_adams, dpm_multistep and dpm_sde of order 1 and 2, unipc, lms, heun, edm, lcm. After
+code of others, which cannot tell where that code is wrong: order 3 of dpm_multistep (its authors'), the second stage of
+dpm_singlestep (diffusers'), midpoint, euler_ancestral and dpmpp_sde (k-diffusion's). What those weigh is checked for
+itself: by `test_polynomials.py` for every weight that is exact, by `test_order.py` for the others, and noises by
+`test_laws.py::test_variance` and `test_peers.py`'s responses.
 """
 
 from __future__ import annotations

@@ -227,6 +227,7 @@ def model_card(recipe: Recipe, steps: int, total: int) -> dict[str, str]:
         f"gradient norm 1, batch {recipe.batch}, {steps} of {total} steps; labels dropped with probability {_DROP}; "
         f"EMA {_EMA}",
         "classes": "0-9 digits, 10 unconditional",
+        "process": recipe.process,
     }
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 
-NEEDS = ("typer", "rich")
+from pndm_fast.cli import signals
+
+NEEDS = "typer"
 
 
 def main() -> None:
     """The console entry: a mistake in the installation ends like one in the arguments, in one line and with code 2."""
-    try:
-        from pndm_fast.cli.app import app
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in NEEDS:
-            raise
-        print("error: the command line needs typer and rich: pip install 'pndm_fast[cli]'", file=sys.stderr)
-        sys.exit(2)
-    app(prog_name="pndm-fast")
+    with signals.at_once():
+        try:
+            from pndm_fast.cli.app import app
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != NEEDS:
+                raise
+            print("error: the command line needs typer: pip install 'pndm_fast[cli]'", file=sys.stderr)
+            sys.exit(2)
+        atexit.register(signals.forget)
+        app(prog_name="pndm-fast")

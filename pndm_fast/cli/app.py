@@ -1,31 +1,40 @@
-"""The commands and what they print; `plans` and `jobs` do the work.
+"""The commands and what they print; `plans`, `jobs` and `replays` do the work.
 
-Exit codes: 0 done, 1 the model or a write failed, 2 a mistake in the arguments, 130 Ctrl-C.
+Exit codes: 0 done, 1 the model or a write failed, 2 a mistake in the arguments, 130 Ctrl-C, 141 who reads stdout is
+gone, 143 SIGTERM. What needs torch is imported by the commands that need it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from typer.core import TyperGroup
 
 import pndm_fast as pf
 from pndm_fast.cli import arguments as given
-from pndm_fast.cli.jobs import Job, JobSpec
-from pndm_fast.cli.models import DEMO, JobError, ModelArgs
-from pndm_fast.cli.outputs import UsageError
-from pndm_fast.cli.plans import make_plan, solver_lines, solver_rows
-from pndm_fast.cli.words import find_device, parse_classes, parse_options, parse_shape
-from pndm_fast.runtime.progress import progress_bar
+from pndm_fast.cli import hints
+from pndm_fast.cli.errors import JobError, UsageError
+from pndm_fast.cli.plans import Words, make_plan, schedule_of, solver_lines, solver_rows
+from pndm_fast.cli.signals import INTERRUPTED, TERMINATED, Terminated, orderly, word_of
+from pndm_fast.cli.words import DEMO, parse_classes, parse_options, parse_shape
+
+if TYPE_CHECKING:
+    from pndm_fast.cli.jobs import Job
+
+GONE = 128 + signal.SIGPIPE
+
+
+class GoneError(Exception):
+    """Who reads stdout is gone, such as head, which has seen enough: there is nobody to tell."""
 
 
 class Commands(TyperGroup):
@@ -33,26 +42,77 @@ class Commands(TyperGroup):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         extra["standalone_mode"] = False
+        with _short_warnings():
+            sys.exit(self._code(*args, **extra))
+
+    def _code(self, *args: Any, **extra: Any) -> int:
         try:
-            with _short_warnings():
-                code = super().main(*args, **extra)
+            code = super().main(*args, **extra) or 0
         except (KeyboardInterrupt, typer.Abort):
-            code = 130
+            code = INTERRUPTED
+        except Terminated:
+            code = TERMINATED
+        except GoneError:
+            return GONE
         except JobError as error:
-            code = _fail(1, error)
+            return _fail(1, error)
+        except MemoryError as error:
+            return _fail(1, f"not enough memory: {error}")
         except (UsageError, TypeError, ValueError, OverflowError) as error:
-            code = _fail(2, error)
+            return _fail(2, error)
         except Exception as error:
             told = getattr(error, "format_message", None)  # typer's own, whose class has no lasting public name
             if told is None:
                 raise
-            code = _fail(2, told())
-        sys.exit(code)
+            return _fail(2, _hinted(error, told()))
+        if code in (INTERRUPTED, TERMINATED):
+            _fail(code, word_of(code))
+        return int(code)
+
+
+def _hinted(error: Exception, message: str) -> str:
+    """typer's message, and what another program's word is called here."""
+    option = getattr(error, "option_name", None)
+    if option is None:
+        return message.rstrip(".") + hints.for_word(message) if "'" in message or "(" in message else message
+    context: Any = getattr(error, "ctx", None)
+    known = {name for param in getattr(getattr(context, "command", None), "params", ()) for name in param.opts}
+    hint = hints.for_option(str(option), getattr(context, "info_name", None) or "", known)
+    return str(getattr(error, "message", message)).rstrip(".") + hint if hint else message
 
 
 def _fail(code: int, error: object) -> int:
-    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+    _tell(f"error: {' '.join(str(error).split())}")
     return code
+
+
+def _tell(text: str) -> None:
+    """A line on stderr, where there is one."""
+    with contextlib.suppress(OSError, ValueError):
+        typer.echo(text, err=True)
+
+
+def _say(text: str) -> None:
+    """Lines on stdout, which is what the command is for.
+
+    Raises:
+        GoneError, JobError: it is closed, or full.
+    """
+    if sys.stdout is None:
+        raise JobError("stdout must be open, got none")
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        _drop_stdout()
+        if isinstance(error, BrokenPipeError):
+            raise GoneError from error
+        raise JobError(f"stdout could not be written: {error.strerror}") from error
+
+
+def _drop_stdout() -> None:
+    """What is left in the buffer is for nobody; Python would try once more at its end, and fail."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -61,7 +121,7 @@ def _short_warnings() -> Iterator[None]:
 
     def show(message: Warning | str, *args: Any, **extra: Any) -> None:
         if str(message) not in told:
-            typer.echo(f"warning: {message}", err=True)
+            _tell(f"warning: {message}")
         told.add(str(message))
 
     with warnings.catch_warnings():
@@ -69,7 +129,12 @@ def _short_warnings() -> Iterator[None]:
         yield
 
 
-app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 
 
 @app.command()
@@ -81,7 +146,7 @@ def sample(
     steps: given.Steps = None,
     nfe: given.Nfe = None,
     spacing: given.Spacing = None,
-    prediction: given.Prediction = "eps",
+    prediction: given.Prediction = None,
     schedule: given.ScheduleName = None,
     option: given.Options = None,
     number: given.Number = 64,
@@ -101,51 +166,106 @@ def sample(
     quiet: given.Quiet = False,
 ) -> None:
     """Draw pictures from a model: pndm-fast sample --solver f-pndm --steps 50 --out digits.png"""
-    words: dict[str, Any] = {"steps": steps, "nfe": nfe, "spacing": spacing, "prediction": prediction}
-    made = make_plan(solver, schedule, parse_options(option or []), **words, model=model)
-    if made.told and not quiet:
-        typer.echo(made.told, err=True)
+    from pndm_fast.cli.jobs import Job, JobSpec, planned
+    from pndm_fast.cli.models import ModelArgs, find_device
+    from pndm_fast.cli.outputs import open_target
+
+    words = Words(solver, schedule, prediction, steps, nfe, spacing, parse_options(option or []))
+    wanted, size = parse_classes(classes), parse_shape(shape)
     place = find_device(device)
-    network = ModelArgs(model, trust, parse_shape(shape), null_class, place, dtype, backend, graph)
-    wanted = parse_classes(classes)
-    job = Job(JobSpec(made.plan, network, out, made.recipe, force, number, seed, wanted, guidance, batch, on_nan))
+    network = ModelArgs(model, trust, size, null_class, place, dtype, backend, graph)
+    target = open_target(out, force)
+    net, made = planned(words, network)
+    if made.told and not quiet:
+        _tell(made.told)
+    job = Job(JobSpec(made.plan, network, made.recipe, number, seed, wanted, guidance, batch, on_nan), net, target)
     if device == "auto" and place.type == "cpu" and not quiet:
-        typer.echo("no GPU found: sampling on the CPU", err=True)
+        _tell("no GPU found: sampling on the CPU")
     execute(job, as_json, quiet)
+    summary = job.summary()
+    if as_json:
+        _say(json.dumps(summary))
+    elif not quiet and sys.stdout is not None:
+        _say(summary_text(summary))
+    if summary["bad_seeds"] and not as_json and not quiet:
+        _tell(f"the network's output was not finite for seeds {', '.join(map(str, summary['bad_seeds']))}")
+    raise typer.Exit(job.code)
 
 
 def execute(job: Job, as_json: bool, quiet: bool) -> None:
-    """Sample with a bar, then tell."""
-    spec, summary = job.spec, job.summary()
+    """Sample, telling how far it is, and what is kept where it ends early."""
+    from pndm_fast.runtime.progress import progress_bar
+
+    summary = job.summary()
     if summary["skipped"] and not quiet:
-        typer.echo(f"{summary['skipped']} of {spec.number} pictures are in {spec.out} already: skipped", err=True)
-    shown = bool(job.calls) and not quiet and (not as_json or sys.stderr.isatty())
+        _tell(f"{summary['skipped']} of {job.spec.number} pictures are in {summary['out']} already: skipped")
+    shown = bool(job.calls) and not quiet and (not as_json or (sys.stderr is not None and sys.stderr.isatty()))
     try:
-        with progress_bar(shown, spec.plan.solver, job.calls) as advance:
+        with orderly(), progress_bar(shown, job.plan.solver, job.calls) as advance:
             job.run(advance if shown else None)
     finally:
-        summary = job.summary()
-        if job.unfinished and summary["images"]:
-            typer.echo(f"{summary['images']} finished pictures are kept in {spec.out}", err=True)
-    if as_json:
-        typer.echo(json.dumps(summary))
-    elif not quiet:
-        print_summary(summary)
-    if job.interrupted:
-        raise typer.Exit(130)
+        if job.unfinished and job.target.written:
+            _tell(f"{job.target.written} finished pictures are kept in {job.target.path}")
 
 
-def print_summary(summary: dict[str, Any]) -> None:
-    """A small table; a note for what did not go well."""
-    table = Table(show_header=False)
+def summary_text(summary: dict[str, Any]) -> str:
+    """What was done, a line for each fact."""
     names = {"images_per_second": "images/s"}
-    for name, value in summary.items():
-        if name not in ("bad_seeds", "interrupted", "skipped") and value is not None:
-            table.add_row(names.get(name, name), Text(f"{value:.4g}" if isinstance(value, float) else str(value)))
-    Console().print(table)
-    if summary["bad_seeds"]:
-        seeds = ", ".join(map(str, summary["bad_seeds"]))
-        typer.echo(f"the network's output was not finite for seeds {seeds}", err=True)
+    told = {name: value for name, value in summary.items() if name not in ("bad_seeds", "interrupted", "skipped")}
+    lines = [
+        f"{names.get(name, name):<9}  {f'{value:.4g}' if isinstance(value, float) else value}"
+        for name, value in told.items()
+        if value is not None
+    ]
+    return "\n".join(lines)
+
+
+@app.command()
+def replay(
+    image: given.Images,
+    out: given.Again = None,
+    trust: given.TrustRecipe = False,
+    device: given.Device = "auto",
+    backend: given.Backend = "auto",
+    graph: given.Graph = "auto",
+    force: given.Force = False,
+    as_json: given.Json = False,
+    quiet: given.Quiet = False,
+) -> None:
+    """Make images again by the recipes they carry: pndm-fast replay digits.png"""
+    from pndm_fast.cli.models import ModelArgs, find_device
+    from pndm_fast.cli.recipes import read_source
+    from pndm_fast.cli.replays import copies_of, replays, version_note
+
+    sources = [read_source(name) for name in image]
+    copies = copies_of(sources, out, force)
+    note = version_note(sources)
+    if note and not quiet:
+        _tell(note)
+    machine = ModelArgs(trust=trust, device=find_device(device), backend=backend, graph=graph)
+    told: list[dict[str, Any]] = []
+    code = 0
+    for one in replays(copies, machine):
+        execute(one.job, as_json, quiet)
+        code = one.job.code
+        if code:
+            break
+        told += [copy.compared() for copy in one.copies if copy.out.exists()]
+    if as_json:
+        _say(json.dumps({"replays": told, "interrupted": code != 0}))
+    elif not quiet and sys.stdout is not None:
+        _say("\n".join(map(comparison_text, told)))
+    raise typer.Exit(code)
+
+
+def comparison_text(told: dict[str, Any]) -> str:
+    """Whether an image came out as it was."""
+    if told["differing"] is None:
+        return f"{told['out']}: made again from {told['image']}"
+    if not told["differing"]:
+        return f"{told['out']}: the same pixels as {told['image']}"
+    away = f"{told['differing']} of {told['bytes']} bytes differ from {told['image']}, by {told['most']} at most"
+    return f"{told['out']}: {away}"
 
 
 @app.command()
@@ -154,7 +274,7 @@ def plan(
     steps: given.Steps = None,
     nfe: given.Nfe = None,
     spacing: given.Spacing = None,
-    prediction: given.Prediction = "eps",
+    prediction: given.Prediction = None,
     schedule: given.ScheduleName = None,
     compat: given.Compat = None,
     option: given.Options = None,
@@ -167,16 +287,29 @@ def plan(
         if not listed or solver is not None:
             raise UsageError("plan must be given 'solver' or --list, one of them")
         return list_solvers(as_json)
-    words: dict[str, Any] = {"steps": steps, "nfe": nfe, "spacing": spacing, "prediction": prediction}
-    made = make_plan(solver, schedule, parse_options(option or []), **words, compat=compat)
+    words = Words(solver, schedule, prediction, steps, nfe, spacing, parse_options(option or [])).check()
+    made = make_plan(words, schedule_of(words), compat)
     if made.told and not as_json:
-        typer.echo(made.told, err=True)
+        _tell(made.told)
     if save is not None:
-        try:
-            made.plan.save(save)
-        except OSError as error:
-            raise UsageError(f"--save must be a file that can be written, got {save}: {error.strerror}") from error
-    typer.echo(json.dumps(made.plan.to_json()) if as_json else str(made.plan))
+        write_plan(made.plan, save)
+    _say(json.dumps(made.plan.to_json()) if as_json else str(made.plan))
+
+
+def write_plan(plan: pf.Plan, path: str) -> None:
+    """Into a file, whole or not at all.
+
+    Raises:
+        UsageError: no such file can be made.
+        JobError: it could be made, but not filled.
+    """
+    try:
+        with orderly():
+            plan.save(path)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+        text = f"--save must be a file that can be written, got {path!r}: {error.strerror}"
+        raise JobError(text) if full else UsageError(text) from error
 
 
 @app.command()
@@ -187,14 +320,14 @@ def solvers(as_json: given.Json = False) -> None:
 
 def list_solvers(as_json: bool) -> None:
     """One line for each solver, or one JSON list."""
-    typer.echo(json.dumps(solver_rows()) if as_json else "\n".join(solver_lines()))
+    _say(json.dumps(solver_rows()) if as_json else "\n".join(solver_lines()))
 
 
 @app.callback(invoke_without_command=True)
 def about(context: typer.Context, version: given.Version = False) -> None:
     """Sampling of diffusion models: every solver is a table of rows."""
     if version:
-        typer.echo(f"pndm-fast {pf.__version__}")
+        _say(f"pndm-fast {pf.__version__}")
         raise typer.Exit()
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        _say(context.get_help())

@@ -1,56 +1,91 @@
-"""The options of the commands: their names, types and help texts."""
+"""The options of the commands: their names, types, help texts and completion."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from pndm_fast.cli.jobs import BATCH
-from pndm_fast.cli.models import DEMOS
+from pndm_fast.cli import complete
 from pndm_fast.cli.plans import SCHEDULES
+from pndm_fast.cli.words import BACKENDS, BATCH, DEMOS, DTYPES, GRAPHS, MOST, ON_NAN
 from pndm_fast.plan.grids import PHASE_SPACINGS, SPACINGS
+from pndm_fast.plan.row import PREDICTIONS
+from pndm_fast.solvers.compat import COMPAT
+
+
+def _option(*names: str, help: str, among: tuple[str, ...] = (), **more: Any) -> Any:
+    """An option with a help text, and with words to complete it by."""
+    return typer.Option(*names, help=help, autocompletion=complete.among(among) if among else None, **more)
+
 
 Solver = Annotated[
     str | None,
-    typer.Option(help="A solver, `pndm-fast solvers` lists them; auto chooses one. Default f-pndm, on psld auto."),
+    typer.Option(
+        help="A solver, `pndm-fast solvers` lists them; auto chooses one. Default f-pndm, on psld auto.",
+        autocompletion=complete.solver,
+    ),
 ]
-Steps = Annotated[int | None, typer.Option(help="Time points, default 50.")]
-Nfe = Annotated[int | None, typer.Option(help="Network calls, in place of --steps.")]
+Steps = Annotated[int | None, _option(help="Time points, default 50. A solver's calls may be more: see --nfe.")]
+Nfe = Annotated[int | None, _option(help="Network calls, in place of --steps.")]
 Spacing = Annotated[
     str | None,
-    typer.Option(help=f"{', '.join(SPACINGS)}; on psld {', '.join(PHASE_SPACINGS)}; default the solver's own."),
+    _option(
+        help=f"{', '.join(SPACINGS)}; on psld {', '.join(PHASE_SPACINGS)}; default the solver's own.",
+        among=tuple(dict.fromkeys((*SPACINGS, *PHASE_SPACINGS))),
+    ),
 ]
-Prediction = Annotated[str, typer.Option(help="What the network predicts: eps, v, x0, flow or edm.")]
+Prediction = Annotated[
+    str | None,
+    _option(help=f"What the network predicts: {', '.join(PREDICTIONS)}; default the model's.", among=PREDICTIONS),
+]
 ScheduleName = Annotated[
-    str | None, typer.Option("--schedule", help=f"{', '.join(SCHEDULES)}; default the model's, or the solver's own.")
+    str | None,
+    _option(
+        "--schedule",
+        help=f"{', '.join(SCHEDULES)}; default the model's, or the solver's own.",
+        among=tuple(SCHEDULES),
+    ),
 ]
-Options = Annotated[list[str] | None, typer.Option("--option", help="A solver's option, such as eta=0.5; repeatable.")]
-Compat = Annotated[str | None, typer.Option(help="diffusers, for plans equal to its scheduler.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Model = Annotated[str, typer.Option(help=f"{', '.join(DEMOS)}, or package.module:factory with --trust.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Allow --model to import and run code.")]
-Shape = Annotated[str | None, typer.Option(help="C,H,W of a model whose config does not say.")]
-Number = Annotated[int, typer.Option("--number", "-n", min=1, help="Pictures.")]
-Seed = Annotated[int, typer.Option(help="Picture i has seed + i.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="A solver's option, such as eta=0.5; repeatable.", autocompletion=complete.option),
+]
+Compat = Annotated[str | None, _option(help="diffusers, for plans equal to its scheduler.", among=tuple(COMPAT))]
+Json = Annotated[bool, _option("--json", help="Print one JSON object on stdout.")]
+Model = Annotated[
+    str, _option("--model", help=f"{', '.join(DEMOS)}, or package.module:factory with --trust.", among=DEMOS)
+]
+Trust = Annotated[bool, _option("--trust", help="Allow --model to import and run code.")]
+TrustRecipe = Annotated[bool, _option("--trust", help="Allow an image's model to import and run code.")]
+Shape = Annotated[str | None, _option(help="C,H,W of a model whose config does not say.")]
+Number = Annotated[int, _option("--number", "-n", min=1, max=MOST, help="Pictures.")]
+Seed = Annotated[int, _option(help="Picture i has seed + i.")]
 Classes = Annotated[
     list[str] | None,
-    typer.Option("--class", help="Labels such as 3, 1,4 or 0-9, cycled over the pictures; or none. Repeatable."),
+    _option("--class", help="Labels such as 3, 1,4 or 0-9, cycled over the pictures; or none. Repeatable."),
 ]
-Guidance = Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is none.")]
-NullClass = Annotated[int | None, typer.Option(help="The label that means none, for --guidance with your own model.")]
+Guidance = Annotated[float, _option(help="Scale of classifier-free guidance; 1 is none.")]
+NullClass = Annotated[int | None, _option(help="The label that means none, for --guidance with your own model.")]
 Batch = Annotated[
-    int | None, typer.Option(min=1, help=f"Pictures at a time, default {BATCH}. It does not change them.")
+    int | None,
+    _option(min=1, help=f"Pictures at a time, default {BATCH}. A network may round differently in another."),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Dtype = Annotated[str, typer.Option(help="Of the network: fp32, fp16 or bf16.")]
-Backend = Annotated[str, typer.Option(help="auto, cpp, triton or reference.")]
-Graph = Annotated[str, typer.Option(help="How a GPU is driven: auto, while, replay or eager.")]
-Out = Annotated[str, typer.Option(help="A sheet .png, an array .npz, or a folder for one PNG a seed, which resumes.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
-OnNan = Annotated[str, typer.Option(help="raise, mark (black, or left out of a folder) or ignore.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors and warnings alone.")]
-Named = Annotated[str | None, typer.Argument(help="A solver, --list shows them; or auto.")]
-Save = Annotated[str | None, typer.Option(help="Write the plan to this JSON file, replacing it.")]
-Listed = Annotated[bool, typer.Option("--list", help="List the solvers.")]
-Version = Annotated[bool, typer.Option("--version", help="Print the version.")]
+Device = Annotated[str, _option(help="auto, cpu, cuda or cuda:N.", among=("auto", "cpu", "cuda"))]
+Dtype = Annotated[str, _option(help=f"Of the network: {', '.join(DTYPES)}.", among=DTYPES)]
+Backend = Annotated[str, _option(help=f"{', '.join(BACKENDS)}.", among=BACKENDS)]
+Graph = Annotated[str, _option(help=f"How a GPU is driven: {', '.join(GRAPHS)}.", among=GRAPHS)]
+Out = Annotated[str, _option(help="A sheet .png, an array .npz, or a folder for one PNG a seed, which resumes.")]
+Force = Annotated[bool, _option("--force", help="Replace what is there.")]
+OnNan = Annotated[str, _option(help="raise, mark (black, or left out of a folder) or ignore.", among=ON_NAN)]
+Quiet = Annotated[bool, _option("--quiet", help="Print errors and warnings alone.")]
+Named = Annotated[
+    str | None, typer.Argument(help="A solver, --list shows them; or auto.", autocompletion=complete.solver)
+]
+Save = Annotated[str | None, _option(help="Write the plan to this JSON file, replacing it.")]
+Listed = Annotated[bool, _option("--list", help="List the solvers.")]
+Version = Annotated[bool, _option("--version", help="Print the version.")]
+Images = Annotated[list[str], typer.Argument(help="PNG or NPZ files that `pndm-fast sample` has written.")]
+Again = Annotated[
+    str | None, _option("--out", help="A file, or a folder for several; default NAME-replay beside each image.")
+]

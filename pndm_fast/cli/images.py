@@ -91,7 +91,7 @@ def save_png(path: str | Path, image: Bytes, recipe: Mapping[str, Any] | None = 
 
 def read_recipe(path: str | Path) -> dict[str, Any] | None:
     """The recipe stored in a PNG or NPZ file of this module, None where there is none."""
-    if Path(path).suffix == ".npz":
+    if Path(path).suffix.lower() == ".npz":
         with np.load(path, allow_pickle=False) as file:
             text = str(file["recipe"]) if "recipe" in file else None
     else:
@@ -101,6 +101,15 @@ def read_recipe(path: str | Path) -> dict[str, Any] | None:
         return None
     recipe: dict[str, Any] = json.loads(text)
     return recipe
+
+
+def read_pixels(path: str | Path) -> Bytes:
+    """The bytes of a PNG or NPZ file of this module: [H, W] or [H, W, 3], or [B, H, W, C]."""
+    if Path(path).suffix.lower() == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            return np.asarray(file["arr_0"])
+    with _pillow()[0].open(path) as picture:
+        return np.asarray(picture)
 
 
 def save_npz(path: str | Path, images: Bytes, recipe: Mapping[str, Any] | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,17 +11,21 @@ import torch
 
 import pndm_fast as pf
 from pndm_fast.cli import images
+from pndm_fast.cli.errors import JobError, UsageError, told
 from pndm_fast.cli.images import Bytes
-from pndm_fast.cli.models import DTYPES, JobError, Model, ModelArgs, load_model, told
-from pndm_fast.cli.outputs import Item, UsageError, open_target
+from pndm_fast.cli.models import DTYPES, Model, ModelArgs, load_model
+from pndm_fast.cli.outputs import Draw, Folder, Item, Sheet
+from pndm_fast.cli.plans import NamedPlan, Words, make_plan, schedule_of
+from pndm_fast.cli.recipes import FORMAT
+from pndm_fast.cli.signals import INTERRUPTED, TERMINATED, Terminated
+from pndm_fast.cli.words import BATCH
 from pndm_fast.loop.checks import check_components, check_start
 from pndm_fast.loop.request import ON_NAN
+from pndm_fast.loop.told import check_told, completed, told_schedule
 from pndm_fast.phase_space import position
 from pndm_fast.plan.checks import choose
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row.backends import choose_backend
-
-BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,11 @@ class JobSpec:
     Attributes:
         recipe: what the plan was made from, for the files.
         classes: empty is without condition, None the model's default.
-        out: a .png contact sheet, a .npz, or a folder for one PNG a seed.
     """
 
     plan: Plan
     network: ModelArgs
-    out: str
     recipe: dict[str, Any] = field(default_factory=dict)
-    force: bool = False
     number: int = 64
     seed: int = 0
     classes: tuple[int, ...] | None = None
@@ -54,20 +55,18 @@ class Job:
         UsageError, TypeError, ValueError: naming the argument.
     """
 
-    def __init__(self, spec: JobSpec) -> None:
-        self.spec, self.plan, network = spec, spec.plan, spec.network
+    def __init__(self, spec: JobSpec, model: Model, target: Folder | Sheet, draws: list[Draw] | None = None) -> None:
+        self.spec, self.plan, self.model, self.target, network = spec, spec.plan, model, target, spec.network
         _check_numbers(spec)
         check_start(spec.plan, False)
-        choose("dtype", network.dtype, DTYPES)
         self.backend = choose_backend(network.backend, network.device, torch.float32).name
-        self.target = open_target(spec.out, recipe_of(spec), spec.force)
-        self.model = load_model(network)
+        target.recipe = recipe_of(spec)
         check_components(spec.plan, (1, *self.model.shape))
+        check_told(spec.plan, [self.model.net])
         images.to_uint8(self._pictures(torch.zeros(1, *self.model.shape)))  # raises where samples are no pictures
         classes = _classes(spec, self.model)
-        items = [Item(spec.seed + i, classes[i % len(classes)] if classes else None) for i in range(spec.number)]
-        self.todo = self.target.missing(items)
-        self.batch = min(BATCH if spec.batch is None else spec.batch, spec.number)
+        self.draws = self._draws(classes) if draws is None else draws
+        self.batch = max((len(draw.items) for draw in self.draws), default=1)
         self.sampler = pf.Sampler(
             self.model.net,
             self.plan,
@@ -77,30 +76,46 @@ class Job:
             backend=network.backend,
             graph=network.graph,
         )
-        self.seconds, self.unfinished, self.interrupted = 0.0, True, False
+        self.seconds, self.unfinished, self.code = 0.0, True, 0  # code: of the signal that ended it
         self.bad_seeds: list[int] = []
         self.graph: str | None = None  # how the last batch was driven
 
     @property
     def calls(self) -> int:
         """Network calls, one batch after another."""
-        return self.plan.nfe * -(-len(self.todo) // self.batch)
+        return self.plan.nfe * len(self.draws)
+
+    @property
+    def wanted(self) -> int:
+        """Pictures to make."""
+        return sum(len(draw.kept) for draw in self.draws)
+
+    def _draws(self, classes: tuple[int, ...]) -> list[Draw]:
+        """The batches of all pictures in which one is missing: what is resumed has the bytes of an unbroken run."""
+        spec = self.spec
+        items = [Item(spec.seed + i, classes[i % len(classes)] if classes else None) for i in range(spec.number)]
+        todo = set(self.target.missing(items))
+        size = min(BATCH if spec.batch is None else spec.batch, spec.number)
+        parts = [items[start : start + size] for start in range(0, len(items), size)]
+        draws = [Draw(part, [i for i, item in enumerate(part) if item in todo]) for part in parts]
+        return [draw for draw in draws if draw.kept]
 
     def run(self, advance: Callable[[], None] | None = None) -> None:
-        """Sample and write. Ctrl-C ends it early; what is finished is kept in any case.
+        """Sample and write. Ctrl-C and SIGTERM end it early; what is finished is kept in any case.
 
         Raises:
             JobError: the network failed, or a file could not be written.
         """
         try:
-            for start in range(0, len(self.todo), self.batch):
-                items = self.todo[start : start + self.batch]
-                pictures, bad = self._sample(items, advance)
-                self.bad_seeds += [items[i].seed for i in sorted(bad)]
-                self._write(self.target.add, items, pictures, bad)
+            for draw in self.draws:
+                pictures, bad = self._sample(draw.items, advance)
+                self.bad_seeds += [draw.items[i].seed for i in sorted(bad & {*draw.kept})]
+                self._write(self.target.add, draw, pictures, bad)
             self.unfinished = False
         except KeyboardInterrupt:
-            self.interrupted = True
+            self.code = INTERRUPTED
+        except Terminated:
+            self.code = TERMINATED
         finally:
             self._write(self.target.close)
 
@@ -108,9 +123,9 @@ class Job:
         try:
             work(*args)
         except Exception as error:
-            raise JobError(f"{self.spec.out} could not be written: {told(error)}") from error
+            raise JobError(f"{self.target.path} could not be written: {told(error)}") from error
 
-    def _sample(self, items: list[Item], advance: Callable[[], None] | None) -> tuple[Bytes, frozenset[int]]:
+    def _sample(self, items: Sequence[Item], advance: Callable[[], None] | None) -> tuple[Bytes, frozenset[int]]:
         cond, uncond = self._conditioning(items)
         on_step = None if advance is None else lambda step: advance()
         began = time.perf_counter()
@@ -140,7 +155,7 @@ class Job:
         """What of the samples is the data."""
         return position(samples) if self.plan.components > 1 else samples
 
-    def _conditioning(self, items: list[Item]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    def _conditioning(self, items: Sequence[Item]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         if items[0].label is None:
             return None, None
         labels = torch.tensor([item.label for item in items], device=self.sampler.device)
@@ -157,7 +172,7 @@ class Job:
             "nfe": self.plan.nfe,
             "steps": self.plan.steps,
             "images": made,
-            "skipped": self.spec.number - len(self.todo),
+            "skipped": self.spec.number - self.wanted,
             "seconds": round(self.seconds, 4),
             "images_per_second": round(made / self.seconds, 3) if self.seconds else None,
             "device": str(self.sampler.device),
@@ -166,18 +181,34 @@ class Job:
             "graph": self.graph,
             "seed": self.spec.seed,
             "guidance": self.spec.guidance,
-            "out": self.spec.out,
+            "out": str(self.target.path),
             "bad_seeds": self.bad_seeds,
-            "interrupted": self.interrupted,
+            "interrupted": self.code != 0,
         }
 
 
+def planned(words: Words, network: ModelArgs) -> tuple[Model, NamedPlan]:
+    """The network, and a plan that fits what it says of itself.
+
+    Raises:
+        UsageError, JobError: the network cannot be loaded.
+        TypeError, ValueError: naming the argument of the plan.
+    """
+    words.check()
+    model = load_model(network)
+    asked = None if words.schedule is None else schedule_of(words, told_schedule(model.net))
+    schedule, prediction = completed(model.net, asked, words.prediction)
+    schedule = schedule_of(words) if schedule is None else schedule
+    return model, make_plan(words._replace(prediction=prediction), schedule)
+
+
 def recipe_of(spec: JobSpec) -> dict[str, Any]:
-    """What makes a picture what it is, but for class and seed. Batch, device and backend are no part of it."""
+    """What makes a picture what it is, but for class, seed and batch. Device and backend are no part of it."""
     plan, network = spec.plan, spec.network
     numbers = {"solver": plan.solver, "steps": plan.steps, "nfe": plan.nfe, "prediction": plan.prediction}
-    model = {"version": pf.__version__, "model": network.name, "dtype": network.dtype}
-    given = {"shape": network.shape and list(network.shape), "null_class": network.null_class}
+    model = {"format": FORMAT, "version": pf.__version__, "model": network.name, "dtype": network.dtype}
+    given: dict[str, Any] = {"shape": network.shape and list(network.shape), "null_class": network.null_class}
+    given["on_nan"] = None if spec.on_nan == "raise" else spec.on_nan  # what is marked is black
     own = {name: value for name, value in given.items() if value is not None}
     return {**model, **own, **numbers, **spec.recipe, "guidance": spec.guidance}
 

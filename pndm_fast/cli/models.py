@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from pndm_fast import demo
-from pndm_fast.cli.outputs import UsageError
+from pndm_fast.cli.errors import JobError, UsageError, told
+from pndm_fast.cli.words import DEMO, DEMO_PSLD
 from pndm_fast.loop.config_shape import sample_shape
+from pndm_fast.plan.checks import choose
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-DEMO, DEMO_PSLD = "demo:mnist", "demo:psld"
 DEMOS = {DEMO: demo.mnist_unet, DEMO_PSLD: demo.mnist_psld_unet}
-
-
-class JobError(Exception):
-    """The model failed, or a file could not be written."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +59,11 @@ def load_model(args: ModelArgs) -> Model:
     """The network, on its device and in its dtype.
 
     Raises:
+        ValueError: another dtype.
         UsageError: no such model, or one that may not be imported.
         JobError: its factory failed.
     """
-    dtype = DTYPES[args.dtype]
+    dtype = DTYPES[choose("dtype", args.dtype, DTYPES)]
     if args.name in DEMOS:
         if args.shape is not None or args.null_class is not None:
             raise UsageError(f"--shape and --null-class must not be given for {args.name}, which has its own")
@@ -109,8 +106,18 @@ def _made(name: str, module: str, factory: str) -> Callable[..., Any]:
     return net
 
 
-def told(error: Exception) -> str:
-    """An exception in one line, with the place that raised it."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text} ({Path(frame.filename).name}:{frame.lineno})"
+def find_device(text: str) -> torch.device:
+    """The device of that name; auto is the first GPU, or the CPU where there is none.
+
+    Raises:
+        UsageError: another word, or a GPU that is not there.
+    """
+    if text == "auto":
+        text = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text):
+        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, got {text!r}")
+    device = torch.device(text)
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= count:
+        raise UsageError(f"--device must be one that PyTorch finds, got {text!r} where it finds {count} CUDA devices")
+    return device

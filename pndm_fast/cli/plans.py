@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pndm_fast as pf
-from pndm_fast import demo
-from pndm_fast.cli.models import DEMO_PSLD
-from pndm_fast.phase_space import PSLD
 from pndm_fast.plan.checks import choose
+from pndm_fast.plan.psld import PSLD
+from pndm_fast.plan.row import PREDICTIONS
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.solvers import SOLVER_INFO, SOLVERS, source
 from pndm_fast.solvers.auto import AUTO, default_solver, settle
-from pndm_fast.solvers.grid import GridSpec
+from pndm_fast.solvers.grid import DEFAULT_STEPS, GridSpec
 
+OWN = "model"  # the schedule that a network carries, where it has no name here
 SCHEDULES: dict[str, Callable[[], Schedule | PSLD]] = {
     "linear": Schedule.linear,
     "scaled-linear": Schedule.scaled_linear,
@@ -28,6 +29,31 @@ SCHEDULES: dict[str, Callable[[], Schedule | PSLD]] = {
 }
 
 
+class Words(NamedTuple):
+    """What a plan is asked for by, as the command line says it; None where it says nothing."""
+
+    solver: str | None = None
+    schedule: str | None = None
+    prediction: str | None = None
+    steps: int | None = None
+    nfe: int | None = None
+    spacing: str | None = None
+    options: Mapping[str, Any] = MappingProxyType({})
+
+    def check(self) -> Words:
+        """Itself, where each word is known.
+
+        Raises:
+            ValueError: naming the nearest.
+        """
+        for what, known in (("schedule", [*SCHEDULES, OWN]), ("prediction", PREDICTIONS)):
+            if getattr(self, what) is not None:
+                choose(what, getattr(self, what), known)
+        if self.solver is not None:
+            choose("solver", self.solver, [*sorted(SOLVERS), AUTO])
+        return self
+
+
 class NamedPlan(NamedTuple):
     """A plan, the words that make it again, and what to tell of auto's choice."""
 
@@ -36,33 +62,44 @@ class NamedPlan(NamedTuple):
     told: str | None
 
 
-def make_plan(
-    solver: str | None,
-    schedule: str | None,
-    options: dict[str, Any],
-    *,
-    steps: int | None,
-    nfe: int | None,
-    spacing: str | None,
-    prediction: str,
-    compat: str | None = None,
-    model: str = "",
-) -> NamedPlan:
-    """`pf.make_plan` from words; the schedule by default the model's, or else the one that the solver is for.
+def schedule_of(words: Words, own: Schedule | PSLD | None = None) -> Schedule | PSLD:
+    """The schedule of that name, a network's own where it has the name or none is given, else the solver's."""
+    if words.schedule == OWN and own is None:
+        raise ValueError("schedule must be a name for a network that carries none, got 'model'")
+    if own is not None and words.schedule in (None, OWN, name_of(own)):
+        return own
+    phase = words.solver in SOLVER_INFO and SOLVER_INFO[str(words.solver)].space == "phase"
+    return SCHEDULES[choose("schedule", words.schedule or ("psld" if phase else "linear"), SCHEDULES)]()
+
+
+def name_of(schedule: Schedule | PSLD) -> str:
+    """Its word on the command line."""
+    name = "psld" if isinstance(schedule, PSLD) else schedule.name
+    return name if name in SCHEDULES else OWN
+
+
+def make_plan(words: Words, schedule: Schedule | PSLD, compat: str | None = None) -> NamedPlan:
+    """`pf.make_plan` from words, on a schedule.
 
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    phase = model == DEMO_PSLD or (solver in SOLVER_INFO and SOLVER_INFO[str(solver)].space == "phase")
-    schedule = choose("schedule", schedule or ("psld" if phase else "linear"), SCHEDULES)
-    form = demo.psld if schedule == "psld" and model == DEMO_PSLD else SCHEDULES[schedule]()
-    solver, told = solver or default_solver(form), None
+    solver, options, spacing, told = words.solver or default_solver(schedule), dict(words.options), words.spacing, None
     if solver == AUTO and compat is None:
-        solver, spacing, options, told = _settled(form, steps, nfe, spacing, options)
-    words: dict[str, Any] = {"spacing": spacing, "prediction": prediction, "compat": compat}
-    plan = pf.make_plan(solver, form, steps=steps, nfe=nfe, **words, **options)
-    own = spacing or form.spacing or SOLVER_INFO[solver].spacing
-    return NamedPlan(plan, {"spacing": own, "schedule": schedule, "options": options}, told)
+        solver, spacing, options, told = _settled(schedule, words.steps, words.nfe, spacing, options)
+    prediction = words.prediction or "eps"
+    given: dict[str, Any] = {"prediction": prediction, "spacing": spacing, "compat": compat}
+    plan = pf.make_plan(solver, schedule, steps=words.steps, nfe=words.nfe, **given, **options)
+    explicit = bool({"sigmas", "times"} & options.keys())
+    grid = {name: value for name, value in (("steps", words.steps), ("nfe", words.nfe)) if value is not None}
+    recipe = {
+        "solver": solver,
+        "spacing": None if explicit else spacing or schedule.spacing or SOLVER_INFO[solver].spacing,
+        "schedule": name_of(schedule),
+        "grid": grid or ({} if explicit else {"steps": DEFAULT_STEPS}),
+        "options": options,
+    }
+    return NamedPlan(plan, recipe, told)
 
 
 def _settled(

@@ -8,12 +8,18 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
+from pndm_fast.cli.errors import UsageError
 
-from pndm_fast.cli.outputs import UsageError
-
+# known here without torch, which takes seconds to import; a test compares them with what they name
+BATCH = 64
+DEMO, DEMO_PSLD = "demo:mnist", "demo:psld"
+DEMOS = (DEMO, DEMO_PSLD)
+DTYPES = ("fp32", "fp16", "bf16")
+BACKENDS = ("auto", "cpp", "triton", "reference")
+GRAPHS = ("auto", "while", "replay", "eager")
+ON_NAN = ("raise", "mark", "ignore")
 FLAGS = ("solver", "schedule", "steps", "nfe", "spacing", "prediction", "compat")  # not to be given as --option
-MOST_CLASSES = 1_000_000
+MOST = 1_000_000  # pictures, and labels
 WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -32,11 +38,19 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
         if key in options:
             raise UsageError(f"--option must give each key once, got {key!r} twice")
         options[key] = _value(text.strip())
+    return check_options(options)
+
+
+def check_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, none of which may be a flag.
+
+    Raises:
+        UsageError: naming it.
+    """
     for name, value in options.items():
         if name in FLAGS:
-            raise UsageError(f"--option {name} must be given as --{name}, got {value!r}")
-        if name in ("times", "integer_times"):
-            raise UsageError(f"--option must be one of the solver's own, got {name!r}")
+            where = "to the command plan, " if name == "compat" else ""
+            raise UsageError(f"--option {name} must be given {where}as --{name}, got {value!r}")
     return options
 
 
@@ -64,27 +78,10 @@ def parse_classes(words: Sequence[str] | None) -> tuple[int, ...] | None:
     for part in ",".join(words).split(","):
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip(), re.ASCII)
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not low <= high < low + MOST_CLASSES:
+        if not low <= high < low + MOST:
             raise UsageError(f"--class must be labels such as 3, 1,4 or 0-9, or none alone, got {part!r}")
         labels.extend(range(low, high + 1))
     return tuple(labels)
-
-
-def find_device(text: str) -> torch.device:
-    """The device of that name; auto is the first GPU, or the CPU where there is none.
-
-    Raises:
-        UsageError: another word, or a GPU that is not there.
-    """
-    if text == "auto":
-        text = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text):
-        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, got {text!r}")
-    device = torch.device(text)
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if (device.index or 0) >= count:
-        raise UsageError(f"--device must be one that PyTorch finds, got {text!r} where it finds {count} CUDA devices")
-    return device
 
 
 def parse_shape(text: str | None) -> tuple[int, ...] | None:

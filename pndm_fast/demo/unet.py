@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pndm_fast.plan.psld import PSLD
+from pndm_fast.plan.schedule import Schedule
+
 # The choices this network makes where UNet2DModel has options; a configuration may repeat them, not change them.
 _FIXED: dict[str, Any] = dict(
     act_fn="silu", add_attention=True, attn_norm_num_groups=None, center_input_sample=False, class_embed_type=None,
@@ -22,6 +25,9 @@ _FIXED: dict[str, Any] = dict(
     mid_block_scale_factor=1, mid_block_type="UNetMidBlock2D", num_train_timesteps=None,
     resnet_time_scale_shift="default", time_embedding_dim=None, time_embedding_type="positional", upsample_type="conv",
 )  # fmt: skip
+
+psld = PSLD(time_scale=1000.0).preconditioned(1.0)  # of `mnist_psld_unet`; its embedding of time is for 0 to 999
+PROCESSES: dict[str, Schedule | PSLD] = {"vp": Schedule.linear(), "psld": psld}
 
 
 @dataclass(frozen=True)
@@ -164,11 +170,16 @@ class _Up(_Level):
 
 
 class UNet(nn.Module):
-    """eps(x, t, class) for x: [B, C, H, W] with H and W divisible by the total downsampling (4 for MNIST)."""
+    """eps(x, t, class) for x: [B, C, H, W] with H and W divisible by the total downsampling (4 for MNIST).
+
+    Attributes:
+        process: vp or psld, what it was trained on; None is not known.
+    """
 
     def __init__(self, config: UNetConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or UNetConfig()
+        self.process: str | None = None  # a word, so that networks can be pickled: a preconditioning cannot
         widths, base, layers = config.block_out_channels, config.block_out_channels[0], config.layers_per_block
         self.conv_in = nn.Conv2d(config.in_channels, base, 3, padding=1)
         self.time_embedding = nn.Sequential(
@@ -190,6 +201,16 @@ class UNet(nn.Module):
             c_in = c_out
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, base, config.norm_eps)
         self.conv_out = nn.Conv2d(base, config.out_channels, 3, padding=1)
+
+    @property
+    def schedule(self) -> Schedule | PSLD | None:
+        """The schedule of its training."""
+        return None if self.process is None else PROCESSES[self.process]
+
+    @property
+    def prediction(self) -> str | None:
+        """What it predicts; in phase space eps is what the preconditioned output is converted to."""
+        return None if self.process is None else "eps"
 
     def embed(self, t: Tensor | float, class_labels: Tensor | None) -> Tensor:
         """silu(MLP([cos(t w), sin(t w)]) + class vector), w_i = 10000^(-i/half): [B or 1, 4 base]."""

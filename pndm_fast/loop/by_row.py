@@ -66,14 +66,22 @@ class Live(Mapping[str, Any]):
         self._by_row, self._make, self._row = by_row, make, -1
         self._tree: Mapping[str, Any] = {}
 
+    def marked(self) -> Mapping[str, Any]:
+        """The same before it is given to the network.
+
+        Raises:
+            ValueError: one call cannot carry both of the row's trees.
+        """
+        cond, uncond = self._by_row.pair
+        try:
+            return self._make(uncond, cond)  # type: ignore[no-any-return]
+        except CannotBatch as reason:
+            row = self._by_row.row
+            raise ValueError(f"cond and uncond of row {row} must fit one call, as row 0's did: {reason}") from None
+
     def _now(self) -> Mapping[str, Any]:
-        row = self._by_row.row
-        if self._row != row:
-            cond, uncond = self._by_row.pair
-            try:
-                self._tree, self._row = given(self._make(uncond, cond)), row
-            except CannotBatch as reason:
-                raise ValueError(f"cond and uncond of row {row} must fit one call, as row 0's did: {reason}") from None
+        if self._row != self._by_row.row:
+            self._tree, self._row = given(self.marked()), self._by_row.row
         return self._tree
 
     def __getitem__(self, key: str) -> Any:
@@ -84,6 +92,16 @@ class Live(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._now())
+
+
+def marked(tree: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """A tree, or a live one's of the row under way."""
+    return tree.marked() if isinstance(tree, Live) else tree
+
+
+def arguments(tree: Mapping[str, Any] | None) -> Any:
+    """What the network is called with: a live tree, or what is given of another."""
+    return tree if isinstance(tree, Live) else given(tree)
 
 
 def _form(tree: Any) -> dict[str, str]:

@@ -22,19 +22,23 @@ from pndm_fast.loop.checks import (
     check_models,
     check_names,
     check_plans,
+    check_predictions,
     check_seeds,
     check_start,
     check_tensor,
     check_time_dtype,
     warn_of_idle_guidance,
+    warn_of_idle_interval,
 )
 from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.inpainting import Known, known_of
+from pndm_fast.loop.layers import Around, layers
 from pndm_fast.loop.network import Denoiser
 from pndm_fast.loop.noise_source import NoiseSource
 from pndm_fast.loop.positions import Kind, Positions, segments_of
 from pndm_fast.loop.request import Request
 from pndm_fast.loop.starts import Inpaint, Start, tensors_of
+from pndm_fast.loop.told import check_told, told_prediction, told_schedule
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan, distinct
 from pndm_fast.row.device import upload
@@ -214,40 +218,18 @@ def resolve(request: Request, setup: Setup, *, example: bool = False) -> Call:
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    given = tensors_of(request.start)
-    tensors = {name: check_tensor(name, value, setup.shape[1:], setup.device) for name, value in given.items()}
-    batch = setup.shape[0] if is_integer(request.seeds) else None
-    bits = check_seeds(request.seeds, next((len(tensor) for tensor in tensors.values()), batch))
+    tensors, bits = _samples(request, setup)
     batch = len(bits)
-    check_batches(tensors, batch)
-    if setup.fixed_batch is not None and batch > setup.fixed_batch:
-        raise ValueError(f"a request must have at most fixed_batch = {setup.fixed_batch} samples, got {batch}")
-    inputs = [*(network.dtype for network in setup.networks), *(tensor.dtype for tensor in tensors.values())]
-    exact = torch.float64 in inputs
-    if exact and setup.device.type != "cpu":
-        raise ValueError(f"a float64 network, noise or state must be on the CPU, got {setup.device}")
-    state_dtype = torch.float64 if exact else torch.float32
+    state_dtype = _state_dtype(setup, tensors)
     guidance = request.guidance if isinstance(request.guidance, Guidance) else UNGUIDED
-    if setup.fixed_batch is not None and guidance.calls == "batched":
-        raise ValueError("guidance calls must be separate or auto with fixed_batch, which is one call's, got 'batched'")
     weaker = None if guidance.weaker is None else setup.weaker(guidance.weaker)
     plans, different = _plans(request, setup, guidance, weaker, batch)
-    (cond, uncond), by_row = _conditioning(request, guidance, different, batch, setup.device)
-    asked = setup.networks if weaker is None else (*setup.networks, weaker)
-    check_names("cond", cond, setup.networks)
-    if uncond is not None:
-        check_names("uncond", uncond, asked)
-    if uncond is not None and weaker is None and not example:
-        warn_of_idle_guidance(request.cond, request.uncond)
-    if request.uncond is not None and uncond is None and request.guidance is None:
-        raise ValueError("uncond must come with guidance, or a plan that has it: it has no effect without")
-    if guidance is not UNGUIDED and guidance.scale is None and uncond is None:
-        raise ValueError("guidance without a scale must come with a guided plan: it has no effect on this one")
-    if guidance.rescale and any([plan.keeps_uncond or plan.has_factors for plan in different]):
-        raise ValueError(
-            f"rescale must be 0 with a plan that keeps unconditional outputs or multiplies the scale, got "
-            f"{guidance.rescale}"
-        )
+    (cond, uncond), by_row = _conditioning(request, setup, weaker, different, batch)
+    _check_guidance(request, setup, guidance, different, guided=uncond is not None)
+    if not example:
+        if uncond is not None and weaker is None:
+            warn_of_idle_guidance(request.cond, request.uncond)
+        warn_of_idle_interval(different, guidance)
     source = request.noise_sampler
     return Call(
         shape=setup.shape[1:],
@@ -269,17 +251,61 @@ def resolve(request: Request, setup: Setup, *, example: bool = False) -> Call:
     )
 
 
+def _samples(request: Request, setup: Setup) -> tuple[dict[str, Tensor], NDArray[np.int64]]:
+    """What they start from, by the names that messages have, and their seeds: as many of each."""
+    given = tensors_of(request.start)
+    tensors = {name: check_tensor(name, value, setup.shape[1:], setup.device) for name, value in given.items()}
+    batch = setup.shape[0] if is_integer(request.seeds) else None
+    bits = check_seeds(request.seeds, next((len(tensor) for tensor in tensors.values()), batch))
+    check_batches(tensors, len(bits))
+    if setup.fixed_batch is not None and len(bits) > setup.fixed_batch:
+        raise ValueError(f"a request must have at most fixed_batch = {setup.fixed_batch} samples, got {len(bits)}")
+    return tensors, bits
+
+
+def _state_dtype(setup: Setup, tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """float64 where a network or a start is."""
+    inputs = [*[network.dtype for network in setup.networks], *[tensor.dtype for tensor in tensors.values()]]
+    if torch.float64 not in inputs:
+        return torch.float32
+    if setup.device.type != "cpu":
+        raise ValueError(f"a float64 network, noise or state must be on the CPU, got {setup.device}")
+    return torch.float64
+
+
+def _check_guidance(request: Request, setup: Setup, guidance: Guidance, plans: tuple[Plan, ...], guided: bool) -> None:
+    """Refuse what would have no effect, or cannot be had.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if setup.fixed_batch is not None and guidance.calls == "batched":
+        raise ValueError("guidance calls must be separate or auto with fixed_batch, which is one call's, got 'batched'")
+    if request.uncond is not None and not guided and request.guidance is None:
+        raise ValueError("uncond must come with guidance, or a plan that has it: it has no effect without")
+    if guidance is not UNGUIDED and guidance.scale is None and not guided:
+        raise ValueError("guidance without a scale must come with a guided plan: it has no effect on this one")
+    if guidance.rescale and any([plan.keeps_uncond or plan.has_factors for plan in plans]):
+        raise ValueError(
+            f"rescale must be 0 with a plan that keeps unconditional outputs or multiplies the scale, got "
+            f"{guidance.rescale}"
+        )
+
+
 def _conditioning(
-    request: Request, guidance: Guidance, plans: tuple[Plan, ...], batch: int, device: torch.device
+    request: Request, setup: Setup, weaker: Denoiser | None, plans: tuple[Plan, ...], batch: int
 ) -> tuple[Pair, ByRow | None]:
     """The trees of row 0, and what gives those of later rows where they change."""
-    weaker = guidance.weaker is not None
+    other, networks = weaker is not None, [network for network in (*setup.networks, weaker) if network is not None]
 
     def at(row: int) -> Pair:
-        return check_conditioning(request.cond, request.uncond, plans, batch, device, weaker, row)
+        cond, uncond = check_conditioning(request.cond, request.uncond, plans, batch, setup.device, other, row)
+        check_names("cond", cond, networks)
+        check_names("uncond", uncond or {}, networks)
+        return cond, uncond
 
     first = at(0)
-    changes = any(callable(given) and not isinstance(given, Mapping) for given in (request.cond, request.uncond))
+    changes = any([callable(given) and not isinstance(given, Mapping) for given in (request.cond, request.uncond)])
     return first, ByRow(at, first, batch, batch) if changes else None
 
 
@@ -296,6 +322,8 @@ def _plans(
     """One for each sample, and the different ones among them."""
     plans = check_plans(request.plan, setup.plan, batch)
     different = distinct(plans)
+    if len(different) > 1:
+        check_predictions(different)
     if guidance.scale is not None:
         made = {id(plan): setup.guided(plan, guidance.scale, guidance.interval) for plan in different}
         plans, different = tuple([made[id(plan)] for plan in plans]), tuple(made.values())
@@ -306,9 +334,22 @@ def _plans(
         check_components(plan, setup.shape)
         check_time_dtype(plan, setup.time_dtype)
         check_models(plan, setup.networks, weaker)
+        used = [setup.networks[i].network for i in sorted({row.model for row in plan})]
+        check_told(plan, used if weaker is None else [*used, weaker.network])
+        _check_rows(plan, setup.networks)
         return plan
 
-    partial = weaker is not None and weaker.momentum_only
+    facts = None
+    if weaker is not None:
+        facts = weaker.momentum_only, told_schedule(weaker.network), told_prediction(weaker.network)
     for plan in different:
-        setup.once((id(plan), given, partial), lambda plan=plan: checked(plan))  # type: ignore[misc]
+        setup.once((id(plan), given, facts), lambda plan=plan: checked(plan))  # type: ignore[misc]
     return plans, different
+
+
+def _check_rows(plan: Plan, networks: tuple[Denoiser, ...]) -> None:
+    """Ask the package's own wrappers, which may be made for one plan."""
+    for i, denoiser in enumerate(networks):
+        for part in layers(denoiser.network):
+            if isinstance(part, Around):
+                part.check_rows([row for row in plan if row.model == i])

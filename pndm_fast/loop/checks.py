@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pndm_fast.loop import conditioning
+from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.network import Denoiser
+from pndm_fast.plan.checks import shown
 from pndm_fast.plan.matrix2 import matrix
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
@@ -30,9 +32,9 @@ def check_shape(shape: Any) -> tuple[int, ...]:
     """
     shape = shape.tolist() if isinstance(shape, np.ndarray) else shape
     if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence):
-        raise TypeError(f"shape must be a sequence such as (16, 3, 32, 32), got {shape!r}")
+        raise TypeError(f"shape must be a sequence such as (16, 3, 32, 32), got {shown(shape)}")
     if any(isinstance(s, bool) or not hasattr(s, "__index__") for s in shape):
-        raise TypeError(f"shape must hold integers, got {tuple(shape)!r}")
+        raise TypeError(f"shape must hold integers, got {shown(tuple(shape))}")
     sizes = tuple(int(s) for s in shape)
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"shape must be (batch, ...) with positive sizes, got {sizes}")
@@ -46,11 +48,11 @@ def check_sizes(name: str, sizes: Any) -> list[int]:
         TypeError, ValueError: anything else.
     """
     if isinstance(sizes, (str, bytes)) or not hasattr(sizes, "__iter__"):
-        raise TypeError(f"{name} must be a sequence of positive integers, got {sizes!r}")
+        raise TypeError(f"{name} must be a sequence of positive integers, got {shown(sizes)}")
     found = list(sizes)
     for size in found:
         if not is_integer(size):
-            raise TypeError(f"{name} must be positive integers, got {size!r}")
+            raise TypeError(f"{name} must be positive integers, got {shown(size)}")
         if size < 1:
             raise ValueError(f"{name} must be positive, got {size}")
     if not found:
@@ -69,8 +71,8 @@ def check_seeds(seeds: Any, batch: int | None) -> NDArray[np.int64]:
         if 0 <= first <= 2**63 - count:
             return np.arange(first, first + count, dtype=np.int64)
         return seed_tensor(range(first, first + count)).numpy()
-    if isinstance(seeds, (str, bytes, bool)) or not hasattr(seeds, "__iter__"):
-        raise TypeError(f"seeds must be an integer or a sequence of integers, got {seeds!r}")
+    if isinstance(seeds, (str, bytes, bool, Set, Mapping)) or not hasattr(seeds, "__iter__"):
+        raise TypeError(f"seeds must be an integer or a sequence of integers, got {shown(seeds)}")
     bits: NDArray[np.int64] = seed_tensor(seeds.tolist() if hasattr(seeds, "tolist") else seeds).numpy()
     if len(bits) == 0 or (batch is not None and len(bits) != batch):
         wanted = "at least one entry" if batch is None else f"one entry for each of the {batch} samples"
@@ -121,13 +123,24 @@ def check_plans(plan: Any, default: Plan | None, batch: int) -> tuple[Plan, ...]
         raise ValueError("plan must be given: the sampler has none of its own")
     if isinstance(plan, Plan):
         return (plan,) * batch
-    plans = tuple(plan) if hasattr(plan, "__iter__") else (plan,)
+    plans = tuple(plan) if hasattr(plan, "__iter__") and not isinstance(plan, (Set, Mapping)) else (plan,)
     for p in plans:
         if not isinstance(p, Plan):
             raise TypeError(f"plan must be a Plan or one for each sample, got {type(p).__name__}")
     if len(plans) != batch:
         raise ValueError(f"plan must be one Plan or one for each of the {batch} samples, got {len(plans)}")
     return plans
+
+
+def check_predictions(plans: Sequence[Plan]) -> None:
+    """Refuse a batch whose plans take a network's output for different things.
+
+    Raises:
+        ValueError: naming them.
+    """
+    words = sorted({plan.prediction for plan in plans})
+    if len(words) > 1:
+        raise ValueError(f"plan must be for one prediction in a batch, the network's, got {' and '.join(words)}")
 
 
 def check_time_dtype(plan: Plan, dtype: torch.dtype | None) -> None:
@@ -208,6 +221,10 @@ def check_names(tree: str, keys: Mapping[str, Any], networks: Sequence[Denoiser]
     for network in networks if keys else ():
         for key in network.time.names.intersection(keys):
             raise ValueError(f"{tree} must not have the key {key!r}: the sampler gives that argument of the network")
+        if network.scatters and conditioning.shares_tensors(keys):
+            raise ValueError(
+                f"{tree} must not share tensors with a DataParallel network, which deals out their entries"
+            )
 
 
 def check_conditioning(
@@ -237,14 +254,22 @@ def check_conditioning(
 
 def warn_of_idle_guidance(cond: Any, uncond: Any) -> None:
     """Where both evaluations of guidance are the same, for all rows."""
-    known = cond if isinstance(cond, Mapping) else {}
-    if isinstance(uncond, Mapping) and conditioning.adds_nothing(uncond, known):
+    known = cond if isinstance(cond, (dict, Mapping)) else {}
+    values = isinstance(uncond, (dict, Mapping)) and conditioning.adds_nothing(uncond, known)
+    if values or (uncond is not None and uncond is cond):
         warn("uncond has no effect: each of its values is cond's own, and guidance evaluates the same twice")
+
+
+def warn_of_idle_interval(plans: Sequence[Plan], guidance: Guidance) -> None:
+    """Where guidance is for an interval that no row is called in."""
+    scales = guidance.scale if isinstance(guidance.scale, tuple) else (guidance.scale,)
+    if guidance.interval is not None and set(scales) != {1.0} and not any([plan.guided for plan in plans]):
+        warn(f"guidance has no effect: no row is called within interval {guidance.interval}")
 
 
 def _at_row(name: str, given: Any, row: int) -> tuple[str, Any]:
     """A tree, and its name: what was given, or what it returns for that row."""
-    if given is None or isinstance(given, Mapping) or not callable(given):
+    if given is None or isinstance(given, (dict, Mapping)) or not callable(given):
         return name, given
     tree = given(row)
     if tree is None:

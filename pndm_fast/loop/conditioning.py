@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Tree = Mapping[str, Any]
+from pndm_fast.plan.checks import shown
 
 # leaves besides tensors whose value a captured graph may hold fast: they cannot change in place
 CONSTANTS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, enum.Enum, np.number, np.bool_)
@@ -65,7 +65,7 @@ class PerSample:
 MARKS = (Shared, PerSample)
 
 
-def check(name: str, tree: Tree | None, batch: int, device: torch.device) -> dict[str, Any]:
+def check(name: str, tree: Mapping[str, Any] | None, batch: int, device: torch.device) -> dict[str, Any]:
     """A tree for that batch: tensors of batch 1 are spread over it.
 
     Raises:
@@ -74,8 +74,11 @@ def check(name: str, tree: Tree | None, batch: int, device: torch.device) -> dic
     """
     if tree is None:
         return {}
-    if not isinstance(tree, (dict, Mapping)) or not all(isinstance(key, str) for key in tree):
+    if not isinstance(tree, (dict, Mapping)):
         raise TypeError(f"{name} must be a dict of the network's keyword arguments, got {type(tree).__name__}")
+    for key in tree:
+        if not isinstance(key, str):
+            raise TypeError(f"{name} must have words as keys, got {shown(key)}")
     return {key: _checked(f"{name}[{key!r}]", value, batch, device) for key, value in tree.items()}
 
 
@@ -120,15 +123,13 @@ def _of_batch(path: str, tensor: Tensor, batch: int) -> Tensor:
 
 
 def _checked_mark(path: str, mark: Shared | PerSample, batch: int, device: torch.device) -> Shared | PerSample:
-    values = [mark.value] if isinstance(mark, Shared) else mark.entries
-    if isinstance(mark, PerSample) and len(values) != batch:
-        raise ValueError(f"{path} must have one entry for each of the {batch} samples, got {len(values)}")
-    for value in values:
-        for inner, leaf in _leaves(path, value):
-            if isinstance(leaf, MARKS):
-                raise TypeError(f"{inner} must be marked once, got pf.{type(leaf).__name__} inside another mark")
-            if isinstance(leaf, Tensor):
-                _check_device(inner, leaf, device)
+    if isinstance(mark, PerSample) and len(mark.entries) != batch:
+        raise ValueError(f"{path} must have one entry for each of the {batch} samples, got {len(mark.entries)}")
+    for inner, leaf in _leaves(path, mark.value if isinstance(mark, Shared) else mark.entries):
+        if isinstance(leaf, MARKS):
+            raise TypeError(f"{inner} must be marked once, got pf.{type(leaf).__name__} inside another mark")
+        if isinstance(leaf, Tensor):
+            _check_device(inner, leaf, device)
     return mark
 
 
@@ -148,8 +149,9 @@ def adds_nothing(uncond: Any, cond: Any) -> bool:
     """Whether every value in uncond is cond's own, the same object, or an equal constant. No tensor is read."""
     if uncond is cond:
         return True
-    if isinstance(uncond, Mapping):
-        return isinstance(cond, Mapping) and all(k in cond and adds_nothing(v, cond[k]) for k, v in uncond.items())
+    if isinstance(uncond, (dict, Mapping)):
+        own = cond if isinstance(cond, (dict, Mapping)) else {}
+        return all(key in own and adds_nothing(value, own[key]) for key, value in uncond.items())
     if isinstance(uncond, Shared) and isinstance(cond, Shared):
         return adds_nothing(uncond.value, cond.value)
     if isinstance(uncond, PerSample) and isinstance(cond, PerSample):
@@ -177,7 +179,7 @@ def batched(uncond: Any, cond: Any) -> Any:
     Raises:
         CannotBatch: tensors differ in more than values, or what samples share is not the same in both.
     """
-    if isinstance(cond, Mapping) and isinstance(uncond, Mapping) and cond.keys() == uncond.keys():
+    if isinstance(cond, (dict, Mapping)) and isinstance(uncond, (dict, Mapping)) and cond.keys() == uncond.keys():
         return _like(cond, {key: batched(uncond[key], cond[key]) for key in cond})
     if isinstance(cond, (tuple, list)) and isinstance(uncond, type(cond)) and len(cond) == len(uncond):
         return _like(cond, [batched(u, c) for u, c in zip(uncond, cond, strict=True)])
@@ -229,7 +231,7 @@ def _equal_constants(a: Any, b: Any) -> bool:
 
 def _in_words(leaf: Any) -> str:
     if isinstance(leaf, CONSTANTS):
-        return repr(leaf)
+        return shown(leaf)
     return f"Shared {type(leaf.value).__name__}" if isinstance(leaf, Shared) else type(leaf).__name__
 
 
@@ -248,22 +250,23 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _like(container: Any, values: Any) -> Any:
-    """A container of the same type with other values; itself where they are its own."""
+    """A container of the same type with other values; an unusual one itself where they are its own."""
+    if type(container) in (dict, list):
+        return values
     if isinstance(container, Mapping):
         if all(value is container[key] for key, value in values.items()):
             return container
-        if type(container) is dict or not isinstance(container, MutableMapping):
-            return values if type(container) is dict else type(container)(values)  # type: ignore[call-arg]
-        mapping = copy.copy(container)
-        for key, value in values.items():
-            mapping[key] = value
-        return mapping
+        if not isinstance(container, MutableMapping):
+            return type(container)(values)  # type: ignore[call-arg]
+        container = copy.copy(container)
+        container.update(values)
+        return container
     if all(map(lambda new, old: new is old, values, container)):
         return container
     if isinstance(container, list):
-        other = copy.copy(container)
-        other[:] = values
-        return other
+        container = copy.copy(container)
+        container[:] = values
+        return container
     return type(container)(*values) if hasattr(container, "_fields") else type(container)(values)
 
 
@@ -303,29 +306,35 @@ def resized(name: str, tree: dict[str, Any], batch: int, to: int) -> dict[str, A
     return mapped(resize, tree)  # type: ignore[no-any-return]
 
 
-def signature(tree: Any) -> Hashable:
+def signature(tree: Any, by_row: bool = False) -> Hashable:
     """What a captured graph holds fast: the tree's form, its tensors' forms and all other values.
 
     Raises:
-        TypeError: a leaf of a type that may change in place.
+        TypeError: a leaf of a type that may change in place, or a number or word where rows have their own.
     """
     if type(tree) is dict:  # another mapping may hold more than its items
-        return tuple((key, signature(value)) for key, value in tree.items())
+        return tuple((key, signature(value, by_row)) for key, value in tree.items())
     if isinstance(tree, (tuple, list)):
-        return type(tree), *map(signature, tree)
+        return type(tree), *[signature(value, by_row) for value in tree]
     if isinstance(tree, Shared):
-        return signature(tree.value)
+        return signature(tree.value, by_row)
     if isinstance(tree, PerSample):
-        return list, *map(signature, tree.entries)
+        return signature(list(tree.entries), by_row)
     if isinstance(tree, Halves):
         return 2, signature(tree.cond)
     if isinstance(tree, Tensor):
         if tree.is_nested or tree.layout is not torch.strided:
             raise TypeError("cond holds a tensor that is not dense, which a graph cannot fill")
         return tuple(tree.shape), tree.dtype, tree.device
-    if isinstance(tree, CONSTANTS):
+    if isinstance(tree, CONSTANTS) and (tree is None or not by_row):
         return type(tree), repr(tree)  # not the value: NaN is not itself
-    raise TypeError(f"cond holds a {type(tree).__name__}, whose value a graph would hold fast")
+    when = " of each row" * by_row
+    raise TypeError(f"cond{when} holds a {type(tree).__name__}, whose value a graph would hold fast")
+
+
+def shares_tensors(tree: Mapping[str, Any]) -> bool:
+    """Whether a tensor in it is marked as the same for all samples."""
+    return any(True for _ in _tensors([leaf for _, leaf in _leaves("", tree) if isinstance(leaf, Shared)]))
 
 
 def given(tree: Any) -> Any:

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pndm_fast.loop.by_row import Live
+from pndm_fast.loop.by_row import Live, arguments, marked
 from pndm_fast.loop.call import Call
-from pndm_fast.loop.conditioning import CannotBatch, batched, given
+from pndm_fast.loop.conditioning import CannotBatch, batched
 from pndm_fast.loop.guidance import rescaled
 from pndm_fast.loop.network import Denoiser, prediction
 from pndm_fast.loop.positions import Kind
 from pndm_fast.loop.workspace import Workspace
+from pndm_fast.row.registers import FLOATS
 from pndm_fast.row.table import GUIDANCE
 
 Output = tuple[Tensor, Tensor | None]  # (out, uncond); uncond is None where out holds both, or without guidance
@@ -55,6 +56,11 @@ class Evaluation(NamedTuple):
         """Network calls of a row."""
         return 1 if self.split_reason is None else 2
 
+    @property
+    def marked(self) -> tuple[Any, ...]:
+        """The trees at the row under way, as `conditioning` copies and refills them."""
+        return tuple([marked(tree) for tree in self.trees])
+
     def split(self, call: Call, reason: str) -> Evaluation:
         """The same with two calls of the network.
 
@@ -76,7 +82,7 @@ class Evaluation(NamedTuple):
             trees: others of the same form, as `conditioning.copied` makes them.
         """
         x, t, direct = workspace.x_in, workspace.t, workspace.spec.direct
-        uncond_tree, arguments = trees or map(given, self.trees)
+        uncond_tree, tree = trees or map(arguments, self.trees)
         model, weaker, rescale, fits = self.model.call, self.weaker.call, self.rescale, workspace.fits
         other = self.weaker.dtype or x.dtype
 
@@ -90,7 +96,7 @@ class Evaluation(NamedTuple):
                 # copies both ways: a network may write its inputs, or answer twice in one static buffer
                 uncond = read(weaker(x.to(other, copy=True), t.clone(), **uncond_tree), first).clone()
             before = x._version
-            out = model(x, t, **arguments)
+            out = model(x, t, **tree)
             if type(out) is not Tensor or not fits(out):
                 out = read(out, first)
             if direct and not first and x._version != before:
@@ -101,7 +107,13 @@ class Evaluation(NamedTuple):
 
     def _rescaled(self, out: Tensor, uncond: Tensor | None, workspace: Workspace) -> Output:
         """The guided output in both places: a row's own guidance leaves two equal outputs as they are."""
-        registers = workspace.registers
+        registers, shape = workspace.registers, workspace.x_in.shape
+        given = (out,) if uncond is None else (out, uncond)
+        if not all(one.dtype.is_floating_point and one.shape == shape for one in given):
+            return out, uncond  # which the first call refuses by name
+        # the first row's are as the network gave them: rounded as `taken` rounds those of all others
+        out = out if out.dtype in FLOATS else out.to(workspace.spec.state)
+        uncond = None if uncond is None else uncond.to(out.dtype)
         scale = workspace.table[registers.row.long(), GUIDANCE]
         if uncond is not None:
             out = rescaled(out, uncond, scale, self.rescale)
@@ -144,7 +156,7 @@ def _cond(uncond: Any, cond: Any) -> Any:
     return cond
 
 
-def _trees(call: Call, uncond: Make | None, arguments: Make) -> Trees:
+def _trees(call: Call, uncond: Make | None, cond: Make) -> Trees:
     """What is made of the call's two trees, for all rows or for the one under way.
 
     Raises:
@@ -155,4 +167,4 @@ def _trees(call: Call, uncond: Make | None, arguments: Make) -> Trees:
         made: Mapping[str, Any] = make(call.uncond, call.cond)
         return made if call.by_row is None else Live(call.by_row, make)
 
-    return None if uncond is None else of(uncond), of(arguments)
+    return None if uncond is None else of(uncond), of(cond)

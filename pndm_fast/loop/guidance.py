@@ -11,12 +11,20 @@ import torch
 from torch import Tensor
 
 from pndm_fast.loop.network import check_model
+from pndm_fast.plan.checks import shown
+from pndm_fast.plan.hints import in_words
 from pndm_fast.plan.numbers import is_number
 from pndm_fast.plan.plan import check_interval
 
 CALLS = ("auto", "batched", "separate")
 
 
+# what a scale, a rescaling and an interval are called elsewhere
+_SCALE = dict.fromkeys(("guidance", "guidance_scale", "cfg", "cfg_scale", "cond_scale", "true_cfg_scale", "w"), "scale")
+_REST = {"guidance_rescale": "rescale", "phi": "rescale", "cfg_interval": "interval", "guidance_interval": "interval"}
+
+
+@in_words("Guidance", **_SCALE, **_REST)
 @dataclass(frozen=True, eq=False)
 class Guidance:
     """Classifier-free guidance: out = uncond + scale (cond - uncond). Ho & Salimans 2022, arXiv:2207.12598, eq. 6.
@@ -50,12 +58,12 @@ class Guidance:
         if self.interval is not None:
             object.__setattr__(self, "interval", check_interval(self.interval))
         if not is_number(self.rescale) or not 0 <= self.rescale <= 1:
-            raise ValueError(f"rescale must be a number in [0, 1], got {self.rescale!r}")
+            raise ValueError(f"rescale must be a number in [0, 1], got {shown(self.rescale)}")
         object.__setattr__(self, "rescale", float(self.rescale))
         if self.weaker is not None:
             check_model(self.weaker, "weaker")
         if self.calls not in CALLS:
-            raise ValueError(f"calls must be one of {', '.join(CALLS)}, got {self.calls!r}")
+            raise ValueError(f"calls must be one of {', '.join(CALLS)}, got {shown(self.calls)}")
         if self.calls == "batched" and self.weaker is not None:
             raise ValueError("calls must be separate or auto with a weaker network, which is called by itself")
 
@@ -67,7 +75,7 @@ def _checked_scale(scale: Any) -> float | tuple[float, ...]:
     several = isinstance(scale, Sequence) and not isinstance(scale, str)
     for g in scale if several else (scale,):
         if isinstance(g, (bool, str)) or not hasattr(g, "__float__"):
-            raise TypeError(f"guidance must be a number or one for each row, got {g!r}")
+            raise TypeError(f"guidance must be a number or one for each row, got {shown(g)}")
         if not math.isfinite(g):
             raise ValueError(f"guidance must be finite, got {g}")
     return tuple(map(float, scale)) if several else float(scale)
@@ -83,7 +91,23 @@ def rescaled(out: Tensor, uncond: Tensor, scale: Tensor, phi: float) -> Tensor:
     per_sample = (-1, *[1] * (out.dim() - 1))
     scale = scale.to(exact).view(per_sample)
     guided = (cond - without) * scale + without
-    deviation = guided.flatten(1).std(1).view(per_sample)
-    factor = torch.where(deviation > 0, cond.flatten(1).std(1).view(per_sample) / deviation, 1.0)
+    deviation, wanted = (_deviations(values.flatten(1)).view(per_sample) for values in (guided, cond))
+    factor = torch.where(deviation > 0, wanted / deviation, 1.0)
     result = guided * (factor * phi + (1 - phi))
     return torch.where(scale == 1, cond, result).to(out.dtype)
+
+
+def _deviations(values: Tensor) -> Tensor:
+    """Of each row of [B, n], as `torch.std` has it, whose bits depend on B: a reduction is split by its whole shape."""
+    n = values.shape[1]
+    away = values - (_sums(values) / n)[:, None]
+    return (_sums(away * away) / (n - 1)).sqrt()
+
+
+def _sums(values: Tensor) -> Tensor:
+    """Of each row: the second half added to the first, again and again, an order that n alone decides."""
+    while (n := values.shape[1]) > 1:
+        half = n // 2
+        folded = values[:, :half] + values[:, half : 2 * half]
+        values = torch.cat([folded, values[:, -1:]], 1) if n % 2 else folded
+    return values[:, 0]

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import jit, nn
+
+from pndm_fast.plan.row import Row
 
 
 class Around(nn.Module):
     """A network of this package's own around another, `model`: its facts are the other's, tensors of its own aside."""
 
     model: Any
+
+    def check_rows(self, rows: Iterable[Row]) -> None:
+        """Refuse to be called by rows that it was not made for."""
 
 
 def layers(model: Any) -> Iterator[Any]:
@@ -39,7 +44,8 @@ def _inner(part: Any) -> Any:
         return part.model
     if isinstance(part, nn.Module) and not isinstance(part, jit.ScriptModule):
         children = part._modules
-        return children.get("_orig_mod") or (children["module"] if list(children) == ["module"] else None)
+        only = "module" if list(children) == ["module"] else "_orig_mod"
+        return children.get(only)
     return getattr(part, "__wrapped__", None) if inspect.isfunction(part) else None
 
 

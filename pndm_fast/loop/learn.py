@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pndm_fast.loop import nvtx
 from pndm_fast.loop.evaluation import Evaluate, Output
+from pndm_fast.loop.network import explain
 from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.workspace import BufferSpec, OutputSpec, Workspace
 from pndm_fast.row.layout import channels_of
@@ -58,27 +59,19 @@ def first_call(segment: Segment, known: OutputSpec | None, take: Take) -> FirstC
     segment.begin(workspace)
     refused = 0
     try:
-        told = _call(segment, workspace)
+        told = _call(segment, workspace, known is None)
     except Exception as error:
         if segment.evaluation.cfg_copies == 1 or isinstance(error, OUT_OF_MEMORY):
             raise
         segment = segment.split(f"the network refused a batch of {2 * segment.call.batch}: {error}")
         refused, workspace = 1, _moved(segment, workspace, take(segment.buffers(expected)))
-        told = _call(segment, workspace)
+        told = _call(segment, workspace, known is None)
     evaluate, (out, uncond), wrote = told
     if known is not None and not wrote and not refused and workspace.fits(out):  # mostly
         uncond = None if uncond is None else workspace.taken(uncond)
         return FirstCall(known, segment, workspace, evaluate, (out, uncond))
     _check(out, workspace.x_in.shape, segment)
-    exact = segment.call.state_dtype is torch.float64 and out.dtype is torch.float64
-    # weights are asked again, which takes a walk over them, where an output is unlike what they said
-    as_said = known is None or channels_of(out) == expected.channels
-    spec = OutputSpec(
-        out.dtype if out.dtype in FLOATS or exact else segment.call.state_dtype,
-        expected.channels if as_said else segment.channels(),
-        wrote or (known is not None and known.writes_input),
-        segment.evaluation.split_reason,
-    )
+    spec = _told(segment, out, wrote, known, expected)
     if spec != expected and segment.buffers(spec) != workspace.spec:
         workspace = _moved(segment, workspace, take(segment.buffers(spec)), wrote)
         evaluate = segment.evaluation.bind(workspace)
@@ -86,11 +79,33 @@ def first_call(segment: Segment, known: OutputSpec | None, take: Take) -> FirstC
     return FirstCall(spec, segment, workspace, evaluate, output, refused)
 
 
-def _call(segment: Segment, workspace: Workspace) -> tuple[Evaluate, Output, bool]:
-    """The network on a workspace, its outputs as they are, and whether it wrote its input."""
-    evaluate, before = segment.evaluation.bind(workspace), workspace.x_in._version
-    output = nvtx.marking("network", evaluate)(True)
-    return evaluate, output, workspace.x_in._version != before
+def _told(segment: Segment, out: Tensor, wrote: bool, known: OutputSpec | None, expected: OutputSpec) -> OutputSpec:
+    """What an output tells of those to come."""
+    state = segment.call.state_dtype
+    # weights are asked again, which takes a walk over them, where an output is unlike what they said
+    as_said = known is None or channels_of(out) == expected.channels
+    return OutputSpec(
+        out.dtype if out.dtype in FLOATS or out.dtype is state else state,
+        expected.channels if as_said else segment.channels(),
+        wrote or (known is not None and known.writes_input),
+        segment.evaluation.split_reason,
+    )
+
+
+def _call(segment: Segment, workspace: Workspace, compare: bool) -> tuple[Evaluate, Output, bool]:
+    """The network on a workspace, its outputs as they are, and whether it wrote its input.
+
+    Args:
+        compare: values too: torch counts no writes through `.data`, numpy or a kernel of the network's own.
+    """
+    evaluate, x = segment.evaluation.bind(workspace), workspace.x_in
+    before, values = x._version, x.clone() if compare else None
+    try:
+        output = nvtx.marking("network", evaluate)(True)
+    except RuntimeError as error:
+        explain(error, segment.evaluation.model, x.dtype)
+        raise
+    return evaluate, output, x._version != before or (values is not None and not torch.equal(values, x))
 
 
 def _moved(segment: Segment, old: Workspace, new: Workspace, wrote: bool = False) -> Workspace:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pndm_fast.loop.layers import Around, innermost, layers
-from pndm_fast.loop.tensors import Weights, device_of, dtype_of
+from pndm_fast.loop.tensors import Weights, device_of, dtype_of, same_device
 from pndm_fast.loop.time_argument import TimeArgument, time_argument
 from pndm_fast.plan.warn import warn
 
@@ -37,6 +38,7 @@ class Denoiser:
         call: (x, t, **cond) -> what the network returns; time: how it is told the time.
         dtype: of its input, None where nothing says it: the state's; device: where its input is, None likewise.
         momentum_only: whether it predicts eps of the momentum alone.
+        scatters: whether it deals every tensor's first dimension out to several devices.
     """
 
     network: Callable[..., Any]
@@ -45,6 +47,7 @@ class Denoiser:
     dtype: torch.dtype | None
     device: torch.device | None
     momentum_only: bool
+    scatters: bool
 
 
 def with_time(network: Callable[..., Any], keyword: str | None) -> Callable[..., Any]:
@@ -77,10 +80,24 @@ def denoiser_of(
         network=network,
         call=with_time(network, time.keyword),
         time=time,
-        dtype=dtype or dtype_of(network, weights),
-        device=device or device_of(network, weights),
+        dtype=dtype or dtype_of(network, weights, name),
+        device=device or device_of(network, weights, name),
         momentum_only=any(getattr(part, "momentum_only", False) is True for part in layers(network)),
+        scatters=any(isinstance(part, nn.DataParallel) and len(part.device_ids) > 1 for part in layers(network)),
     )
+
+
+def explain(error: RuntimeError, denoiser: Denoiser, dtype: torch.dtype) -> None:
+    """Note at a network's own error, where it speaks of types, that the input's dtype may be the cause."""
+    if "type" not in str(error).lower():
+        return
+    own = None
+    with contextlib.suppress(ValueError):
+        own = dtype_of(denoiser.network, Weights(denoiser.network))
+    if own == dtype:
+        return
+    told = "which the network does not say" if own is None else f"the network says {own}, maybe since a later change"
+    error.add_note(f"its input is {dtype}; {told}: pf.Sampler(model, plan, dtype=...) says another")
 
 
 class Wrapped(Around):
@@ -148,11 +165,21 @@ def check_model(model: Any, name: str = "model") -> None:
     if not callable(model) or isinstance(model, type):
         raise TypeError(f"{name} must be callable as {name}(x, t, **cond), got {model!r}")
     if in_training(innermost(model)):
-        warn(f"the {name} is in training mode: call .eval() for dropout and batch norm")
+        warn_of_training(name)
 
 
-def denoisers(model: Any, dtype: torch.dtype | None, device: torch.device | None) -> tuple[Denoiser, ...]:
-    """One network, or a sequence of them.
+def warn_of_training(name: str = "model") -> None:
+    """Samples are mostly meant to be of a network that is not being trained."""
+    warn(f"the {name} is in training mode: call .eval() for dropout and batch norm")
+
+
+def denoisers(
+    model: Any,
+    dtype: torch.dtype | None,
+    device: torch.device | None,
+    ask: Callable[[Any, torch.dtype | None, torch.device | None, str], Denoiser] = denoiser_of,
+) -> tuple[Denoiser, ...]:
+    """One network, or a sequence of them; what `ask` says of each.
 
     Raises:
         TypeError, ValueError: as `denoiser_of`, or it is empty.
@@ -163,7 +190,8 @@ def denoisers(model: Any, dtype: torch.dtype | None, device: torch.device | None
     networks = tuple(model) if several else (model,)
     for network in networks:
         check_model(network)
-    return tuple([denoiser_of(network, dtype, device) for network in networks])
+    names = [f"model[{i}]" if several else "model" for i in range(len(networks))]
+    return tuple([ask(network, dtype, device, name) for network, name in zip(networks, names, strict=True)])
 
 
 def check_device(device: Any) -> torch.device | None:
@@ -191,11 +219,11 @@ def device_of_all(networks: Sequence[Denoiser]) -> torch.device:
     Raises:
         ValueError: they are on several.
     """
-    told = {check_device(network.device) for network in networks} - {None}
-    if len(told) > 1:
-        where = " and ".join(sorted(map(str, told)))
+    told = [network.device for network in networks if network.device is not None] or [torch.device("cpu")]
+    if not all(same_device(device, told[0]) for device in told):
+        where = " and ".join(sorted(set(map(str, told))))
         raise ValueError(f"model must be networks on one device, got {where}: device= says where their input goes")
-    return told.pop() or torch.device("cpu") if told else torch.device("cpu")
+    return check_device(told[0]) or told[0]
 
 
 def check_dtype(name: str, dtype: Any, allowed: tuple[torch.dtype, ...]) -> torch.dtype | None:

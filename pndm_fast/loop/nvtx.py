@@ -24,7 +24,10 @@ def nvtx_ranges() -> Iterator[None]:
         ImportError: it is not installed.
     """
     global _users
-    import nvtx  # noqa: F401
+    try:
+        import nvtx  # noqa: F401
+    except ImportError as error:
+        raise ImportError("nvtx_ranges needs nvtx: pip install 'pndm_fast[profile]'") from error
 
     _users += 1
     try:

@@ -12,12 +12,19 @@ from pndm_fast.loop.network import Wrapped
 
 def position(samples: Tensor) -> Tensor:
     """The first half, which is the data at t = 0: [B, C, ...] of [B, 2 C, ...], a view."""
-    return samples.chunk(2, dim=1)[0]
+    return _halves(samples)[0]
 
 
 def momentum(samples: Tensor) -> Tensor:
     """The second half: [B, C, ...] of [B, 2 C, ...], a view."""
-    return samples.chunk(2, dim=1)[1]
+    return _halves(samples)[1]
+
+
+def _halves(samples: Tensor) -> tuple[Tensor, ...]:
+    if not isinstance(samples, Tensor) or samples.dim() < 2 or samples.shape[1] % 2:
+        got = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
+        raise ValueError(f"samples must be a tensor (batch, positions and momenta, ...), even in its second, got {got}")
+    return samples.chunk(2, dim=1)
 
 
 class MomentumOnly(Wrapped):

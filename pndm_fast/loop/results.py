@@ -6,7 +6,6 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -138,7 +137,7 @@ class Report(NamedTuple):
     recaptures: int = 0
     launches: int = 0
     graph_bytes: int = 0
-    nodes: Mapping[str, int] = MappingProxyType({})
+    nodes: Mapping[str, int] = {}  # of one type with what runs give: a read-only view would not pickle
     copied: str = ""
     batch_error: float | None = None
 
@@ -188,7 +187,7 @@ class Step:
 
     @property
     def state(self) -> Tensor:
-        """A copy of the state after the row, [B, *shape]; its level is `row.levels.y`. Returned, it is gone on from.
+        """A copy of the state after the row, [B, *shape]; its level is `row.levels.y`. `on_step` may return another.
 
         Raises:
             RuntimeError: first read after the callback has returned: the buffers have moved on.
@@ -225,5 +224,11 @@ class Step:
             self._over = True
 
     def cancel(self) -> None:
-        """End sampling after this row with `Cancelled`."""
+        """End sampling after this row with `Cancelled`.
+
+        Raises:
+            RuntimeError: the callback has returned: nobody would ask.
+        """
+        if self._over:
+            raise RuntimeError("Step.cancel must be called inside on_step: a pf.Cancel ends a call from elsewhere")
         self.cancelled = True

@@ -22,6 +22,8 @@ from pndm_fast.row.device import fetch
 from pndm_fast.row.layout import flatten
 from pndm_fast.row.registers import NEVER
 
+# what callbacks return by chance, as `bar.update()` and `file.write()` do
+NO_STATE = (type(None), bool, int, float, str)
 RunRows = Callable[[int], None]  # execute so many rows
 
 
@@ -81,7 +83,7 @@ def run_segment(
             workspace.put_known(call, done, positions.left(), positions.next_rows())
         if on_step is not None and seen is not None:
             changed = _step(segment, workspace, positions.run - 1, *seen).show(on_step)
-            if changed is not None:
+            if not isinstance(changed, NO_STATE):
                 _go_on_from(changed, segment, workspace, positions, seen[1], done)
         if after is not None:
             after(positions.run)

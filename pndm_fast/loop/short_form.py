@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from pndm_fast.plan.checks import choose
+from pndm_fast.plan.hints import refuse_unknown
 
 Fields = ParamSpec("Fields")
 Self = TypeVar("Self")
@@ -47,11 +47,7 @@ def _refuse_unknown(known: inspect.Signature, args: tuple[Any, ...], fields: Map
     """
     if args:
         raise TypeError("a call's arguments are given by name, as in sampler(seeds=0)") from None
-    for name in fields:
-        try:
-            choose("an argument of a call", name, known.parameters)
-        except ValueError as error:
-            raise TypeError(str(error)) from None
+    refuse_unknown("a call", known.parameters, fields)
 
 
 def _arguments(record: Callable[..., Any]) -> str:

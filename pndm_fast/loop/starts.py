@@ -7,7 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from pndm_fast.plan.hints import in_words
 
+
+@in_words("Noise", latents="values", noise="values", x_T="values")
 @dataclass(frozen=True, eq=False)
 class Noise:
     """Standard normals [B, *shape] in place of the seeds' x_T; the plan scales them to its first level."""
@@ -15,6 +18,7 @@ class Noise:
     values: Tensor
 
 
+@in_words("State", latents="values", state="values")
 @dataclass(frozen=True, eq=False)
 class State:
     """The state [B, *shape] at the plan's first level, as it is. For `ddim-inverse` that is the data."""
@@ -22,6 +26,7 @@ class State:
     values: Tensor
 
 
+@in_words("Image", image="x0", init_image="x0", latents="noise")
 @dataclass(frozen=True, eq=False)
 class Image:
     """Data x0 [B, *shape], noised to the plan's first level: image to image.
@@ -34,6 +39,7 @@ class Image:
     noise: Tensor | None = None
 
 
+@in_words("Inpaint", image="x0", init_image="x0", mask_image="mask")
 @dataclass(frozen=True, eq=False)
 class Inpaint:
     """Data x0 [B, *shape] that the samples are to have where the mask is 0; they are drawn where it is 1.

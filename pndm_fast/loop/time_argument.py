@@ -73,6 +73,8 @@ def time_argument(model: Callable[..., Any], name: str = "model") -> TimeArgumen
 
 
 def _misfit(parameters: Sequence[Parameter], first: Sequence[Parameter]) -> str:
+    if not first and not any(p.kind is Parameter.VAR_POSITIONAL for p in parameters):
+        return "all are given by name"
     if first and first[0].name in TIMES and not (len(first) > 1 and first[1].name in TIMES):
         return f"{first[0].name} is first"
     hidden = [p for p in first[2:] if p.kind is Parameter.POSITIONAL_ONLY and p.name in TIMES]
@@ -162,7 +164,7 @@ def _scripted(part: Any) -> list[Parameter] | None:
 
 def _exported_spec(part: Any) -> Any:
     """The form of an exported program's arguments, or of a compiled package's: it takes them in no other."""
-    spec_of_package = getattr(getattr(part, "loader", None), "get_call_spec", None)
+    spec_of_package = getattr(getattr(part, "__dict__", {}).get("loader"), "get_call_spec", None)
     if spec_of_package is not None:
         return pytree.treespec_loads(spec_of_package()[0])
     return getattr(part, "_in_spec", None) if isinstance(part, fx.GraphModule) else None

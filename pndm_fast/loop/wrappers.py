@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pndm_fast.loop.network import Wrapped
+from pndm_fast.loop.told import check_told
+from pndm_fast.plan.hints import in_words
 from pndm_fast.plan.levels import Level
 from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.row import Row
 
 
+@in_words("Thresholded", dynamic_thresholding_ratio="quantile", p="quantile", sample_max_value="limit")
 class Thresholded(Wrapped):
     """A network whose x_0 estimate is clamped to [-s, s] and divided by s, sample by sample.
 
@@ -20,8 +25,8 @@ class Thresholded(Wrapped):
     arXiv:2205.11487, section 2.3. A fixed range needs no wrapper: `make_plan` has `clip=`.
 
     Args:
-        plan: what it will be sampled with: it says which levels the times have, and what the network predicts. At a
-            time that the plan does not have, the prediction is NaN.
+        plan: what it will be sampled with: it says which levels the times have, and what the network predicts. A plan
+            with others is refused; at a time that the plan does not have, the prediction is NaN.
     """
 
     def __init__(
@@ -36,11 +41,32 @@ class Thresholded(Wrapped):
             raise ValueError("plan must be of one part: what is thresholded in phase space is not known")
         if plan.prediction not in ("eps", "v", "x0") or any(row.in_scale != 1 for row in plan.rows):
             raise ValueError(f"prediction must be eps, v or x0 of the unscaled state, got a plan for {plan.prediction}")
+        check_told(plan, [model])
         self.prediction, self.quantile, self.limit = plan.prediction, quantile, limit
-        levels = _levels(plan)
+        levels = self._known = _levels(plan)
         self.times = nn.Buffer(torch.tensor(sorted(levels), dtype=torch.float64), persistent=False)
         ordered = [levels[t] for t in sorted(levels)]
         self.levels = nn.Buffer(torch.tensor(ordered, dtype=torch.float64), persistent=False)
+
+    def check_rows(self, rows: Iterable[Row]) -> None:
+        """Refuse to be called by rows at other times or levels than those of its plan.
+
+        Raises:
+            ValueError: naming the first such time.
+        """
+        for row in rows:
+            level, known = row.levels.call.position, self._known.get(row.t)
+            if row.in_scale != 1 or known is None or not all(map(_close, level, known)):
+                raise ValueError(
+                    f"plan must call pf.Thresholded as the plan that it was made with, got t = {row.t:g} at {level}"
+                )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Thresholded:
+        kept = self.times, self.levels
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # of a time that `.half()` has rounded nothing would be known
+        self.times, self.levels = (nn.Buffer(one.to(self.times.device), persistent=False) for one in kept)
+        return self
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """The prediction whose x_0 estimate is the clamped one, [B, ...]."""
@@ -68,6 +94,10 @@ class Thresholded(Wrapped):
             "v": (alpha * y - square * estimate) / sigma,
         }
         return back[self.prediction]
+
+
+def _close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def _levels(plan: Plan) -> dict[float, Level]:

@@ -11,8 +11,15 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which it replaces if the block succeeds: readers never see half a file."""
+    """A temporary name beside `path`, which it replaces if the block succeeds: readers never see half a file.
+
+    A link is followed. A device or a pipe, which must not be replaced, is written to as it is.
+    """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
+    path = path.resolve()
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     temporary = Path(name)

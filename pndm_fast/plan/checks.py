@@ -8,8 +8,31 @@ from typing import Any, get_args
 
 from pndm_fast.plan.numbers import is_integer, is_number
 
-# diffusers' words for what a network predicts
-_PEERS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
+# other libraries' words for what a network predicts, and for solvers, as `_plain` has them
+_PEERS = {"epsilon": "eps", "noise": "eps", "v-prediction": "v", "velocity": "v", "sample": "x0", "x-start": "x0"}
+_PEERS |= {"start-x": "x0", "data": "x0", "flow-prediction": "flow"}
+_PEERS |= {"pndm": "f-pndm", "euler-a": "euler-ancestral", "dpmsolverpp": "dpmpp-2m", "dpmsolver": "dpm-solver-2"}
+_SCHEDULERS = {  # diffusers' classes, without their last word
+    "PNDM": "plms", "DDIM": "ddim", "DDIMInverse": "ddim-inverse", "DDPM": "ddpm", "LCM": "lcm",
+    "DPMSolverMultistep": "dpmpp-2m", "DPMSolverSinglestep": "dpmpp-2s", "DEISMultistep": "deis",
+    "UniPCMultistep": "unipc", "EulerDiscrete": "euler", "EulerAncestralDiscrete": "euler-ancestral",
+    "HeunDiscrete": "heun", "LMSDiscrete": "lms", "DPMSolverSDE": "dpmpp-sde", "FlowMatchEulerDiscrete": "euler",
+    "FlowMatchHeunDiscrete": "heun",
+}  # fmt: skip
+_PEERS |= {f"{name}scheduler".lower(): solver for name, solver in _SCHEDULERS.items()}
+_SHORT = 80
+
+
+def shown(value: Any) -> str:
+    """What was got, for a message: as it is written, or where that takes long its beginning, or its type."""
+    kind = type(value).__name__
+    try:
+        text = repr(value)
+    except Exception:  # it is somebody else's
+        return kind
+    if len(text) <= _SHORT and "\n" not in text:
+        return text
+    return f"{text[:_SHORT]}..." if isinstance(value, (int, float, str, bytes)) else kind
 
 
 def choose(what: str, name: Any, known: Iterable[str], where: str = "") -> str:
@@ -21,9 +44,16 @@ def choose(what: str, name: Any, known: Iterable[str], where: str = "") -> str:
     names = tuple(known)
     if isinstance(name, str) and name in names:
         return name
-    near = [_PEERS.get(str(name)), *difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)]
+    text = _plain(name) if isinstance(name, str) else ""
+    own = {_plain(word): word for word in reversed(names)}
+    near = [own.get(text), _PEERS.get(text), *(own[k] for k in difflib.get_close_matches(text, own, n=1, cutoff=0.5))]
     hint = next((f"; did you mean {word!r}?" for word in near if word in names), "")
-    raise ValueError(f"{what} must be one of {', '.join(names)}{where}, got {name!r}{hint}")
+    raise ValueError(f"{what} must be one of {', '.join(names)}{where}, got {shown(name)}{hint}")
+
+
+def _plain(word: str) -> str:
+    """A word as its spellings have it in common: "DPM++ 2M Karras" is dpmpp_2m."""
+    return word.lower().replace("++", "pp").replace("_", "-").replace(" ", "-").removesuffix("-karras")
 
 
 def check_type(what: str, value: Any, kind: Any) -> None:
@@ -36,4 +66,4 @@ def check_type(what: str, value: Any, kind: Any) -> None:
     if type(value) in kinds or (float in kinds and is_number(value)) or (int in kinds and is_integer(value)):
         return
     names = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
-    raise TypeError(f"{what} must be {names}, got {value!r}")
+    raise TypeError(f"{what} must be {names}, got {shown(value)}")

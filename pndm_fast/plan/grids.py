@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from pndm_fast.plan.checks import check_type, choose
+from pndm_fast.plan.checks import check_type, choose, shown
 from pndm_fast.plan.curves import Array
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.psld import PSLD
@@ -44,7 +44,7 @@ def make_grid(
         TypeError, ValueError: unknown spacing or final, or steps or t_min that do not fit.
     """
     if not is_integer(steps):
-        raise TypeError(f"steps must be an integer, got {steps!r}")
+        raise TypeError(f"steps must be an integer, got {shown(steps)}")
     choose("spacing", spacing, PHASE_SPACINGS if isinstance(schedule, PSLD) else SPACINGS)
     choose("final", final, FINALS)
     if t_min is not None:
@@ -116,8 +116,10 @@ def _shifted(schedule: Schedule, t: Array) -> Array:
 
 def _unshifted(schedule: Schedule, t: float) -> float:
     """The time that `_shifted` takes to t."""
+    if schedule.shift == 1:
+        return t
     u = t / schedule.last
-    return t if schedule.shift == 1 else schedule.last * (u / (u + (1 - u) * schedule.shift))
+    return schedule.last * (u / (u + (1 - u) * schedule.shift))
 
 
 def _spread(schedule: Schedule, points: int, spacing: str, low: float) -> list[float]:
@@ -144,7 +146,7 @@ def _spread_times(schedule: Schedule, fractions: Array, spacing: str, low: float
 def _spread_noise(schedule: Schedule, fractions: Array, spacing: str, low: float) -> Array:
     high, first = schedule.last, schedule.first
     if schedule.alpha(high) == 0:
-        raise ValueError(f"spacing must be uniform in t where the schedule starts at alpha = 0, got {spacing!r}")
+        raise ValueError(f"spacing must be uniform in t where the schedule starts at alpha = 0, got {shown(spacing)}")
     start, end = float(schedule.lam(high)), float(schedule.lam(low))
     if end == np.inf:
         raise ValueError(f"t_min must be later than {first:g} for {spacing} spacing, got {low:g}")
@@ -180,11 +182,14 @@ def times_of(schedule: Schedule | PSLD, sigmas: Sequence[float]) -> tuple[float,
     """The times of noise levels sigma / alpha; of sigma itself on flow schedules.
 
     Raises:
-        ValueError, TypeError: not numbers from 0 to the schedule's noisiest.
+        ValueError, TypeError: not decreasing numbers from the schedule's noisiest to 0.
     """
     if isinstance(schedule, PSLD):
         raise ValueError(f"sigmas cannot go with {schedule.name}, whose noise is no number: give times")
     values = np.asarray(numbers_of("sigmas", sigmas))
+    for i, (high, low) in enumerate(pairwise(values.tolist())):
+        if high <= low:
+            raise ValueError(f"sigmas must decrease, got {high:g} then {low:g} at index {i + 1}")
     with np.errstate(divide="ignore"):
         least, most = (float(np.exp(-schedule.lam(t))) for t in (schedule.first, schedule.last))
         if schedule.scale != "vp":  # any noise may be added to unscaled data
@@ -224,15 +229,17 @@ def numbers_of(what: str, values: Sequence[float]) -> tuple[float, ...]:
         except RuntimeError as error:
             raise TypeError(f"{what} must be a decreasing sequence of numbers, got no values: {error}") from error
     if isinstance(values, str) or not hasattr(values, "__iter__"):
-        raise TypeError(f"{what} must be a decreasing sequence of numbers, got {values!r}")
+        raise TypeError(f"{what} must be a decreasing sequence of numbers, got {shown(values)}")
     numbers = []
     for i, value in enumerate(values):
         if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__float__") and not hasattr(value, "__index__"):
-            raise TypeError(f"{what} must be a decreasing sequence of numbers, got {value!r} at index {i}")
+            raise TypeError(f"{what} must be a decreasing sequence of numbers, got {shown(value)} at index {i}")
         try:
             numbers.append(float(value))
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # of arrays, and of large integers
-            raise TypeError(f"{what} must be a decreasing sequence of numbers, got {value!r} at index {i}") from error
+            raise TypeError(
+                f"{what} must be a decreasing sequence of numbers, got {shown(value)} at index {i}"
+            ) from error
     if not numbers:
         raise ValueError(f"{what} must be a decreasing sequence of numbers, got none")
     return tuple(numbers)
@@ -255,7 +262,7 @@ def snap(times: Sequence[float], inner: int = 0) -> WholeTimes:
         ValueError: naming the two times that leave none.
     """
     given = numbers_of("times", times)
-    whole = WholeTimes(float(np.rint(t)) for t in given)
+    whole = WholeTimes(float(np.rint(t)) + 0.0 for t in given)  # -0.0 is 0.0
     for i, (t, s) in enumerate(pairwise(whole)):
         if t == s:
             raise ValueError(

@@ -1,6 +1,39 @@
-"""Words of other libraries, and what this one says in their place: the one table that error messages look in."""
+"""Words of other libraries, and what this one says in their place: the one table that error messages look in.
+
+Beside it whose each of our own arguments is, and what refuses an unknown one.
+"""
 
 from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+Taker = TypeVar("Taker", bound=Callable[..., Any])
+
+# whose an argument is, and the form in which it is given; `tests/test_signatures.py` compares them with the signatures
+_FORMS = {
+    "make_plan": "plan = pf.make_plan(..., {}=...)",
+    "Sampler": "pf.Sampler(model, plan, {}=...)",
+    "Request": "sampler({}=...), or pf.Request({}=...)",
+}
+OWNERS: dict[str, str] = {
+    **dict.fromkeys(
+        ("solver", "schedule", "steps", "nfe", "times", "sigmas", "spacing", "final", "t_min", "t_start", "strength",
+         "clip", "integer_times", "prediction", "compat"),
+        "make_plan",
+    ),
+    **dict.fromkeys(
+        ("shape", "device", "dtype", "time_dtype", "backend", "graph", "concurrency", "memory_format", "fixed_batch",
+         "stateful"), "Sampler"
+    ),
+    **dict.fromkeys(
+        ("seeds", "start", "noise_sampler", "cond", "uncond", "guidance", "on_step", "cancel", "on_nan", "progress"),
+        "Request",
+    ),
+}  # fmt: skip
 
 _CALL = "an argument of pf.sample and of a sampler's call"
 _COND = f"that goes into cond={{...}}, {_CALL}"
@@ -29,7 +62,8 @@ HINTS: dict[str, str] = {
         f"use_{kind}_sigmas": f"say spacing={kind!r}, or with compat= sigma_spacing={kind!r}"
         for kind in ("karras", "exponential", "beta")
     },
-    "use_lu_lambdas": "say spacing='logsnr'",
+    "use_lu_lambdas": "say spacing='logsnr', or with compat= sigma_spacing='lu'",
+    "use_flow_sigmas": "the schedule says it: schedule=pf.Schedule.flow(shift, T=1000)",
     **dict.fromkeys(("t_end", "t_eps", "sampling_eps", "t_0"), "say t_min=, with final='min' to end there"),
     **dict.fromkeys(("denoise_to_zero", "final_sigmas_type", "denoise_final"), "say final='zero' or final='min'"),
     **dict.fromkeys(("t_T", "start_at_step", "init_timestep"), "say t_start= or strength="),
@@ -121,11 +155,20 @@ HINTS: dict[str, str] = {
     **dict.fromkeys(("verbose", "disable", "disable_progress_bar", "disable_tqdm", "tqdm"), f"say progress=, {_CALL}"),
     **dict.fromkeys(("unet", "net", "network", "denoise_fn", "model_fn"), "the network is the first argument, model"),
     "torch_dtype": "say dtype=, an argument of Sampler",
+    **dict.fromkeys(("return_dict", "output_type"), "a call returns the samples, sampler.run(...) a Result"),
+    "do_classifier_free_guidance": "guidance= and uncond= ask for it, in the call",
+    **dict.fromkeys(("guidance_interval", "cfg_interval"), "say guidance=pf.Guidance(scale, interval=), in the call"),
+    **dict.fromkeys(
+        ("dynamic_thresholding_ratio", "dynamic_threshold", "correcting_x0_fn"),
+        "pf.Thresholded(network, plan) does it by quantiles, clip= to a limit",
+    ),
 }  # fmt: skip
 
 
 def hint(word: str) -> str:
     """The end of an error message about that word, or nothing; capitals, hyphens and underscores are one."""
+    if _OTHERS.get(word):
+        return f"; it is {_OTHERS[word]}"
     said = _SPELT.get(_plain(word))
     return f"; {said}" if said else ""
 
@@ -135,3 +178,76 @@ def _plain(word: str) -> str:
 
 
 _SPELT = {_plain(word): said for word, said in HINTS.items()}
+
+
+def _home(name: str) -> str:
+    """Where one of our own arguments is given."""
+    owner = OWNERS[name]
+    return f"an argument of {owner}: {_FORMS[owner].format(name, name)}"
+
+
+OPTIONS: set[str] = set()  # of solvers, which put theirs here
+
+_OTHERS = {name: _home(name) for name, owner in OWNERS.items() if owner != "make_plan"}
+
+
+def refuse_unknown(
+    what: str,
+    known: Iterable[str],
+    given: Iterable[str],
+    own: Mapping[str, str] | None = None,
+    *,
+    all_known: bool = True,
+) -> None:
+    """Refuse the first argument that is not known, in words.
+
+    Args:
+        what: who was given them.
+        own: what other libraries' words are called here alone.
+        all_known: whether those known are all that there are.
+
+    Raises:
+        TypeError: whose argument it is, what it is called here, or the nearest one.
+    """
+    names = tuple(known)
+    for name in given:
+        if name in names:
+            continue
+        if own and name in own:
+            raise TypeError(f"{name!r} is no argument of {what}; say {own[name]}=") from None
+        if name in OWNERS:
+            raise TypeError(f"{name} is {_home(name)}") from None
+        if name in OPTIONS:
+            raise TypeError(f"{name} is an option of solvers: {_FORMS['make_plan'].format(name)}") from None
+        if hint(name):
+            raise TypeError(f"{name!r} is no argument of {what}{hint(name)}") from None
+        if all_known:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+            mean = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"an argument of {what} must be one of {', '.join(names)}, got {name!r}{mean}") from None
+
+
+def in_words(what: str, **own: str) -> Callable[[Taker], Taker]:
+    """A function, or a class, that refuses unknown keyword arguments in words.
+
+    Args:
+        own: what other libraries' words are called here alone.
+    """
+
+    def decorate(taker: Taker) -> Taker:
+        if isinstance(taker, type):
+            taker.__init__ = decorate(taker.__init__)  # type: ignore[misc]
+            return taker
+
+        @functools.wraps(taker)
+        def called(*args: Any, **given: Any) -> Any:
+            try:
+                return taker(*args, **given)
+            except TypeError:
+                names = list(inspect.signature(taker).parameters)
+                refuse_unknown(what, [name for name in names if name not in ("self", "cls")], given, own)
+                raise
+
+        return called  # type: ignore[return-value]
+
+    return decorate

@@ -21,3 +21,8 @@ def is_number(value: Any) -> bool:
     if type(value) is float:  # most are, and the general question is slow
         return True
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def plain(values: Any) -> Any:
+    """An array's or a tensor's numbers, as lists, or one number; anything else as it is."""
+    return values.tolist() if hasattr(values, "tolist") else values

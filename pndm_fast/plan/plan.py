@@ -13,11 +13,10 @@ from typing import Any
 
 from pndm_fast.plan import matrix2
 from pndm_fast.plan.atomic import atomic_path
-from pndm_fast.plan.checks import choose
+from pndm_fast.plan.checks import choose, shown
 from pndm_fast.plan.levels import AnyLevel, Level, PhaseLevel
-from pndm_fast.plan.matrix2 import coefficient
-from pndm_fast.plan.numbers import is_number
-from pndm_fast.plan.row import NAMES, PHASE_SLOTS, PREDICTIONS, SAME_X, SAME_Y, Prologue, Row, check_numbers
+from pndm_fast.plan.numbers import is_integer, is_number, plain
+from pndm_fast.plan.row import NAMES, PHASE_SLOTS, PREDICTIONS, SAME_X, SAME_Y, Prologue, Row, check_numbers, read
 from pndm_fast.plan.text import form_text, guidance_text, store_text
 
 MAX_ROWS = 65_536
@@ -44,8 +43,9 @@ class Plan:
         object.__setattr__(self, "rows", tuple(self.rows))
         check_numbers("the prologue", self.prologue)
         choose("prediction", self.prediction, PREDICTIONS)
-        if not all(isinstance(row, Row) for row in self.rows):
-            raise TypeError("rows must be of type Row")
+        for row in self.rows:
+            if not isinstance(row, Row):
+                raise TypeError(f"rows must be of type Row, got {type(row).__name__}")
         if not 1 <= len(self.rows) <= MAX_ROWS:
             raise ValueError(f"a plan must have 1 to {MAX_ROWS} rows, got {len(self.rows)}")
         written: set[int] = set()
@@ -61,7 +61,9 @@ class Plan:
                 raise ValueError(f"row {i}: leaves x at {kept}, but declares {row.levels.x}")
             x, y = row.levels.x, row.levels.y
         if self.components > 1 and (self.keeps_uncond or self.n_slots > PHASE_SLOTS):
-            raise ValueError(f"a plan of 2x2 matrices must have slots in [0, {PHASE_SLOTS}) and no second one")
+            raise ValueError(
+                f"a plan of 2x2 matrices must have slots in [0, {PHASE_SLOTS}), no second ones, got {self.n_slots}"
+            )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -169,7 +171,7 @@ class Plan:
             ValueError: limit is not positive, or a row is clamped already.
         """
         if not is_number(limit):
-            raise TypeError(f"clip must be a number, got {limit!r}")
+            raise TypeError(f"clip must be a number, got {shown(limit)}")
         if not 0 < limit < math.inf:
             raise ValueError(f"clip must be positive, got {limit}")
         return replace(self, rows=tuple(row.with_clip(float(limit)) for row in self.rows))
@@ -179,6 +181,9 @@ class Plan:
 
         `[0] * k + [1] * (nfe - k)` is T-Stitch (Pan et al. 2024, arXiv:2402.14167): a small network, then a large one.
         """
+        models = plain(models)
+        if isinstance(models, str) or not isinstance(models, Iterable):
+            raise TypeError(f"models must be one for each of the {self.nfe} rows, got {shown(models)}")
         models = [int(m) if hasattr(m, "__index__") and not isinstance(m, bool) else m for m in models]
         if len(models) != self.nfe:
             raise ValueError(f"models must be one for each of the {self.nfe} rows, got {len(models)}")
@@ -192,12 +197,17 @@ class Plan:
                 (Kynkaanniemi et al. 2024, arXiv:2404.07724); the others have scale 1: where nothing else asks for
                 more they evaluate the condition alone.
         """
-        scales = list(scale) if isinstance(scale, Iterable) else [scale] * self.nfe
+        given = plain(scale)
+        several = isinstance(given, Iterable) and not isinstance(given, str)
+        scales = list(given) if several else [given] * self.nfe
         if len(scales) != self.nfe:
             raise ValueError(
                 f"guidance must be a number or one for each of the {self.nfe} rows, got {len(scales)}: "
                 "plans of several lengths take theirs by with_guidance"
             )
+        for g in scales:
+            if isinstance(g, bool) or not hasattr(g, "__float__"):
+                raise TypeError(f"guidance must be a number or one for each row, got {shown(g)}")
         if interval is not None:
             low, high = check_interval(interval)
             inside = [
@@ -213,14 +223,15 @@ class Plan:
         Levels and coefficients stay. `math.trunc` is for networks of whole training times; fitted plans move times a
         little (LD3, Tong et al. 2024, arXiv:2405.15506).
         """
+        times = times if callable(times) else plain(times)
         if not callable(times) and (isinstance(times, str) or not isinstance(times, Iterable)):
-            raise TypeError(f"times must be one for each row or a function, got {times!r}")
+            raise TypeError(f"times must be one for each row or a function, got {shown(times)}")
         told = [times(row.t) for row in self.rows] if callable(times) else list(times)
         if len(told) != self.nfe:
             raise ValueError(f"times must be one for each of the {self.nfe} rows, got {len(told)}")
         for t in told:
             if not is_number(t) or not math.isfinite(t):
-                raise ValueError(f"times must be finite numbers, got {t!r}")
+                raise ValueError(f"times must be finite numbers, got {shown(t)}")
         return replace(self, rows=tuple([replace(row, t=float(t)) for row, t in zip(self.rows, told, strict=True)]))
 
     @cached_property
@@ -278,14 +289,14 @@ class Plan:
         """
         if not isinstance(tree, dict) or tree.get("format") != "pndm_fast.plan.1":
             raise ValueError("a plan file must be a JSON object with format 'pndm_fast.plan.1'")
+        for name in tree:
+            choose("an entry of a plan", name, ("format", *cls.__dataclass_fields__))
         rows = tree.get("rows")
         if not isinstance(rows, list):
             raise ValueError(f"rows must be a list, got {type(rows).__name__}")
-        try:
-            prologue = Prologue(**{k: coefficient(v) for k, v in tree.get("prologue", {}).items()})
-            steps = int(tree.get("steps", 0))
-        except (TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise ValueError(f"a plan's prologue and steps must be numbers: {error}") from error
+        prologue, steps = read("prologue", tree.get("prologue", {})), tree.get("steps", 0)
+        if not is_integer(steps) or steps < 0:
+            raise ValueError(f"steps must be an integer from 0 on, got {shown(steps)}")
         parsed: list[Row] = []
         for i, row in enumerate(rows):
             try:
@@ -320,9 +331,9 @@ def check_interval(interval: Any) -> tuple[float, float]:
     try:
         low, high = map(float, interval)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"interval must be (low, high) in sigma/alpha, got {interval!r}") from error
+        raise TypeError(f"interval must be (low, high) in sigma/alpha, got {shown(interval)}") from error
     if not 0 <= low < high:
-        raise ValueError(f"interval must be 0 <= low < high, got {interval!r}")
+        raise ValueError(f"interval must be 0 <= low < high, got {shown(interval)}")
     return low, high
 
 

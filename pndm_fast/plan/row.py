@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pndm_fast.plan import matrix2
+from pndm_fast.plan.checks import choose, shown
 from pndm_fast.plan.levels import AnyLevel, Level, Levels, PhaseLevel
 from pndm_fast.plan.matrix2 import Coefficient, coefficient
 from pndm_fast.plan.numbers import is_number
@@ -48,7 +51,12 @@ class OutputMap(NamedTuple):
 
 
 class Prologue(NamedTuple):
-    """x_0 = y_0 = a0 p0 noise + c0 z: the start, before the first network call. A given state stands for p0 noise."""
+    """x_0 = y_0 = a0 p0 noise + c0 z: the start, before the first network call. A given state stands for p0 noise.
+
+    On variance-preserving schedules p0 is 1: x_T is the noise itself, as the data's part of it is neglected (Ho et al.
+    2020, arXiv:2006.11239). Where x_t is not of unit variance it is sigma_T. k-diffusion starts with sigma_max z in
+    unscaled data, which is sigma_T z here, a little less: diffusers' schedulers of that kind under compat have that.
+    """
 
     p0: Coefficient = 1.0
     a0: Coefficient = 1.0
@@ -98,9 +106,10 @@ class Row:
             if len(form) != WIDTH_FORM:
                 raise ValueError(f"{name} must have {WIDTH_FORM} coefficients, got {len(form)}")
             object.__setattr__(self, name, form)
-        if len(self.preview) != 2 or not isinstance(self.ends_step, bool):
-            got = f"{self.preview!r} and {self.ends_step!r}"
-            raise ValueError(f"preview must be two coefficients and ends_step true or false, got {got}")
+        if len(self.preview) != 2:
+            raise ValueError(f"preview must be two coefficients, got {len(self.preview)}")
+        if not isinstance(self.ends_step, bool):
+            raise ValueError(f"ends_step must be true or false, got {shown(self.ends_step)}")
         if self.components > 1:  # coefficients c I are kept as c
             p, q, p2, q2, clamp = self.store
             object.__setattr__(
@@ -112,7 +121,7 @@ class Row:
         check_numbers("the coefficients of a row", (*numbers, self.guidance_factor, *sum(self.levels, ())))
         self._check_slots()
         if isinstance(self.model, bool) or not isinstance(self.model, int) or self.model < 0:
-            raise ValueError(f"model must be the index of a network, got {self.model!r}")
+            raise ValueError(f"model must be the index of a network, got {shown(self.model)}")
         if isinstance(self.store.clamp, bool) or not self.store.clamp > 0:
             raise ValueError(f"clamp must be positive, got {self.store.clamp}")
 
@@ -120,7 +129,7 @@ class Row:
         most = MAX_SLOTS if self.components == 1 else PHASE_SLOTS
         for name, slot in (("slot", self.slot), *((("second", self.second),) if self.second is not None else ())):
             if isinstance(slot, bool) or not isinstance(slot, int) or not 0 <= slot < most:
-                raise ValueError(f"{name} must be a slot in [0, {most}), got {slot!r}")
+                raise ValueError(f"{name} must be a slot in [0, {most}), got {shown(slot)}")
         if self.second is not None and (self.second == self.slot or self.components > 1):
             raise ValueError(f"second must be a slot of its own, of rows of numbers, got {self.second}")
         if self.reads and max(self.reads) >= most:
@@ -195,24 +204,14 @@ class Row:
         Raises:
             ValueError: the tree is not a row; the message names the field.
         """
-        try:
-            fields = dict(tree)
-            for name in ("x", "y"):
-                unknown = set(fields[name]) - set(NAMES)
-                if unknown:
-                    raise ValueError(f"{name} has no operand {sorted(unknown)[0]!r}")
-                fields[name] = tuple(coefficient(fields[name].get(n, 0.0)) for n in NAMES)
-            fields["levels"] = Levels(*map(_level_from_json, fields["levels"]))
-            store: dict[str, Any] = {k: coefficient(v) for k, v in fields["store"].items()}
-            fields["store"] = OutputMap(**store)
-            fields["preview"] = tuple(map(coefficient, fields["preview"]))
-            if "in_scale" in fields:
-                fields["in_scale"] = coefficient(fields["in_scale"])
-            return cls(**fields)
-        except ValueError:
-            raise
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(repr(error)) from error
+        if not isinstance(tree, dict):
+            raise ValueError(f"a row must be an object, got {shown(tree)}")
+        for name in tree:
+            choose("a field", name, cls.__dataclass_fields__)
+        for name in ("t", "slot", "x", "y", "levels", "store", "preview"):
+            if name not in tree:
+                raise ValueError(f"{name} must be given, got none")
+        return cls(**{name: read(name, value) for name, value in tree.items()})
 
 
 def check_numbers(what: str, coefficients: tuple[Coefficient, ...]) -> None:
@@ -223,11 +222,53 @@ def check_numbers(what: str, coefficients: tuple[Coefficient, ...]) -> None:
     """
     for number in matrix2.numbers(coefficients):
         if not (is_number(number) and abs(number) <= LARGEST):
-            raise ValueError(f"{what} must be finite float32 numbers, got {number!r}")
+            raise ValueError(f"{what} must be finite float32 numbers, got {shown(number)}")
+
+
+def read(name: str, value: Any) -> Any:
+    """A field of a row, or a plan's prologue, from its JSON.
+
+    Raises:
+        ValueError: it has another form, naming it.
+    """
+    form, convert = _FROM_JSON.get(name, ("", None))
+    if convert is None:
+        return value
+    try:
+        return convert(value)
+    except ValueError:
+        raise
+    except (TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{name} must be {form}, got {shown(value)}") from error
+
+
+def _form_from_json(name: str, tree: Any) -> tuple[Coefficient, ...]:
+    for operand in tree.keys() - set(NAMES):
+        choose(f"an operand of {name}", operand, NAMES)
+    return tuple(coefficient(tree.get(operand, 0.0)) for operand in NAMES)
+
+
+def _named_from_json(kind: Any, tree: Any) -> Any:
+    for name in tree.keys() - set(kind._fields):
+        choose("a coefficient", name, kind._fields)
+    return kind(**{name: coefficient(value) for name, value in tree.items()})
 
 
 def _level_from_json(tree: Any) -> AnyLevel:
+    if not isinstance(tree, (list, tuple)) or len(tree) != 2:
+        raise TypeError
     alpha, sigma = tree
     if isinstance(alpha, (list, tuple)) or isinstance(sigma, (list, tuple)):
         return PhaseLevel(*(((float(a), float(b)), (float(c), float(d))) for (a, b), (c, d) in (alpha, sigma)))
     return Level(float(alpha), float(sigma))
+
+
+_FROM_JSON: dict[str, tuple[str, Callable[[Any], Any] | None]] = {
+    "x": ("coefficients by operand", partial(_form_from_json, "x")),
+    "y": ("coefficients by operand", partial(_form_from_json, "y")),
+    "levels": ("three levels [alpha, sigma]", lambda tree: Levels(*map(_level_from_json, tree))),
+    "store": ("coefficients by name", partial(_named_from_json, OutputMap)),
+    "preview": ("two coefficients", lambda tree: tuple(map(coefficient, tree))),
+    "in_scale": ("a coefficient", coefficient),
+    "prologue": ("coefficients by name", partial(_named_from_json, Prologue)),
+}

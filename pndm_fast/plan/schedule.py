@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pndm_fast.plan.checks import check_type
 from pndm_fast.plan.curves import INTERPOLATIONS, Array, Curve, Flow, LinearBeta, Nodes, Sigma, _Preserving
+from pndm_fast.plan.hints import in_words
+
+LEAST_ALPHA_BAR = 2.0**-24  # diffusers' stand-in for alpha-bar = 0
+_DISCRETE = {"num_train_timesteps": "T", "num_timesteps": "T", "timesteps": "T", "linear_start": "beta_start"}
+_DISCRETE |= {"linear_end": "beta_end", "beta_min": "beta_start", "beta_max": "beta_end"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,16 +59,19 @@ class Schedule:
         return self.curve.scale
 
     @classmethod
+    @in_words("Schedule.linear", **_DISCRETE)
     def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
         """beta linear in t. Ho et al. 2020, arXiv:2006.11239, section 4."""
         return cls.from_betas(_betas("linear", T, beta_start, beta_end), name="linear")
 
     @classmethod
+    @in_words("Schedule.scaled_linear", **_DISCRETE)
     def scaled_linear(cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
         """sqrt(beta) linear in t: latent diffusion. Rombach et al. 2022, arXiv:2112.10752, released configuration."""
         return cls.from_betas(_betas("scaled_linear", T, beta_start, beta_end), name="scaled-linear")
 
     @classmethod
+    @in_words("Schedule.cosine", **_DISCRETE)
     def cosine(cls, T: int = 1000) -> Schedule:
         """beta_i = min(.999, 1 - f((i + 1)/T) / f(i/T)), f(u) = cos^2(pi/2 (u + .008)/1.008).
 
@@ -75,6 +83,7 @@ class Schedule:
         return cls.from_betas(np.minimum(0.999, 1 - f[1:] / f[:-1]), name="cosine")
 
     @classmethod
+    @in_words("Schedule.sigmoid", **_DISCRETE)
     def sigmoid(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
         """beta = beta_start + (beta_end - beta_start) s(u), s the logistic function of u = -6 .. 6.
 
@@ -83,6 +92,7 @@ class Schedule:
         return cls.from_betas(_betas("sigmoid", T, beta_start, beta_end), name="sigmoid")
 
     @classmethod
+    @in_words("Schedule.from_betas", **{"trained_betas": "betas"})
     def from_betas(cls, betas: ArrayLike, *, name: str = "betas") -> Schedule:
         """alpha_bar[t] = prod_{i <= t} (1 - beta_i); the last beta may be 1: zero terminal SNR."""
         values = _vector("betas", betas)
@@ -94,6 +104,7 @@ class Schedule:
         return cls.from_alphas_cumprod(kept, name=name)
 
     @classmethod
+    @in_words("Schedule.from_alphas_cumprod", **{"alphas_bar": "alphas_cumprod", "alpha_bar": "alphas_cumprod"})
     def from_alphas_cumprod(cls, alphas_cumprod: ArrayLike, *, name: str = "alphas_cumprod") -> Schedule:
         """alpha_bar[t] = alpha_t^2, decreasing, one value for each training time; the last may be 0."""
         values = _vector("alphas_cumprod", alphas_cumprod)
@@ -103,19 +114,23 @@ class Schedule:
             i = int(rising[0])
             raise ValueError(
                 f"alphas_cumprod must decrease, got {values[i]} then {values[i + 1]} at index {i + 1}"
-                f"{_precision(alphas_cumprod)}"
+                f"{_precision(alphas_cumprod)}{_stand_in(values, i + 1)}"
             )
         with np.errstate(divide="ignore"):
             nodes = np.log(np.concatenate([[1.0], values]))
         return cls(name, -1.0, float(len(values) - 1), 0.0, True, Nodes(-1.0, nodes))
 
     @classmethod
+    @in_words(
+        "Schedule.vp", **{"beta_0": "beta_min", "beta_1": "beta_max", "beta_start": "beta_min", "beta_end": "beta_max"}
+    )
     def vp(cls, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
         """log alpha-bar(t) = -(beta_min t + (beta_max - beta_min) t^2 / 2), t in [0, 1].
 
         Song et al. 2021, arXiv:2011.13456, eq. 33. A fit to given noise levels may have a negative beta_min, such as
         -0.0048 for 0.002 to 80: times then begin where sigma = 0, at -2 beta_min / (beta_max - beta_min).
         """
+        _check_types(beta_min=beta_min, beta_max=beta_max)
         if not (-math.inf < beta_min <= beta_max < math.inf and beta_min + beta_max > 0):
             raise ValueError(
                 "beta_min and beta_max must be beta_min <= beta_max with alpha below 1 at t = 1, that is "
@@ -126,6 +141,7 @@ class Schedule:
         return cls("vp", first, 1.0, max(1e-3, first + 1e-4 * (1 - first)), False, curve)
 
     @classmethod
+    @in_words("Schedule.edm")
     def edm(cls, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5) -> Schedule:
         """alpha = 1, sigma = t, from sigma_max down. Karras et al. 2022, arXiv:2206.00364, table 1.
 
@@ -136,6 +152,7 @@ class Schedule:
         make_plan("dpmpp-2m", Schedule.edm(0.001, 1.0), sigmas=those of the flow, prediction="x0"), with x - sigma
         flow(x, sigma) as the network. On `Schedule.flow` the same solver is exact in the flow's own log-SNR.
         """
+        _check_types(sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data)
         if not 0 < sigma_min < sigma_max < math.inf or not 0 < sigma_data < math.inf:
             raise ValueError(
                 "sigma_min, sigma_max and sigma_data must be 0 < sigma_min < sigma_max and 0 < sigma_data, "
@@ -146,6 +163,7 @@ class Schedule:
         )
 
     @classmethod
+    @in_words("Schedule.flow", **{"flow_shift": "shift", "time_shift": "shift", "num_train_timesteps": "T"})
     def flow(cls, shift: float = 1.0, T: float = 1.0) -> Schedule:
         """alpha = 1 - t, sigma = t. Liu et al. 2022, arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747.
 
@@ -154,6 +172,7 @@ class Schedule:
                 `spacing` are; times and sigmas that are given stay as they are.
             T: the network's time of pure noise; 1000 for networks that are called with 1000 t.
         """
+        _check_types(shift=shift, T=T)
         for name, value in (("shift", shift), ("T", T)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, got {value}")
@@ -201,6 +220,8 @@ class Schedule:
         if not isinstance(self.curve, Nodes):
             raise ValueError(f"zero_terminal_snr must be of a discrete schedule, got {self.name}")
         alpha = np.exp(self.curve.values[1:] / 2)
+        if len(alpha) < 2:
+            raise ValueError(f"zero_terminal_snr must be of two training times or more, got one of {self.name}")
         alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
         made = Schedule.from_alphas_cumprod(alpha * alpha, name=f"{self.name}, zero terminal SNR")
         return made.interpolate(self.curve.interp)
@@ -254,6 +275,11 @@ class Schedule:
         return np.clip(time, self.first, math.inf if self.scale == "sigma" else self.last)[()]
 
 
+def _check_types(**values: Any) -> None:
+    for name, value in values.items():
+        check_type(name, value, float)
+
+
 def _check_length(T: int) -> None:
     if isinstance(T, bool) or not isinstance(T, (int, np.integer)) or not 1 <= T <= 10**6:
         raise ValueError(f"T must be an integer in [1, 1000000], got {T!r}")
@@ -261,6 +287,7 @@ def _check_length(T: int) -> None:
 
 def _betas(kind: str, T: int, start: float, end: float) -> Array:
     _check_length(T)
+    _check_types(beta_start=start, beta_end=end)
     if not 0 < start <= end <= 1:
         raise ValueError(f"beta_start and beta_end must be 0 < beta_start <= beta_end <= 1, got {start}, {end}")
     if kind == "linear":
@@ -273,14 +300,14 @@ def _betas(kind: str, T: int, start: float, end: float) -> Array:
 _PARTS = (("of", "dtype"), ("on", "device"))  # of an array or a tensor, for a message
 
 
-def _vector(name: str, values: ArrayLike | Sequence[float]) -> Array:
+def _vector(name: str, values: Any) -> Array:
     kind = type(values).__name__
     kind += "".join(f" {word} {getattr(values, part)}" for word, part in _PARTS if hasattr(values, part))
     try:
         if hasattr(values, "detach"):  # a tensor, on any device and of any dtype; this room knows no torch
             values = np.asarray(values.detach().tolist())
         array = np.asarray(values)
-        if array.dtype.kind in "bcmM":
+        if array.dtype.kind in "bcmMSU" or array.dtype.kind == "O" and array.ndim == 0:
             raise TypeError("no real numbers")
         array = array.astype(np.float64)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -317,6 +344,12 @@ def _check_inside(name: str, values: Array, last: int, given: Any) -> None:
         raise ValueError(
             f"{name} must be in (0, 1) (the last: or {last}), got {values[bad[0]]} at index {bad[0]}{_precision(given)}"
         )
+
+
+def _stand_in(values: Array, index: int) -> str:
+    """That a last alpha-bar above the one before is what diffusers writes in place of 0."""
+    last = index == len(values) - 1 and values[index] == LEAST_ALPHA_BAR
+    return ", diffusers' stand-in for zero terminal SNR: give 0 in its place" if last else ""
 
 
 def _precision(values: Any) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from pndm_fast.plan.checks import shown
 from pndm_fast.plan.numbers import is_integer
 
 TAG = 0x504E444D  # the fourth counter word, ours alone: no other user of Philox draws this stream
@@ -49,7 +50,7 @@ def seed_tensor(seeds: Iterable[int], device: torch.device | str = "cpu") -> Ten
     values = []
     for i, seed in enumerate(seeds):
         if not is_integer(seed):
-            raise TypeError(f"seeds must be integers, got {seed!r} at position {i}")
+            raise TypeError(f"seeds must be integers, got {shown(seed)} at position {i}")
         value = operator.index(seed)
         if not 0 <= value < 2**64:
             raise ValueError(f"seeds must be in [0, 2^64), got {value} at position {i}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor
 
 from pndm_fast.loop.evaluation import Output
@@ -19,7 +21,8 @@ def batch_error(first_output: Callable[[int], Output], sizes: Iterable[int], alo
         alone: whether one sample by itself is a batch that the network will meet.
 
     Returns:
-        0.0 where all have the same bits; None where the network takes no batch of one, or there is nothing to compare.
+        0.0 where all have the same values; infinity where one has NaN, or infinity, and another a number; None where
+        the network takes no batch of one, or there is nothing to compare.
     """
     sizes = sorted(set(sizes) | ({1} if alone else set()))
     if sizes == [1]:
@@ -36,7 +39,12 @@ def batch_error(first_output: Callable[[int], Output], sizes: Iterable[int], alo
         copies = [out.reshape(-1, size, *out.shape[1:]) for out in outputs]
         wanted = wanted or [out[:, :1] for out in copies]
         for out, one in zip(copies, wanted, strict=True):
-            scale = one.abs().max().double()
-            difference = (out.double() - one.double()).abs().max()
-            worst = max(worst, float(difference / scale) if difference else 0.0)
+            worst = max(worst, _relative(out.double(), one.double()))
     return worst
+
+
+def _relative(out: Tensor, one: Tensor) -> float:
+    same = (out == one) | (out.isnan() & one.isnan())
+    difference = float(torch.where(same, 0.0, (out - one).abs()).max())
+    relative = difference / float(one.abs().max()) if difference and one.any() else difference and math.inf
+    return math.inf if math.isnan(relative) else relative

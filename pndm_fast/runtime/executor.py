@@ -148,6 +148,8 @@ def _graphed(taken: _Taken) -> Iterator[Executor]:
 
     def rows(count: int) -> None:
         with nvtx.marked("rows"):
+            if segment.call.by_row is not None:
+                graph.refill(segment)
             launches.append(graph.launch(count))
 
     try:
@@ -187,11 +189,13 @@ def _output_key(segment: Segment) -> Hashable:
 def _eager(cache: Cache, segment: Segment, positions: Positions, reason: str) -> Iterator[Executor]:
     """Buffers of the form that the network's outputs have: as is known, or as its first output tells."""
     key = _output_key(segment)
-    known = cache.outputs.peek(key)
+    known, idle = cache.outputs.peek(key), deque[Workspace]()
 
     def take(spec: BufferSpec) -> Workspace:
+        nonlocal idle
+        idle = _idle(cache, spec)
         try:
-            return _idle(cache, spec).pop()
+            return idle.pop()
         except IndexError:
             return Workspace(spec)
 
@@ -202,7 +206,7 @@ def _eager(cache: Cache, segment: Segment, positions: Positions, reason: str) ->
     try:
         yield Executor(told.segment, told.workspace, rows, told.refused, reason=reason, copied=told.workspace.copied)
     finally:
-        _idle(cache, told.workspace.spec).append(told.workspace)
+        idle.append(told.workspace)
 
 
 def _idle(cache: Cache, spec: BufferSpec) -> deque[Workspace]:

@@ -69,12 +69,10 @@ def graph_key(segment: Segment, output: OutputSpec) -> Hashable:
     """
     if segment.call.noise is not None:
         raise CannotCapture("noise_sampler is called between rows")
-    if segment.call.by_row is not None:
-        raise CannotCapture("cond is called between rows")
     if not segment.backend.capturable:
         raise CannotCapture(f"the {segment.backend.name} backend reads tensors on the host")
     try:
-        arguments = conditioning.signature(segment.evaluation.trees)
+        arguments = conditioning.signature(segment.evaluation.marked, by_row=segment.call.by_row is not None)
     except TypeError as error:
         raise CannotCapture(str(error)) from error
     evaluation = segment.evaluation
@@ -139,7 +137,7 @@ class Graph:
         self.workspace = Workspace(spec)
         # network calls of each iteration: shared, for what is captured must not hold the graph
         self._made: list[int] = []
-        self._trees = conditioning.copied(segment.evaluation.trees)
+        self._trees = conditioning.copied(segment.evaluation.marked)
         self._budget = torch.zeros(1, dtype=torch.int32, device=spec.device)
         self._cancel = self.cuda.flag()
         self._cancelable = False  # whether a Cancel is linked to that flag: a loop reads it only then
@@ -226,9 +224,13 @@ class Graph:
             raise CannotCapture("the captured graph gives other values than the network does")
 
     def _fill(self, segment: Segment) -> None:
-        if any(segment.evaluation.trees):
-            conditioning.refill(self._trees, segment.evaluation.trees)
+        self.refill(segment)
         segment.begin(self.workspace)
+
+    def refill(self, segment: Segment) -> None:
+        """Copy the conditioning of the row under way to where the graph reads it."""
+        if any(segment.evaluation.trees):
+            conditioning.refill(self._trees, segment.evaluation.marked)
 
     @property
     def calls(self) -> int:

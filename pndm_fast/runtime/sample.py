@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,10 +12,13 @@ from pndm_fast.loop.checks import check_seeds, check_shape
 from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.request import Conditioning, Request
 from pndm_fast.loop.starts import Start, tensors_of
+from pndm_fast.loop.told import completed
+from pndm_fast.plan.hints import OPTIONS, refuse_unknown
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.schedule import Schedule
+from pndm_fast.plan.warn import warn
 from pndm_fast.runtime.cache import KEPT, Cache, cache_of
 from pndm_fast.runtime.opaque import opaque
 from pndm_fast.runtime.sampler import Sampler
@@ -47,7 +49,9 @@ def sample(
 
     Args:
         model, shape: of `Sampler`; the batch is shape[0], or the number of seeds, or the start's.
-        steps, nfe, schedule, spacing, prediction, strength: of `make_plan`, as are `options`, the solver's own.
+        steps, nfe, schedule, spacing, prediction, strength: of `make_plan`, as are `options`, the solver's own. A model
+            may carry a `schedule` and a `prediction` (`loop/told.py`): they are then the defaults, and nothing may
+            contradict them.
         solver: of `make_plan`, or a ready `Plan`, which says all of these.
         seeds, start, cond, uncond, guidance, progress: of `Request`.
 
@@ -58,14 +62,20 @@ def sample(
         TypeError, ValueError: naming the argument, before the first network call.
         NonFiniteError, Cancelled: both carry what was computed.
     """
+    _refuse_words(options)
     request = Request(seeds=seeds, start=start, cond=cond, uncond=uncond, guidance=guidance, progress=progress)
-    _refuse_arguments_of_others(options)
+    if not isinstance(solver, Plan):
+        first = model[0] if isinstance(model, (tuple, list)) and model else model
+        schedule, prediction = completed(first, schedule, prediction)
     planned = {"steps": steps, "nfe": nfe, "schedule": schedule, "spacing": spacing, "prediction": prediction}
     asked = {name: value for name, value in {**planned, "strength": strength, **options}.items() if value is not None}
     if not isinstance(solver, Plan):
         solver = _plan(solver, asked)
     elif asked:
         raise ValueError(f"{next(iter(asked))} cannot go with a ready plan: give it to make_plan")
+    if isinstance(model, (tuple, list)) and solver.last_model + 1 < len(model):
+        called = f"{solver.last_model + 1} of the {len(model)} in model"
+        warn(f"the plan calls {called}: Plan.with_models says which network a row calls")
     sampler = Sampler(model, solver, shape=_shape_of_call(shape, request.seeds, start))
     alone = not isinstance(request.guidance, Guidance) or request.guidance.weaker is None
     if callable(model) and alone:  # several networks are remembered by a Sampler alone: one may hold another
@@ -76,19 +86,11 @@ def sample(
     return sampler.run(request).samples
 
 
-def _refuse_arguments_of_others(options: Mapping[str, Any]) -> None:
-    """What is neither here nor a solver's own: it would be forwarded unseen."""
-    owners: dict[Callable[..., Any], str] = {
-        make_plan: "pf.sample(model, solver=pf.make_plan(..., {}=...))",
-        Sampler: "pf.Sampler(model, plan, {}=...)",
-        Request: "pf.Sampler(model, plan)({}=...)",
-    }
+def _refuse_words(options: Mapping[str, Any]) -> None:
+    """What is neither here nor a solver's own: it would be forwarded unseen, or answered for something else."""
     if "plan" in options:
         raise TypeError("plan is no argument of pf.sample: give a ready plan as solver=")
-    for name in options:
-        for owner, form in owners.items():
-            if name in inspect.signature(owner).parameters and name != "options":
-                raise TypeError(f"{name} is an argument of {owner.__name__}: {form.format(name)}")
+    refuse_unknown("pf.sample", OPTIONS, options, all_known=False)
 
 
 @functools.lru_cache(maxsize=KEPT)

@@ -20,31 +20,44 @@ from pndm_fast.loop.call import Call, Setup, resolve
 from pndm_fast.loop.checks import check_shape, check_sizes
 from pndm_fast.loop.config_shape import sample_shape
 from pndm_fast.loop.evaluation import Evaluation, Output, evaluation_of
+from pndm_fast.loop.layers import innermost, layers
 from pndm_fast.loop.learn import first_call
 from pndm_fast.loop.memory_format import check_memory_format
-from pndm_fast.loop.network import Denoiser, Identity, check_device, check_dtype, denoiser_of, denoisers, device_of_all
+from pndm_fast.loop.network import (
+    Denoiser,
+    Identity,
+    check_device,
+    check_dtype,
+    denoiser_of,
+    denoisers,
+    device_of_all,
+    in_training,
+    warn_of_training,
+)
 from pndm_fast.loop.positions import Kind, Positions
-from pndm_fast.loop.request import Request
+from pndm_fast.loop.request import Request, check_request
 from pndm_fast.loop.results import BadSample, Cancelled, NonFiniteError, Result
 from pndm_fast.loop.run import check_ended, run_segment, samples_of, watch_for_bad
 from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.short_form import with_fields_of
-from pndm_fast.loop.tensors import INPUTS
+from pndm_fast.loop.tensors import INPUTS, same_device
 from pndm_fast.loop.workspace import Workspace
-from pndm_fast.plan.checks import choose
+from pndm_fast.plan.checks import check_type, choose
+from pndm_fast.plan.hints import in_words
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row.backends import BACKENDS, choose_backend
 from pndm_fast.row.registers import Registers
 from pndm_fast.row.table import Table, build
 from pndm_fast.runtime import graphs
 from pndm_fast.runtime.batch_error import batch_error
-from pndm_fast.runtime.cache import Cache
+from pndm_fast.runtime.cache import Cache, asked_once
 from pndm_fast.runtime.capture import release
 from pndm_fast.runtime.executor import Executor, Pace, check_graph, report_of, take_executor
 from pndm_fast.runtime.opaque import opaque
 from pndm_fast.runtime.progress import progress_bar
 
 
+@in_words("Sampler")
 class Sampler:
     """A network, mostly with a plan: call it many times, from many threads.
 
@@ -71,6 +84,7 @@ class Sampler:
             `model.to(memory_format=...)` leaves them. Outputs of another layout are copied, and the report says so.
         fixed_batch: the number of samples in every call of the network, a request's own and halted ones behind them, so
             that what it says of a sample cannot depend on how many others there are. Guidance then takes two calls.
+            Whether kernels treat the places of a batch alike too, `prepare([n])` measures: `batch_error` is 0.
         stateful: whether the network remembers its calls (a step cache, say). It is then called exactly as often as
             the plan says, and so neither captured nor prepared. A network of diffusers whose cache is enabled says so.
 
@@ -99,8 +113,9 @@ class Sampler:
         self.backend = choose("backend", backend, BACKENDS)
         self.concurrency = check_sizes("concurrency", [concurrency])[0]
         self._asked = check_dtype("dtype", dtype, INPUTS), check_device(device)
-        networks = denoisers(model, *self._asked)
+        networks = denoisers(model, *self._asked, ask=asked_once)
         resolved = device_of_all(networks)
+        check_type("stateful", stateful, bool)
         self.graph = check_graph(graph, resolved, stateful)
         self.fixed_batch = None if fixed_batch is None else check_sizes("fixed_batch", [fixed_batch])[0]
         self.stateful = stateful
@@ -118,7 +133,10 @@ class Sampler:
         if self.fixed_batch is not None and self.shape[0] > self.fixed_batch:
             raise ValueError(f"shape must have at most fixed_batch = {self.fixed_batch} samples, got {self.shape[0]}")
         self.memory_format = check_memory_format(memory_format, self.shape)
-        self._telling: list[Any] = [model for model in self.models if hasattr(model, "is_cache_enabled")]
+        parts: list[Any] = [part for network in self.models for part in layers(network)]
+        self._inner = [innermost(model) for model in self.models]
+        self._training = any(map(in_training, self._inner))  # of which the check of a model has warned
+        self._telling = [part for part in parts if hasattr(part, "is_cache_enabled")]
         self._preparing = threading.Lock()  # two at once could each hold a part of the graphs, and wait for the rest
         self.reset()
 
@@ -170,8 +188,8 @@ class Sampler:
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy has a memory of its own, and is to be prepared anew."""
         options = {name: getattr(self, name) for name in inspect.signature(Sampler).parameters}
+        options["dtype"], options["device"] = self._asked  # not the first network's for all
         models, plan = options.pop("model"), options.pop("plan")
-        options["dtype"], options["device"] = self._asked
         return functools.partial(Sampler, **options), (models if len(self.models) == 1 else self.models, plan)
 
     def __repr__(self) -> str:
@@ -193,7 +211,8 @@ class Sampler:
             NonFiniteError, Cancelled: both carry what was computed.
         """
         began = time.perf_counter()
-        call = resolve(request, self._setup)
+        self._look_at_modes()
+        call = resolve(check_request(request), self._setup)
         call = call.padded(self._batch_for(call.batch))
         evaluations = self._evaluations(call)
         positions, ran = call.positions(), []
@@ -219,6 +238,7 @@ class Sampler:
             samples[[b.sample for b in bad]] = float("nan")
         return Result(samples, report, bad)
 
+    @in_words("prepare", batch_size="batches", batch_sizes="batches", sizes="batches", request="example")
     @opaque
     def prepare(self, batches: Iterable[int], example: Request | None = None) -> None:
         """Make everything for these batch sizes now: compile, capture, allocate. Later requests are filled up to them.
@@ -242,7 +262,7 @@ class Sampler:
         if self._remembers():
             raise ValueError("prepare calls the network, which a stateful one would remember: it cannot be had")
         # the noise of an example is of its own batch
-        example = Request() if example is None else replace(example, noise_sampler=None)
+        example = Request() if example is None else replace(check_request(example, "example"), noise_sampler=None)
         call = resolve(example, self._setup, example=True)
         with self._preparing, self._modes():
             for size in reversed(sizes):  # the largest first: what it takes, smaller ones may find free again
@@ -313,6 +333,13 @@ class Sampler:
             snapshot=snapshot,
         )
 
+    def _look_at_modes(self) -> None:
+        """Warn of a network that has gone into training mode, as a training loop may leave it."""
+        training = any([in_training(network) for network in self._inner])
+        if training and not self._training:
+            warn_of_training()
+        self._training = training
+
     def _modes(self) -> contextlib.AbstractContextManager[Any]:
         """Without gradients, outside inference mode, on the sampler's device."""
         if self.device.type != "cuda" and not torch.is_inference_mode_enabled():
@@ -335,7 +362,7 @@ class Sampler:
         def ask() -> Denoiser:
             dtype, device = self._asked
             known = denoiser_of(network, dtype, device, "weaker")
-            if check_device(known.device) not in (None, self.device):
+            if known.device is not None and not same_device(known.device, self.device):
                 raise ValueError(f"weaker must be on {self.device}, as the sampler's network, got {known.device}")
             return known
 

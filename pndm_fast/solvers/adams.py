@@ -93,7 +93,7 @@ def deis(
     x_s/alpha_s = x_t/alpha_t + sum_j eps_j int l_j(variable) d rho, rho = sigma/alpha. log_rho is what diffusers runs.
 
     Args:
-        order: past values used, 1 to 3; 1 is DDIM.
+        order: past values used, 1 to 3; k is the paper's AB(k - 1), 1 is DDIM.
         variable: t, rho or log_rho, in which eps is a polynomial.
         lower_order_final: of log_rho: end on lower orders; default where there are fewer than 15 steps. There a step to
             sigma = 0 is of order 1.

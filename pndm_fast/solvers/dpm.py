@@ -282,8 +282,9 @@ def dpmpp_3m(
 ) -> Plan:
     """DPM-Solver++(3M), the multistep third-order method of arXiv:2211.01095's released code (Lu et al. 2022).
 
-    x_s = (sigma_s/sigma_t) x_t + alpha_s h (phi_1 D + phi_2 D' + phi_3 D''/2 w), the derivatives from three values.
-    The released code has w = 1/2, which leaves it second order; it is what every library runs.
+    x_s = (sigma_s/sigma_t) x_t + alpha_s h (phi_1 D + phi_2 D' + w phi_3 D''), the derivatives by u, from three values,
+    phi_k = int_0^1 exp(-h (1 - u)) u^(k - 1) / (k - 1)! du. The released code has w = 1/2, which leaves it second
+    order; it is what every library runs.
 
     Args:
         solver_type: of the second-order rows at the start and the end.
@@ -310,7 +311,7 @@ def dpmpp_2m_sde(
     """SDE-DPM-Solver++(2M). Lu et al. 2022, arXiv:2211.01095.
 
     x_s = (sigma_s/sigma_t) exp(-eta h) x_t + alpha_s (1 - exp(-(1 + eta) h)) (D + (D - D_-1) / (2 r))
-    + sigma_s sqrt(1 - exp(-2 eta h)) z. eta = 0 is DPM-Solver++(2M).
+    + sigma_s sqrt(1 - exp(-2 eta h)) z. The paper's is eta = 1; eta = 0 is DPM-Solver++(2M), others are k-diffusion's.
 
     Raises:
         ValueError: times not decreasing, unknown solver_type, negative eta.
@@ -332,7 +333,7 @@ def dpmpp_3m_sde(
 ) -> Plan:
     """DPM-Solver++(3M) with the noise of `dpmpp_2m_sde`. After Lu et al. 2022, arXiv:2211.01095.
 
-    As `dpmpp_3m` with (1 + eta) h in place of h inside the phi functions.
+    As `dpmpp_3m` with (1 + eta) h in place of h inside the phi functions. k-diffusion's has solver_type="heun".
 
     Raises:
         ValueError: times not decreasing, unknown solver_type, negative eta.
@@ -354,7 +355,7 @@ def dpmpp_sde(
     one_path: bool = True,
     prediction: str = "eps",
 ) -> Plan:
-    """DPM-Solver++(2S) with ancestral noise at the stage and at the end. After Lu et al. 2022, arXiv:2211.01095.
+    """DPM-Solver++(2S) with ancestral noise at the stage and at the end: k-diffusion's. After arXiv:2211.01095.
 
     Both moves go to a reduced level by x_0 (at the end (1 - 1/(2r)) D_t + 1/(2r) D_r) and are completed by noise, as
     `ddim` with eta. The stage is at lam_t + r h, or at the nearest whole time inside the step, with that one's r.

@@ -40,6 +40,7 @@ class GridSpec:
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.steps, self.nfe, self.times, self.sigmas)) > 1:
             raise ValueError("steps, nfe, times and sigmas exclude one another: give one of them")
+        check_type("integer_times", self.integer_times, bool)
         if self.t_start is not None and self.strength is not None:
             raise ValueError("t_start and strength exclude each other: give one of them")
 
@@ -87,7 +88,10 @@ class GridSpec:
             for name in ("spacing", "t_min"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} and {self.explicit} exclude each other")
-            self._check_end(schedule, given := self._given(schedule))
+            given, fewest = self._given(schedule), SOLVER_INFO[solver].min_steps + 1
+            if len(given) < fewest:
+                raise ValueError(f"{self.explicit} must be {fewest} or more for {solver}, got {len(given)}")
+            self._check_end(schedule, given)
             return given
         final = "zero" if self.final is None else self.final
         steps = steps_of(solver, self.steps, self.nfe, final)
@@ -161,10 +165,11 @@ def _warn_of_end(schedule: Schedule | PSLD, t: float, given: str) -> None:
 
 def _warn_of_start(schedule: Schedule, t: float) -> None:
     if schedule.alpha(schedule.last) == 0:
+        start = repr(t) if float(f"{t:g}") < t else f"{t:g}"  # rounded down it would leave out this point
         warn(
             f"the grid starts at t = {t:g}, where alpha is {schedule.alpha(t):.3g}, and never visits the alpha = 0 of "
             f"{schedule.name}: spacing='trailing' does, with a solver that can begin there (ddim, ddpm, dpmpp-2m, "
-            f"unipc), t_start={t:g} says that this start is meant"
+            f"unipc), t_start={start} says that this start is meant"
         )
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.row import ANCHOR, NOISE, SLOT, STATE, Form, Prologue
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.plan.warn import warn
 from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.registry import solver
 
@@ -71,10 +70,12 @@ def edm(
 
     Before a step rho becomes rho_hat = (1 + gamma) rho by fresh noise, gamma = min(churn / n, sqrt(2) - 1) where
     churn_min <= rho <= churn_max; then Heun's step from there. On a schedule that ends, no further than its end, and of
-    whole times to the nearest.
+    whole times to the nearest. The noise of a step stands in the last row of the step before, whose z it is, and that
+    of the first in the prologue: no row is called at a level that its own noise has yet to reach.
 
     Args:
-        churn, churn_min, churn_max, churn_noise: the paper's S_churn, S_tmin, S_tmax and S_noise.
+        churn, churn_min, churn_max, churn_noise: the paper's S_churn, S_tmin, S_tmax and S_noise. A churn of 40 is the
+            authors' for ImageNet-64, with 0.05, 50 and 1.003; their script's default is 0, which is `heun`.
 
     Raises:
         ValueError: times not decreasing, a negative option, churn_min above churn_max.
@@ -92,8 +93,6 @@ def edm(
 def _heun(name: str, schedule: Schedule, times: Sequence[float], churn: Churn, prediction: str) -> Plan:
     rows = PlanBuilder(name, schedule, times, prediction)
     hats = [churn.time(rows, t) for t in rows.times]
-    if churn.churn and hats == list(rows.times):
-        warn(f"{name} adds no noise on this grid: no step that starts below the schedule's end has room for its churn")
     first = Prologue(rows.prologue.p0, *churn.move(rows, rows.times[0], hats[0]))
     rows.start_at(hats[0])
     rows.prologue = first

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, get_type_hints
 
-from pndm_fast.plan.checks import check_type, choose
+from pndm_fast.plan.checks import check_type, choose, shown
 from pndm_fast.plan.hints import hint
 from pndm_fast.plan.matrix2 import Coefficient, coefficient
 from pndm_fast.plan.numbers import is_number
@@ -92,7 +92,7 @@ def make_plan(
     if schedule is None:
         schedule = PSLD() if name in SOLVER_INFO and SOLVER_INFO[name].space == "phase" else Schedule.linear()
     if not isinstance(schedule, (Schedule, PSLD)):
-        raise TypeError(f"schedule must be a Schedule or a PSLD, got {type(schedule).__name__}")
+        raise TypeError(f"schedule must be a Schedule or a PSLD, got {shown(schedule)}")
     prediction = "eps" if prediction is None else prediction
     if compat is not None:
         return _compatible(compat, name, schedule, grid, clip, prediction, options)
@@ -103,6 +103,7 @@ def make_plan(
     times = grid.points(name, schedule)
     plan = function(schedule, times, **own, prediction=prediction)
     grid.warn(name, schedule, times)
+    _warn_of_quiet(plan, own)
     if solver != AUTO:  # which chooses the options itself
         _warn_of_idle(plan, own, function, schedule, times, prediction=prediction)
     warn_of_divergence(plan)
@@ -132,7 +133,8 @@ def _compatible(
     choose("solver", name, sorted(solvers), f" for compat={compat!r}")
     for argument, value in {**vars(grid), "clip": clip}.items():
         if value is not None and value is not False and argument not in ("steps", "nfe", "spacing"):
-            raise ValueError(f"{argument} cannot go with compat={compat!r}: its grid is its own")
+            reason = "clipping is another, plan.with_clip is ours" if argument == "clip" else "grid is its own"
+            raise ValueError(f"{argument} cannot go with compat={compat!r}: its {reason}")
     if grid.spacing is not None:
         options = {**options, "spacing": grid.spacing}
     own = _options(solvers[name], name, options)
@@ -167,10 +169,20 @@ def _unknown_option(name: str, option: str, known: list[str]) -> None:
     near = difflib.get_close_matches(option, ours, n=1, cutoff=0.6)
     owners = [other for other, function in SOLVERS.items() if option in inspect.signature(function).parameters]
     told = f"; it is one of {', '.join(owners)}" if owners else f"; did you mean {near[0]!r}?" if near else ""
+    for peer, named in COMPAT.items():
+        if any(option in inspect.signature(function).parameters for function in named.values()) and not owners:
+            told = f"; compat={peer!r} has it as an option"
     options = ", ".join(known) or "none"
     raise ValueError(
         f"{option!r} is neither an argument nor an option of {name} (its options: {options}){hint(option) or told}"
     )
+
+
+def _warn_of_quiet(plan: Plan, options: dict[str, Any]) -> None:
+    """Of churn that adds nothing: its window is missed, the schedule ends, or times are whole."""
+    churn = inspect.signature(SOLVERS[plan.solver]).parameters.get("churn")
+    if churn is not None and options.get("churn", churn.default) and not any(plan.noisy) and not plan.prologue.c0:
+        warn(f"{plan.solver} adds no noise on this grid: no step that takes churn has room for it")
 
 
 def _warn_of_idle(plan: Plan, options: dict[str, Any], function: Callable[..., Plan], *args: Any, **more: Any) -> None:
@@ -179,7 +191,7 @@ def _warn_of_idle(plan: Plan, options: dict[str, Any], function: Callable[..., P
         default = inspect.signature(function).parameters[option].default
         same = None
         for other in () if value == default else _others(option, value, default):
-            with suppress(ValueError):
+            with suppress(ValueError, ArithmeticError):
                 if function(*args, **{**options, option: other}, **more).rows != plan.rows:
                     break
                 same = other

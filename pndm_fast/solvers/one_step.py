@@ -95,7 +95,7 @@ def euler_ancestral(
     eta: float = 1.0,
     prediction: str = "eps",
 ) -> Plan:
-    """Ancestral steps of Euler's method: to rho_down, then noise rho_up, rho = sigma/alpha.
+    """Ancestral steps of Euler's method (k-diffusion's): to rho_down, then noise rho_up, rho = sigma/alpha.
 
     rho_up = eta rho_s sqrt(1 - rho_s^2/rho_t^2), rho_down^2 = rho_s^2 - rho_up^2. For rho these are the posterior's
     numbers, so the step is DDIM's with that eta (Song et al. 2021, arXiv:2010.02502, eq. 16), at eta = 1 DDPM's.
@@ -154,10 +154,12 @@ def lcm(
 
 @solver("ddim-inverse", order=1, spacing="leading", inverts=True)
 def ddim_inverse(schedule: Schedule, times: Sequence[float], *, prediction: str = "eps") -> Plan:
-    """DDIM run backwards, from data to the noise that gives it. Song et al. 2021, arXiv:2010.02502, section 4.3.
+    """DDIM run backwards, from data to the noise that gives it. After Song et al. 2021, arXiv:2010.02502, section 4.3.
 
-    x_t = phi(x_s, e; s -> t), e = network(x_s, t): told the time of the step's noisy end, so that each step undoes
-    DDIM's to first order. `times` decrease as everywhere; the plan runs them from the last to the first.
+    x_t = phi(x_s, e; s -> t), e = network(x_s, t): the paper reverses the flow of its eq. 14, which leaves open at
+    which end of a step the network stands. Here it sees the cleaner state and is told the time t of the noisy end, as
+    in diffusers; guided-diffusion tells it s. Either undoes DDIM's step to first order. `times` decrease as everywhere;
+    the plan runs them from the last to the first.
 
     Raises:
         ValueError: times not decreasing.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pndm_fast.plan.hints import OPTIONS, OWNERS
 from pndm_fast.plan.plan import Plan
 
 Solver = Callable[..., Plan]
@@ -28,7 +30,7 @@ class SolverInfo:
             step to sigma = 0 in no case.
         stores: what the slots hold.
         stochastic: whether it adds noise by default.
-        inverts: whether it runs from data to noise, and so needs state=.
+        inverts: whether it runs from data to noise, and so needs start=.
         space: scalar for solvers on a `Schedule`, phase for those on a phase-space process, both.
     """
 
@@ -67,6 +69,8 @@ def solver(name: str, **info: Any) -> Callable[[Solver], Solver]:
 
     def register(function: Solver) -> Solver:
         SOLVERS[name], SOLVER_INFO[name] = function, SolverInfo(**info)
+        options = {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+        OPTIONS.update(options - OWNERS.keys())
         return function
 
     return register

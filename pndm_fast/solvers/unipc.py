@@ -33,7 +33,7 @@ def unipc(
     lower_order_final: bool | None = None,
     prediction: str = "eps",
 ) -> Plan:
-    """UniPC. Zhao et al. 2023, arXiv:2302.04867, algorithms 1 and 2 (UniP-p and UniC-p), here on x_0 or eps.
+    """UniPC. Zhao et al. 2023, arXiv:2302.04867, algorithms 1 (UniC-p) and 2 (UniP-p), here on x_0 or eps.
 
     x_s = (sigma_s/sigma_t) x_t + alpha_s (1 - exp(-h)) D_t + alpha_s B(h) sum_m a_m (D_m - D_t) / r_m, where the a_m
     match the powers of lam; the corrector is the same formula with the value at s added. bh1: B = h; bh2: exp(h) - 1,

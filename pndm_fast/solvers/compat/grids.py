@@ -14,12 +14,12 @@ from pndm_fast.plan.grids import KARRAS_RHO, beta_quantiles, numbers_of
 from pndm_fast.plan.levels import Level
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
-from pndm_fast.plan.schedule import Schedule
+from pndm_fast.plan.schedule import LEAST_ALPHA_BAR, Schedule
 
 SPACINGS = ("leading", "linspace", "trailing")
 SIGMA_SPACINGS = ("karras", "exponential", "beta")
+LU = "lu"  # use_lu_lambdas, which one scheduler has: exponential sigmas, but with karras' times
 FINALS = ("zero", "sigma_min")
-LEAST_ALPHA_BAR = 2.0**-24  # diffusers' stand-in for alpha = 0, where it has one
 MOST_FLOW_STEPS = 10_000
 BEFORE_ONE = 1e-6  # what UniPC takes off a first flow sigma of 1
 
@@ -71,12 +71,32 @@ class Training:
             bar[-1] = stored[-1] = LEAST_ALPHA_BAR
         return cls(np.sqrt((1 - bar) / bar), ((1 - stored) / stored) ** np.float32(0.5))
 
-    def told(self, levels: Array) -> Array:
-        """diffusers' times of noise levels: log sigma interpolated, in its types."""
-        log, logs = np.log(np.maximum(levels, 1e-10)), np.log(self.stored)
-        low = np.clip(np.searchsorted(logs, log, side="right") - 1, 0, len(logs) - 2)
-        share = np.clip((logs[low] - log) / (logs[low] - logs[low + 1]), 0, 1)
-        return np.asarray((1 - share) * low + share * (low + 1))
+    def whole(self, sigmas: str, steps: int, rounded: bool) -> Array:
+        """The integers that diffusers makes of the times of a grid of sigmas."""
+        ends = self.stored[[-1, 0]]
+        wide = np.asarray(np.log(ends) if sigmas == LU else ends, dtype=np.float64)
+        wide = np.exp(wide) if sigmas == LU else wide
+        times = told(spread(sigmas, wide, steps), self.stored)
+        return np.trunc(times.round() if rounded else times)
+
+    def fractional(self, sigmas: str, between: Array) -> Array:
+        """The times of a grid of sigmas between those of two times; at zero terminal SNR float32 decides here too."""
+        table = self.rho if self.rho[-1] > self.rho[-2] else self.stored
+        ends = np.interp(between[[0, -1]], np.arange(len(table)), table)
+        return told(spread(sigmas, ends, len(between)), table)
+
+
+def told(levels: Array, table: np.ndarray[Any, Any]) -> Array:
+    """diffusers' times of noise levels: log sigma interpolated in a table, in that one's type.
+
+    The table need not rise: at zero terminal SNR its last sigma is below the one before. An entry counts from the last
+    on.
+    """
+    log, logs = np.log(np.maximum(levels, 1e-10)), np.log(table)
+    below = logs[::-1, None] <= log
+    low = np.where(below.any(0), len(logs) - 1 - below.argmax(0), 0).clip(max=len(logs) - 2)
+    share = np.clip((logs[low] - log) / (logs[low] - logs[low + 1]), 0, 1)
+    return np.asarray((1 - share) * low + share * (low + 1))
 
 
 def check_steps(schedule: Schedule, steps: Any) -> int:
@@ -93,42 +113,48 @@ def check_steps(schedule: Schedule, steps: Any) -> int:
     return int(steps)
 
 
-def model_times(schedule: Schedule, steps: Any, spacing: str, offset: int, extra: bool) -> Array:
+def model_times(
+    schedule: Schedule, steps: Any, spacing: str, offset: int, extra: bool, last: int | None = None
+) -> Array:
     """Decreasing. `extra`: the multistep schedulers lay n + 1 points and drop the last; the others lay n.
+
+    `last` is how many of the training times are used, the noisiest left out.
 
     Raises:
         ValueError: steps, spacing or offset that leave no such grid.
     """
     steps, length = check_steps(schedule, steps), int(schedule.last) + 1
-    choose("spacing", spacing, SPACINGS)
+    used = length if last is None else last
+    where = f" (sigma_spacing={spacing!r} is an option)" if spacing in SIGMA_SPACINGS else ""
+    choose("spacing", spacing, SPACINGS, where)
     if not 0 <= offset < length:
         raise ValueError(f"steps_offset must be in [0, {length}), got {offset}")
     times: Array
     if spacing == "linspace":
-        times = np.linspace(0, length - 1, steps + extra)[::-1][:steps]
+        times = np.linspace(0, used - 1, steps + extra)[::-1][:steps]
         times = times.round() if extra else times
     elif spacing == "leading":
-        times = np.arange(steps + extra, dtype=np.float64)[::-1][:steps] * (length // (steps + extra)) + offset
+        times = np.arange(steps + extra, dtype=np.float64)[::-1][:steps] * (used // (steps + extra)) + offset
     else:
-        times = np.arange(length, 0, -length / steps).round() - 1
+        times = np.arange(used, 0, -length / steps).round() - 1
     if len(times) != steps or times[-1] < 0:
         raise ValueError(f"steps must be a number whose trailing grid has as many points, got {steps}")
     if times[0] >= length:
         raise ValueError(f"steps_offset must keep times below {length}, got {times[0]:g}")
     if not (np.diff(times) < 0).all():
-        raise ValueError(f"steps must leave {spacing} times apart, got {steps} of {length} training times")
+        raise ValueError(f"steps must leave {spacing} times apart, got {steps} of {used} training times")
     return np.asarray(times, dtype=np.float64)
 
 
 def spread(sigmas: str, rho: Array, steps: int) -> Array:
     """Noise levels between the first and the last of rho: karras, exponential or beta."""
-    choose("sigma_spacing", sigmas, SIGMA_SPACINGS)
+    choose("sigma_spacing", sigmas, (*SIGMA_SPACINGS, LU))
     high, low = float(rho[0]), float(rho[-1])
     ramp = np.linspace(0, 1, steps)
     if sigmas == "karras":
         first, last = high ** (1 / KARRAS_RHO), low ** (1 / KARRAS_RHO)
         levels = (first + ramp * (last - first)) ** KARRAS_RHO
-    elif sigmas == "exponential":
+    elif sigmas in ("exponential", LU):
         levels = np.exp(np.linspace(np.log(high), np.log(low), steps))
     else:
         levels = low + beta_quantiles(1 - ramp) * (high - low)
@@ -146,40 +172,46 @@ def make(
     extra: bool,
     scheduler: str,
     zero_snr: bool = False,
+    least_lam: float = -np.inf,
     timesteps: Sequence[float] | None = None,
 ) -> Grid:
-    """`final`: zero; sigma_min (alpha-bar[0]); last (the last level again). `timesteps` stand for spacing and offset.
+    """`final`: zero; sigma_min (alpha-bar[0]); last (the last level again). `least_lam` cuts the training times;
+    `timesteps` stand for spacing and offset.
 
     Raises:
         ValueError: steps, spacing, offset, sigmas or final that leave no grid, or one on which diffusers fails.
     """
     choose("final_sigmas_type", final, (*FINALS, "last"))
     if timesteps is None:
-        model_time = model_times(schedule, steps, spacing, steps_offset, extra)
+        check_steps(schedule, steps)
+    if sigmas is not None:
+        choose("sigma_spacing", sigmas, (*SIGMA_SPACINGS, *([LU] if scheduler == "DPMSolverMultistep" else [])))
+        if schedule.last < 1:
+            raise ValueError(f"sigma_spacing must be None where there is one training time, got {sigmas!r}")
+    training = Training.of(schedule, scheduler, zero_snr)
+    if timesteps is None:
+        used = int((-np.log(training.stored) >= least_lam).sum())
+        model_time = model_times(schedule, steps, spacing, steps_offset, extra, used)
     else:
         model_time = given_times(timesteps, schedule, sigmas)
-    steps, training = len(model_time), Training.of(schedule, scheduler, zero_snr)
+    steps = len(model_time)
     rho, every = training.rho, np.arange(len(training.rho))
     levels = np.interp(model_time, every, rho)
     if sigmas is not None:
         between = rho[[-1, 0]] if extra else levels[[0, -1]]
         levels = spread(sigmas, between, steps)
         levels[0], levels[-1] = between if steps > 1 else between[:1].repeat(2)  # but for rounding, they are
-        model_time = np.interp(np.log(levels), np.log(rho), every)
+        cosine = Schedule.cosine(len(rho))
+        cut = scheduler == "DPMSolverMultistep" and schedule in (cosine, cosine.zero_terminal_snr())
+        rounded = sigmas in ("karras", LU) and not cut
         if extra:
-            model_time = _whole(schedule, training, sigmas, steps, scheduler)
+            model_time = check_first(training.whole(sigmas, steps, rounded), scheduler)
+        else:
+            model_time = training.fractional(sigmas, model_time)
     end = {"zero": 0.0, "sigma_min": rho[0], "last": levels[-1]}[final]
-    middles = np.interp((np.log(levels[:-1]) + np.log(levels[1:])) / 2, np.log(rho), every)
+    middles = told(np.sqrt(levels[:-1] * levels[1:]), rho)
     alpha = 1 / np.sqrt(1 + np.append(levels, end) ** 2)
     return Grid(model_time, alpha, np.append(levels, end) * alpha, middles)
-
-
-def _whole(schedule: Schedule, training: Training, sigmas: str, steps: int, scheduler: str) -> Array:
-    """The integers that the multistep schedulers make of the times of a sigma grid."""
-    times = training.told(spread(sigmas, training.stored[[-1, 0]].astype(np.float64), steps))
-    cosine = Schedule.cosine(int(schedule.last) + 1)
-    kept = scheduler == "DPMSolverMultistep" and schedule in (cosine, cosine.zero_terminal_snr())
-    return check_first(np.trunc(times.round() if sigmas == "karras" and not kept else times), scheduler)
 
 
 def check_first(times: Array, scheduler: str) -> Array:
@@ -294,9 +326,6 @@ class _FlowLevels:
 
     def slope(self, t: float) -> float:
         raise NotImplementedError("levels alone have no slope")
-
-    def key(self) -> tuple[Any, ...]:
-        return "flow levels", self.sigmas.tobytes()
 
 
 def plan_on(

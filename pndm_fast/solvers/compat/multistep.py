@@ -8,6 +8,7 @@ grid of sigmas or of flow may end on a step of zero length; and where the first 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -59,6 +60,7 @@ def _grid(
     scheduler: str,
     zero_snr: bool = False,
     terminal: float | None = None,
+    least_lam: float = -math.inf,
     sigmas: Sequence[float] | None = None,
     timesteps: Sequence[float] | None = None,
 ) -> Grid:
@@ -74,10 +76,14 @@ def _grid(
             raise ValueError(f"sigmas must be None on {schedule.name}, for diffusers' {scheduler}")
         return make(
             schedule, steps, spacing, steps_offset, sigma_spacing, final, extra=True, scheduler=scheduler,
-            zero_snr=zero_snr, timesteps=timesteps,
+            zero_snr=zero_snr, least_lam=least_lam, timesteps=timesteps,
         )  # fmt: skip
-    own_grid = (("spacing", spacing, "linspace"), ("steps_offset", steps_offset, 0), ("timesteps", timesteps, None))
-    for name, given, own in own_grid:
+    for name, given, own in (
+        ("spacing", spacing, "linspace"),
+        ("steps_offset", steps_offset, 0),
+        ("lambda_min_clipped", least_lam, -math.inf),
+        ("timesteps", timesteps, None),
+    ):
         if given != own:
             raise ValueError(f"{name} must be {own!r} on flow, whose grid has none, got {given!r}")
     if sigma_spacing is not None:
@@ -127,11 +133,12 @@ def dpm_multistep(
     solver_type: str = "midpoint",
     lower_order_final: bool = True,
     euler_at_final: bool = False,
+    lambda_min_clipped: float = -math.inf,
     timesteps: Sequence[float] | None = None,
     begin: int = 0,
     prediction: str = "eps",
 ) -> Plan:
-    """DPMSolverMultistepScheduler.
+    """DPMSolverMultistepScheduler; sigma_spacing="lu" is use_lu_lambdas.
 
     Its quirks: the last steps are of lower order where there are fewer than 15, or the last alone where it goes to
     sigma = 0; the third order's second derivative has half its weight; karras times are not rounded on
@@ -144,8 +151,8 @@ def dpm_multistep(
     _check_prediction(prediction, schedule, kind == "x0", "DPMSolverMultistep")
     name = f"dpm-solver-{solver_order}" if kind == "eps" else f"dpmpp-{max(solver_order, 2)}m"
     grid = _grid(
-        schedule, steps, spacing, steps_offset, sigma_spacing, final_sigmas_type, "DPMSolverMultistep", zero_snr=True,
-        timesteps=timesteps,
+        schedule, steps, spacing, steps_offset, sigma_spacing, final_sigmas_type, "DPMSolverMultistep",
+        zero_snr=True, least_lam=lambda_min_clipped, timesteps=timesteps,
     )  # fmt: skip
     count = len(grid.model_time)
     lower = lower_order_final and count < FEW_STEPS
@@ -174,6 +181,7 @@ def dpm_singlestep(
     solver_order: int = 2,
     solver_type: str = "midpoint",
     lower_order_final: bool = False,
+    lambda_min_clipped: float = -math.inf,
     prediction: str = "eps",
 ) -> Plan:
     """DPMSolverSinglestepScheduler.
@@ -187,7 +195,10 @@ def dpm_singlestep(
     """
     kind = _check_algorithm(algorithm_type, solver_order, final_sigmas_type)
     _check_prediction(prediction, schedule, kind == "x0", "DPMSolverSinglestep")
-    grid = _grid(schedule, steps, "linspace", 0, sigma_spacing, final_sigmas_type, "DPMSolverSinglestep")
+    grid = _grid(
+        schedule, steps, "linspace", 0, sigma_spacing, final_sigmas_type, "DPMSolverSinglestep",
+        least_lam=lambda_min_clipped,
+    )  # fmt: skip
     sizes = _groups(len(grid.model_time), solver_order, lower_order_final, final_sigmas_type == "zero")
     build = partial(singlestep, sizes=sizes, halved=True)
     name = f"dpm-solver-{solver_order}" if kind == "eps" else "dpmpp-2s"
@@ -272,7 +283,8 @@ def unipc(
     if final == "sigma_min" and (sigma_spacing is not None or schedule.scale == "flow"):
         final = "last"
     grid = _grid(
-        schedule, steps, spacing, steps_offset, sigma_spacing, final, "UniPCMultistep", True, shift_terminal, sigmas
+        schedule, steps, spacing, steps_offset, sigma_spacing, final, "UniPCMultistep", True, shift_terminal,
+        sigmas=sigmas,
     )  # fmt: skip
     last = min(solver_order, len(grid.model_time))  # the order of the last step without lower_order_final
     _check_end(grid, last, solver_type, predict_x0, lower_order_final)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
 from pndm_fast import solvers
 from pndm_fast.plan.checks import choose
 from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.row import NOISE, SLOT, STATE
 from pndm_fast.plan.schedule import Schedule
+from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.compat.grids import (
     FINALS,
     check_flow,
@@ -49,13 +52,12 @@ def _sigma(
     sigma_spacing: str | None = None,
     final: str = "zero",
     zero_snr: bool = False,
-    one_path: bool | None = None,
     timesteps: Sequence[float] | None = None,
+    **options: bool,
 ) -> Plan:
     """n points, then the end. The start is sigma_max z in unscaled data, but for leading the normal itself."""
     choose("prediction", prediction, predictions, f" for diffusers' {scheduler}")
     choose("final_sigmas_type", final, FINALS)
-    options = {} if one_path is None else {"one_path": one_path}
     grid = make(
         schedule, steps, spacing, steps_offset, sigma_spacing, final, extra=False, scheduler=scheduler,
         zero_snr=zero_snr, timesteps=timesteps,
@@ -208,10 +210,11 @@ def flow_euler(
     sigma_spacing: str | None = None,
     shift_terminal: float | None = None,
     use_dynamic_shifting: bool = False,
+    stochastic_sampling: bool = False,
     sigmas: Sequence[float] | None = None,
     prediction: str = "flow",
 ) -> Plan:
-    """FlowMatchEulerDiscreteScheduler without stochastic_sampling and invert_sigmas; `Schedule.flow(shift, T)`.
+    """FlowMatchEulerDiscreteScheduler without invert_sigmas; `Schedule.flow(shift, T)`.
 
     Its quirk: the least sigma is shifted twice, for the constructor has shifted it. With use_dynamic_shifting, where
     shift is exp(mu), it is shifted once. `sigmas` are those of n calls before the shift, in place of a uniform grid.
@@ -228,7 +231,17 @@ def flow_euler(
     levels = stretched(levels, shift_terminal)
     if sigma_spacing is not None:
         levels = spread(sigma_spacing, levels, count)
-    return plan_on(solvers.euler, flow_grid(levels, 0.0, length, "FlowMatchEulerDiscrete", cut=False), prediction)
+    grid = flow_grid(levels, 0.0, length, "FlowMatchEulerDiscrete", cut=False)
+    return plan_on(_noised_anew if stochastic_sampling else solvers.euler, grid, prediction)
+
+
+def _noised_anew(schedule: Schedule, times: Sequence[float], *, prediction: str) -> Plan:
+    """stochastic_sampling: alpha_s x_0 + sigma_s z."""
+    rows = PlanBuilder("euler", schedule, times, prediction)
+    for t, s in pairwise(rows.times):
+        end, x0 = rows.level(s), STATE - rows.level(t).sigma * SLOT[0]
+        rows.call(t, 0, end.alpha * x0 + end.sigma * NOISE, s)
+    return rows.plan()
 
 
 def flow_heun(schedule: Schedule, steps: int, *, prediction: str = "flow") -> Plan:

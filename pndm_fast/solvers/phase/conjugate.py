@@ -107,12 +107,12 @@ def _preserving(
     for i, (t, s) in enumerate(pairwise(rows.times)):
         past = [rows.times[i - j] for j in range(min(order, i + 1))]
         h = (t - s) / length
+        phi = Transfer(rows.level(t), rows.level(s))  # which refuses alpha = 0, where rho is infinite
         if weights == "pndm":
             whole = against(rho, past[:1], t, s, schedule.first, B / length)[0]
             gains = [float(weight) * whole for weight in ADAMS_BASHFORTH[len(past)]]
         else:
             gains = against(rho, past, t, s, schedule.first, B / length)
-        phi = Transfer(rows.level(t), rows.level(s))
         history = combine(gains, [SLOT[(i - j) % order] for j in range(len(past))])
         scale = phi.scale * math.exp(B * h) * (1 - B * h)
         rows.call(t, i % order, scale * STATE + rows.level(s).alpha * history, s)

@@ -82,12 +82,18 @@ def noba(
 
     O: x <- exp(-h beta gamma/2) x + sqrt(1 - exp(-h beta gamma)) n_x and m <- exp(-h beta nu/2) m +
     sqrt(M (1 - exp(-h beta nu))) n_m, exactly; B: m <- m + h beta/2 (x + 2 nu m + 2 M nu s_m); A: x <- x + h beta/2
-    (2 gamma x - m/M + 2 gamma s_x). As recalled from the paper, whose text was not at hand.
+    (2 gamma x - m/M + 2 gamma s_x).
+
+    Sure is that O, B and A add up to the reverse SDE: in any order they are a first-order integrator of it, as are all
+    that follow here. That these are the paper's own three is a reading: of it, and of its shorter form (2402.07211),
+    abstracts and reviews were at hand, no formula; for the same reason sequence, score_time and lam_s
+    are arguments.
 
     Args:
         sequence: OBA or BAO.
         score_time: the time that the network is told, start or end of the step.
-        lam_s: x's noise in O gets the variance 1 - exp(-lam_s beta gamma (t + u)/2) instead: recalled, and doubtful.
+        lam_s: x's noise in O gets the variance 1 - exp(-lam_s beta gamma (t + u)/2) instead. Doubtful: without the
+            step's length h in it this is no integrator of the SDE any more.
 
     Raises:
         ValueError: times not decreasing, or an unknown choice.
@@ -109,7 +115,7 @@ def roba(
 ) -> Plan:
     """Reduced splitting: noba with one score for B and A. arXiv:2310.07894.
 
-    As recalled from the paper, whose text was not at hand; the arguments are noba's.
+    A reading of the paper, as noba's, whose arguments these are.
 
     Raises:
         ValueError: times not decreasing, or an unknown choice.
@@ -124,7 +130,7 @@ def coba(
 ) -> Plan:
     """Conjugate splitting: roba whose B and A are conjugate Euler steps, as in cse. arXiv:2310.07894.
 
-    One reading of the paper, whose definition was not at hand.
+    A reading of the paper, whose definition was not at hand.
 
     Raises:
         ValueError: times not decreasing.
@@ -136,7 +142,7 @@ def coba(
 def obab(schedule: PSLD, times: Sequence[float], *, denoise: str = "sde", prediction: str = "eps") -> Plan:
     """Reduced O, B/2, A, B/2: one score for B and A at t, another for the last B at the step's end. arXiv:2310.07894.
 
-    As recalled from the paper, whose text was not at hand.
+    A reading of the paper, as noba's.
 
     Raises:
         ValueError: times not decreasing.
@@ -148,7 +154,7 @@ def obab(schedule: PSLD, times: Sequence[float], *, denoise: str = "sde", predic
 def nobab(schedule: PSLD, times: Sequence[float], *, denoise: str = "sde", prediction: str = "eps") -> Plan:
     """Naive O, B/2, A, B/2: a score for each, the last at the step's end. arXiv:2310.07894.
 
-    As recalled from the paper, whose text was not at hand.
+    A reading of the paper, as noba's.
 
     Raises:
         ValueError: times not decreasing.

@@ -20,7 +20,10 @@ def nse(schedule: PSLD, times: Sequence[float], *, denoise: str = "ode", predict
     """Naive symplectic Euler: the momentum, then the position with a score of its own. arXiv:2310.07894.
 
     m <- m + h beta/2 (x + nu m + M nu s_m(x, m; t)); x <- x + h beta/2 (gamma x - m/M + gamma s_x(x, m; t)), where the
-    second line sees the new m. As recalled from the paper, whose text was not at hand.
+    second line sees the new m.
+
+    Sure is that the lines add up to the probability flow, so that this and what follows here are first-order
+    integrators of it. That they are the paper's is a reading: its abstract and reviews were at hand, no formula.
 
     Raises:
         ValueError: times not decreasing.
@@ -32,7 +35,7 @@ def nse(schedule: PSLD, times: Sequence[float], *, denoise: str = "ode", predict
 def rse(schedule: PSLD, times: Sequence[float], *, denoise: str = "ode", prediction: str = "eps") -> Plan:
     """Reduced symplectic Euler: nse with the first score for both lines. arXiv:2310.07894.
 
-    As recalled from the paper, whose text was not at hand.
+    A reading of the paper, as nse's.
 
     Raises:
         ValueError: times not decreasing.
@@ -46,7 +49,7 @@ def cse(
 ) -> Plan:
     """Conjugate symplectic Euler: rse whose two sub-flows are conjugate Euler steps. arXiv:2310.07894.
 
-    Each takes its row of F, and B = lam in that row's place. This is one reading of the paper, whose definition was not
+    Each takes its row of F, and B = lam in that row's place. This is a reading of the paper, whose definition was not
     at hand.
 
     Raises:
@@ -61,7 +64,7 @@ def nvv(
 ) -> Plan:
     """Naive velocity Verlet: half a step of the momentum, the position, the other half, each with its score.
 
-    arXiv:2310.07894, as recalled from the paper, whose text was not at hand.
+    arXiv:2310.07894, a reading as nse's.
 
     Args:
         last: the time of the last half's score, start or end of the step.
@@ -78,7 +81,7 @@ def rvv(
 ) -> Plan:
     """Reduced velocity Verlet: nvv with the first score for the position too. arXiv:2310.07894.
 
-    As recalled from the paper, whose text was not at hand.
+    A reading of the paper, as nse's.
 
     Args:
         last: the time of the last half's score, start or end of the step.
@@ -101,7 +104,7 @@ def cvv(
 ) -> Plan:
     """Conjugate velocity Verlet: rvv whose three sub-flows are conjugate Euler steps, as in cse. arXiv:2310.07894.
 
-    One reading of the paper, whose definition was not at hand.
+    A reading of the paper, whose definition was not at hand.
 
     Args:
         last: the time of the last half's score, start or end of the step.
