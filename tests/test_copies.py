@@ -60,7 +60,9 @@ OTHERS = {
     "nvtx_ranges": "a function",
     "ops": "a module",
     "phase_space": "a module",
+    "plan_like": "a function",
     "sample": "a function",
+    "schedule_of": "a function",
     "solvers": "a module",
 }
 MORE = {

@@ -70,6 +70,13 @@ def make(*positional, **arguments):
     return pf.make_plan(*positional, **(arguments if told else {"steps": 5, **arguments}))
 
 
+def like(kind, steps=5, plan=None, **arguments):
+    """`pf.plan_like` of a configuration: the class's options, `plan_like`'s own arguments, what our scheduler saves."""
+    own = arguments.keys() & inspect.signature(pf.plan_like).parameters.keys()
+    config = {"_class_name": kind, "_plan": plan} | {k: v for k, v in arguments.items() if k not in own}
+    return pf.plan_like(config, steps=steps, **{k: arguments[k] for k in own})
+
+
 def sampler(plan=PLAN, **options):
     return pf.Sampler(network, plan, **{"shape": SHAPE, **options})
 
@@ -249,6 +256,8 @@ def refusals():
 UNREACHED = {
     "PlanBuilder.inside: integer_times must leave": "`snap` refuses such grids first",
     "check_first: steps must leave the first two": "a corner of diffusers' float32, met by tests/test_peers_law.py",
+    "unscaled: plan must be of numbers": "`PlanScheduler` alone calls it, with other plans: tests/test_coordinates.py",
+    "check_like: other_class": "`PlanScheduler` alone calls it: tests/test_plan_scheduler.py",
     "_cpp: backend 'cpp' must have the built extension": "it is built where the tests run",
     "_check_triton: ": "whether Triton can run depends on the machine",
     "choose_backend: backend must be one of": "`Sampler` asks first, with the nearest word",

@@ -220,8 +220,8 @@ def _by_solver(config: Mapping[str, Any], settings: Mapping[str, Any], asked: _A
         if left.times == plan.times[begin:]:
             return left
     raise ValueError(
-        f"begin must be 0 for {plan.solver}, of which no plan from t = {start:g} on makes the last {plan.nfe - begin} "
-        f"calls of {plan.nfe}, got {begin}"
+        f"begin must be a call that {plan.solver} can start at, and no plan of it from t = {start:g} on makes the last "
+        f"{plan.nfe - begin} calls of {plan.nfe}, got {begin}"
     )
 
 
@@ -279,7 +279,7 @@ def _options(config: Mapping[str, Any], function: Any) -> dict[str, Any]:
     for key, (value, _, why) in FIXED.items():
         given = _given(config, key)
         if given != value:
-            raise ValueError(f"{key} must be {value!r} for a plan like {name}: {why}; got {given!r}")
+            raise ValueError(f"{key} must be {value!r} for a plan like {name}, got {given!r}: {why}")
     words = WORDS.get(name, {})
     options: dict[str, Any] = {}
     for key in inspect.signature(function).parameters:
@@ -326,8 +326,8 @@ def _clip(config: Mapping[str, Any]) -> float | None:
     name = config["_class_name"]
     if name not in CLIPS_ALL:
         raise ValueError(
-            f"clip_sample must be False for a plan like {name}, which clamps x_0 but not eps: solver='ddim' with "
-            "clip=1.0 clamps both, as use_clipped_model_output does; got True"
+            f"clip_sample must be False for a plan like {name}, which clamps x_0 but not eps, got True: solver='ddim' "
+            "with clip=1.0 clamps both, as use_clipped_model_output does"
         )
     limit = config.get("clip_sample_range", 1.0)
     check_type("clip_sample_range", limit, float)
@@ -354,7 +354,7 @@ def without_first(plan: Plan, begin: int) -> Plan:
     begin = check_begin(begin, plan.nfe)
     if not begin:
         return plan
-    reason = f"begin must be 0 for {plan.solver}, whose later calls go on from the first {begin}, got {begin}"
+    reason = f"begin must be a call of {plan.solver} that takes nothing from the calls before it, got {begin}"
     if not plan.restarts[begin - 1]:
         raise ValueError(reason)
     rows = []

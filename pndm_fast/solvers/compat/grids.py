@@ -274,7 +274,7 @@ def given_times(timesteps: Sequence[float], schedule: Schedule, sigmas: str | No
     times = np.array(numbers_of("timesteps", timesteps))
     check_steps(schedule, len(times))
     if sigmas is not None:
-        raise ValueError(f"timesteps must not be given with a grid of its own, sigma_spacing={sigmas!r}")
+        raise ValueError(f"timesteps cannot go with sigma_spacing={sigmas!r}, whose grid is its own")
     if not (0 <= times[-1] and times[0] <= schedule.last and (np.diff(times) < 0).all()):
         raise ValueError(f"timesteps must decrease within [0, {schedule.last:g}], got {times.tolist()}")
     return times

@@ -73,7 +73,7 @@ def _grid(
         if terminal is not None:
             raise ValueError(f"shift_terminal must be None on {schedule.name}, got {terminal}")
         if sigmas is not None:
-            raise ValueError(f"sigmas must be None on {schedule.name}, for diffusers' {scheduler}")
+            raise ValueError(f"sigmas must be None on {schedule.name}, for diffusers' {scheduler}, got {sigmas!r}")
         return make(
             schedule, steps, spacing, steps_offset, sigma_spacing, final, extra=True, scheduler=scheduler,
             zero_snr=zero_snr, least_lam=least_lam, timesteps=timesteps,
