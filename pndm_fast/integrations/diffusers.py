@@ -1,10 +1,10 @@
-"""`PlanScheduler`: every solver as a scheduler of diffusers, for its pipelines as they are."""
+"""`PlanScheduler`: every solver as a scheduler of diffusers, for its pipelines as they are; and `accelerate`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -23,6 +23,9 @@ from pndm_fast.row.device import upload
 from pndm_fast.solvers import SOLVER_INFO
 from pndm_fast.solvers.like import check_begin, check_like, config_of, plan_like, schedule_of
 
+if TYPE_CHECKING:
+    from pndm_fast.integrations.accelerate import accelerate as accelerate
+
 KEPT = 16  # plans of the loops before
 LISTS = ("timesteps", "sigmas")
 _IN_SIGMA = (  # whose samples are x_0 + sigma/alpha eps
@@ -30,6 +33,23 @@ _IN_SIGMA = (  # whose samples are x_0 + sigma/alpha eps
     *("LMSDiscreteScheduler", "DPMSolverSDEScheduler"),
 )
 _STRIDED = ("PNDMScheduler", "DDIMScheduler", "DDIMInverseScheduler")  # add_noise goes by the time, not by the state
+
+
+def __getattr__(name: str) -> Any:
+    if name == "accelerate":  # it is built on what is here
+        from pndm_fast.integrations.accelerate import accelerate
+
+        return accelerate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def normals_like(like: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+    """Standard normals of a tensor's form: the numbers that diffusers draws, from torch's own generator without one."""
+    if generator is None or (isinstance(generator, torch.Generator) and generator.device == like.device):
+        return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+    # the same numbers, from elsewhere or one generator a sample
+    drawn: Tensor = randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+    return drawn
 
 
 class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both have config_name
@@ -201,8 +221,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         """The plan of the calls from `first` on: made once, as long as nothing else is asked."""
         if not self._asked:
             raise ValueError("set_timesteps must be called before step")
-        if self._prepared_for is not self.config or len(self._prepared) >= KEPT:  # pipelines may put another there
+        if self._prepared_for is not self.config:  # pipelines may put another there
             self._prepared, self._prepared_for, self._levels = {}, self.config, None
+        if len(self._prepared) >= KEPT:
+            self._prepared.clear()
         lists = (
             (name, None if v is None else tuple(map(float, v))) for name, v in self._asked.items() if name in LISTS
         )
@@ -251,16 +273,14 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         if run is None or others or (eta or 0) != self._eta:
             run = self._begin(timestep, sample, eta or 0, others)
 
-        def draw(like: Tensor) -> Tensor:
-            if generator is None or (isinstance(generator, torch.Generator) and generator.device == like.device):
-                return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-            # the same numbers, from elsewhere or one generator a sample
-            drawn: Tensor = randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-            return drawn
+        out = run.step(model_output, sample, lambda like: normals_like(like, generator))
+        return self._result(out, run.denoised(out.dtype) if self._consistency else None, return_dict)
 
-        out = run.step(model_output, sample, draw)
-        if self._consistency:
-            denoised = run.denoised(out.dtype)
+    def _result(
+        self, out: Tensor, denoised: Tensor | None, return_dict: bool
+    ) -> SchedulerOutput | LCMSchedulerOutput | tuple[Tensor, ...]:
+        """What `step` returns; `denoised` is of consistency models."""
+        if denoised is not None:
             return LCMSchedulerOutput(prev_sample=out, denoised=denoised) if return_dict else (out, denoised)
         return SchedulerOutput(prev_sample=out) if return_dict else (out,)
 
