@@ -444,7 +444,9 @@ def test_solvers():
     for row in listed:
         assert row["calls"] == SOLVER_INFO[row["name"]].formula() and row["about"] and row["arxiv"]
         assert all(paper in result.stdout for paper in row["arxiv"].split(", "))
-        assert re.search(rf"^{row['name']} .* {row['spacing']} ", result.stdout, re.MULTILINE)
+        on = "".join(kind[0] for kind in row["schedules"])
+        assert on and re.search(rf"^{row['name']} .* {on} +{row['spacing']} ", result.stdout, re.MULTILINE)
+        assert ("psld" in row["schedules"]) == (SOLVER_INFO[row["name"]].space != "scalar")
 
 
 def test_what_to_install_is_told(monkeypatch, capsys):

@@ -318,7 +318,7 @@ def test_solvers_by_diffusers_names(word):
     """The solver that stands for the class, under compat too."""
     with pytest.raises(ValueError) as refused:
         pf.make_plan(word, steps=5)
-    meant = re.search("did you mean '(.*)'", str(refused.value)).group(1)
+    meant = re.search("did you mean '(.*?)'", str(refused.value)).group(1)
     function = COMPAT["diffusers"][meant]
     classes = inspect.getclosurevars(function).nonlocals.values() if hasattr(function, "__wrapped__") else ()
     assert SCHEDULERS[word] in (function, *classes)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields
+from functools import cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from warnings import catch_warnings, simplefilter
 
 import pndm_fast as pf
 from pndm_fast.plan.checks import choose
@@ -117,6 +120,24 @@ def _settled(
     return solver, grid.spacing, {name: words[name] for name in words if name not in ("steps", "nfe", "spacing")}, line
 
 
+@cache
+def schedules_of(solver: str) -> tuple[str, ...]:
+    """On which kinds of schedule it makes plans, found by trying."""
+    tried: dict[str, tuple[Schedule | PSLD, str]] = {
+        "vp": (Schedule.linear(), "eps"),
+        "edm": (Schedule.edm(), "x0"),
+        "flow": (Schedule.flow(), "flow"),
+        "psld": (PSLD(), "eps"),
+    }
+    found = []
+    for kind, (schedule, prediction) in tried.items():
+        with suppress(ValueError), catch_warnings():
+            simplefilter("ignore")
+            pf.make_plan(solver, schedule, steps=max(8, SOLVER_INFO[solver].min_steps), prediction=prediction)
+            found.append(kind)
+    return tuple(found)
+
+
 def solver_rows() -> list[dict[str, Any]]:
     """What is known of each solver, by name."""
     return [
@@ -128,6 +149,7 @@ def solver_rows() -> list[dict[str, Any]]:
             "calls": info.formula(),
             "spacing": info.spacing,
             "stores": info.stores,
+            "schedules": schedules_of(name),
             "slots": pf.make_plan(name, steps=50).n_slots,
             "arxiv": source(name),
             "about": (SOLVERS[name].__doc__ or "").strip().split("\n")[0],
@@ -139,12 +161,14 @@ def solver_rows() -> list[dict[str, Any]]:
 def solver_lines() -> list[str]:
     """The same as a table of plain text: never cut, whatever the terminal's width."""
     lines = [["", "", "fewest", "calls for", "", "", "", ""]]
-    lines.append(["name", "order", "steps", "n steps", "spacing", "slots", "stores", "arXiv"])
+    lines.append(["name", "order", "steps", "n steps", "on", "spacing", "slots", "arXiv"])
     for row in solver_rows():
         order = f"{row['order'] or '-'}{' sde' if row['stochastic'] else ''}"
         first, *others = row["arxiv"].split(", ")
-        cells = (row["name"], order, *(row[k] for k in ("min_steps", "calls", "spacing", "slots", "stores")), first)
+        on = "".join(kind[0] for kind in row["schedules"])
+        cells = (row["name"], order, row["min_steps"], row["calls"], on, row["spacing"], row["slots"], first)
         lines.append([str(cell) for cell in cells])
         lines.extend([*[""] * (len(cells) - 1), paper] for paper in others)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return [*rows, "on: v variance-preserving, e EDM, f flow matching, p phase space schedules"]

@@ -6,20 +6,12 @@ import difflib
 from collections.abc import Iterable
 from typing import Any, get_args
 
+from pndm_fast.plan.names import plain, told
 from pndm_fast.plan.numbers import is_integer, is_number
 
-# other libraries' words for what a network predicts, and for solvers, as `_plain` has them
+# other libraries' words for what a network predicts, as `plain` has them; those for solvers and grids are in `names`
 _PEERS = {"epsilon": "eps", "noise": "eps", "v-prediction": "v", "velocity": "v", "sample": "x0", "x-start": "x0"}
 _PEERS |= {"start-x": "x0", "data": "x0", "flow-prediction": "flow"}
-_PEERS |= {"pndm": "f-pndm", "euler-a": "euler-ancestral", "dpmsolverpp": "dpmpp-2m", "dpmsolver": "dpm-solver-2"}
-_SCHEDULERS = {  # diffusers' classes, without their last word
-    "PNDM": "plms", "DDIM": "ddim", "DDIMInverse": "ddim-inverse", "DDPM": "ddpm", "LCM": "lcm",
-    "DPMSolverMultistep": "dpmpp-2m", "DPMSolverSinglestep": "dpmpp-2s", "DEISMultistep": "deis",
-    "UniPCMultistep": "unipc", "EulerDiscrete": "euler", "EulerAncestralDiscrete": "euler-ancestral",
-    "HeunDiscrete": "heun", "LMSDiscrete": "lms", "DPMSolverSDE": "dpmpp-sde", "FlowMatchEulerDiscrete": "euler",
-    "FlowMatchHeunDiscrete": "heun",
-}  # fmt: skip
-_PEERS |= {f"{name}scheduler".lower(): solver for name, solver in _SCHEDULERS.items()}
 _SHORT = 80
 
 
@@ -44,16 +36,13 @@ def choose(what: str, name: Any, known: Iterable[str], where: str = "") -> str:
     names = tuple(known)
     if isinstance(name, str) and name in names:
         return name
-    text = _plain(name) if isinstance(name, str) else ""
-    own = {_plain(word): word for word in reversed(names)}
+    text = plain(name) if isinstance(name, str) else ""
+    own = {plain(word): word for word in reversed(names)}
     near = [own.get(text), _PEERS.get(text), *(own[k] for k in difflib.get_close_matches(text, own, n=1, cutoff=0.5))]
-    hint = next((f"; did you mean {word!r}?" for word in near if word in names), "")
+    hint = told(what, name, names) if text else None
+    if hint is None:
+        hint = next((f"; did you mean {word!r}?" for word in near if word in names), "")
     raise ValueError(f"{what} must be one of {', '.join(names)}{where}, got {shown(name)}{hint}")
-
-
-def _plain(word: str) -> str:
-    """A word as its spellings have it in common: "DPM++ 2M Karras" is dpmpp_2m."""
-    return word.lower().replace("++", "pp").replace("_", "-").replace(" ", "-").removesuffix("-karras")
 
 
 def check_type(what: str, value: Any, kind: Any) -> None:

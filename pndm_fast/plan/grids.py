@@ -10,6 +10,7 @@ import numpy as np
 
 from pndm_fast.plan.checks import check_type, choose, shown
 from pndm_fast.plan.curves import Array
+from pndm_fast.plan.names import HERE
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.row import LARGEST
@@ -20,6 +21,7 @@ SPACINGS = ("leading", "trailing", "linspace", "quadratic", "logsnr", "karras", 
 FINALS = ("zero", "min")
 KARRAS_RHO = 7.0
 BETA = 0.6  # both parameters of the Beta distribution
+HERE["spacing"].update(SPACINGS)
 SAME = 1e-6  # relative difference of numbers that are equal but for float32's rounding, some operations of it
 
 

@@ -6,6 +6,7 @@ import difflib
 import math
 from typing import Any
 
+from pndm_fast.plan.names import REASONS
 from pndm_fast.solvers.compat import SCHEDULERS
 
 # classes that do what another does, for one sample
@@ -50,6 +51,7 @@ REFUSED: dict[str, str] = {
     "TCDScheduler": _MISSING,
     "UnCLIPScheduler": "its variance is learned",
 }
+REASONS.update(REFUSED)
 
 
 # what diffusers' classes take a word of another class for

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, get_type_hints
 
+import pndm_fast.solvers.foreign  # noqa: F401  # its reasons are told of classes that have no plan
 from pndm_fast.plan.checks import check_type, choose, shown
 from pndm_fast.plan.hints import hint
 from pndm_fast.plan.matrix2 import Coefficient, coefficient

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pndm_fast.plan.hints import OPTIONS, OWNERS
+from pndm_fast.plan.names import HERE
 from pndm_fast.plan.plan import Plan
 
 Solver = Callable[..., Plan]
@@ -69,6 +70,7 @@ def solver(name: str, **info: Any) -> Callable[[Solver], Solver]:
 
     def register(function: Solver) -> Solver:
         SOLVERS[name], SOLVER_INFO[name] = function, SolverInfo(**info)
+        HERE["solver"].add(name)
         options = {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
         OPTIONS.update(options - OWNERS.keys())
         return function
