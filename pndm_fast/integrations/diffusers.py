@@ -272,9 +272,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         run = self._run
         if run is None or others or (eta or 0) != self._eta:
             run = self._begin(timestep, sample, eta or 0, others)
-
-        out = run.step(model_output, sample, lambda like: normals_like(like, generator))
-        return self._result(out, run.denoised(out.dtype) if self._consistency else None, return_dict)
+        out = run.step(model_output, sample, normals_like, generator)
+        if self._consistency or return_dict:
+            return self._result(out, run.denoised(out.dtype) if self._consistency else None, return_dict)
+        return (out,)
 
     def _result(
         self, out: Tensor, denoised: Tensor | None, return_dict: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +17,8 @@ from pndm_fast.row.layout import unflatten
 from pndm_fast.row.registers import FLOATS, NEVER, allocate
 from pndm_fast.row.table import Table, build
 
-Draw = Callable[[Tensor], Tensor]
-"""draw(like): standard normals of a tensor's shape, dtype and device."""
+Draw = Callable[[Tensor, Any], Tensor]
+"""draw(like, generator): standard normals of a tensor's shape, dtype and device."""
 
 
 class Prepared(NamedTuple):
@@ -66,6 +67,8 @@ class Stepper:
             shape = tuple(sample.shape[1:])
             self._x, self._y = (unflatten(register[:, :n], shape, 1) for register in (r.x, r.y))
         self._dtype: torch.dtype | None = None
+        self._asked: torch.dtype | None = None
+        self._positions = [row.levels.y.position.alpha for row in plan]
         self.restart()
 
     def fits(self, prepared: Prepared, sample: Tensor) -> bool:
@@ -80,16 +83,16 @@ class Stepper:
         r.active.fill_(len(r.row))
         self.index = 0
         self._out: Tensor | None = None
-        self._z: Tensor | None = None
-        self._version = -1
+        self._generator: Any = NEVER  # of which it is known whether it draws where the noise is
 
-    def step(self, output: Tensor, sample: Tensor, draw: Draw) -> Tensor:
+    def step(self, output: Tensor, sample: Tensor, draw: Draw, generator: Any = None) -> Tensor:
         """The sample after the next row, in the dtype of `sample`, a fresh tensor.
 
         Args:
             output: what the network said of `sample`.
             sample: what the last step returned; another is taken as the state, where the plan can go on from one.
-            draw: called where the row adds noise.
+            draw: called where the row adds noise, unless torch draws the same from the generator into our buffer.
+            generator: of the noise, None for torch's own.
 
         Raises:
             TypeError, ValueError: naming what does not fit, or that no row is left.
@@ -99,32 +102,41 @@ class Stepper:
             raise ValueError(
                 f"set_timesteps must be called before each loop: all {i} calls of {self.plan.solver} were made"
             )
-        if sample is not self._out or sample._version != self._version:
+        if sample is not self._out or sample._version:  # a fresh tensor's is 0
             self._take(sample, i)
         if output.dtype is not self._dtype or output.shape != self.shape or output.requires_grad:
             output = self._fitted(output, sample)
         if not output.is_contiguous():
             output = output.contiguous()
-        self._z = z = draw(output).to(torch.float32).reshape(len(output), -1) if self._noisy[i] else None
+        z = self._noise(draw, generator) if self._noisy[i] else None
         self._row(output, None, z)
         self.index = i + 1
         if torch.is_inference_mode_enabled():  # whose tensors count no changes
             with torch.inference_mode(False):
-                out = self._copy(sample.dtype)
+                out = self._copy()
         else:
-            out = self._copy(sample.dtype)
-        self._out, self._version = out, out._version
+            out = self._copy()
+        self._out = out
         return out
+
+    def _noise(self, draw: Draw, generator: Any) -> Tensor:
+        """Normals for the next row, [B, n]."""
+        if generator is not self._generator:
+            here = generator is None or (isinstance(generator, torch.Generator) and generator.device == self.device)
+            self._generator, self._local = generator, here
+        drawn = self._drawn.normal_(generator=generator) if self._local else draw(self._drawn, generator)
+        if drawn is not self._z:
+            self._z.copy_(drawn)
+        return self._flat
 
     def denoised(self, dtype: torch.dtype) -> Tensor:
         """The state after the last row less its noise, as data: of consistency models what was noised again."""
-        row = self.plan.rows[self.index - 1]
-        weight: Any = row.y[-1]  # a number: the plan has one component
-        state = self._y if self._z is None else self._y - weight * self._z.view(self.shape)
-        return (state / row.levels.y.position.alpha).to(dtype)
-
-    def _copy(self, dtype: torch.dtype) -> Tensor:
-        return self._y.clone() if dtype is torch.float32 else self._y.to(dtype)
+        i = self.index - 1
+        alpha = self._positions[i]
+        if not self._noisy[i]:
+            return (self._y / alpha).to(dtype)
+        weight: Any = self.plan.rows[i].y[-1]  # a number: the plan has one component
+        return torch.sub(self._y, self._z, alpha=weight).div_(alpha).to(dtype)
 
     def _take(self, sample: Tensor, i: int) -> None:
         """Another state in place of ours."""
@@ -142,6 +154,9 @@ class Stepper:
         with torch.inference_mode(False), torch.no_grad():
             self._y.copy_(sample)
             self._x.copy_(sample)
+        if sample.dtype is not self._asked:
+            self._asked = sample.dtype
+            self._copy = self._y.clone if sample.dtype is torch.float32 else partial(self._y.to, sample.dtype)
 
     def _fitted(self, output: Tensor, sample: Tensor) -> Tensor:
         """An output of the state's shape, in a dtype that rows read; of a learned variance too, the mean alone."""
@@ -158,4 +173,8 @@ class Stepper:
             backend = choose_backend("auto", self.device, torch.float32)
             self._row = backend.bind(self._registers, self._table, output.dtype).step
             self._dtype = output.dtype
+            with torch.inference_mode(False):
+                self._drawn = torch.empty(self.shape, dtype=output.dtype, device=self.device)
+                self._z = self._drawn if output.dtype is torch.float32 else self._drawn.to(torch.float32)
+                self._flat = self._z.view(len(output), -1)
         return output
