@@ -100,8 +100,11 @@ class Call:
         inner.__dict__.update(own, scheduler=self.scheduler, progress_bar=self._progress_bar)
         inner.__dict__["maybe_free_model_hooks"] = self.pipe.maybe_free_model_hooks  # of its own modules
         for name in self.family.networks:
-            if own.get(name) is not None:
-                inner.__dict__[name] = Recorder(own[name], self)
+            network = own.get(name)
+            if getattr(network, "is_cache_enabled", False) is True:
+                raise ValueError(f"{name} must have no cache enabled, whose contexts a Sampler does not enter")
+            if network is not None:
+                inner.__dict__[name] = Recorder(network, self)
         return inner
 
     def _progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:

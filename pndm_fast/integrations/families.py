@@ -86,6 +86,8 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": _DIFFUSION,
     "StableDiffusionImg2ImgPipeline": _DIFFUSION,
     "StableDiffusionInpaintPipeline": _INPAINT,
+    "LatentConsistencyModelPipeline": _DIFFUSION,
+    "LatentConsistencyModelImg2ImgPipeline": _DIFFUSION,
     "StableDiffusionXLPipeline": _DIFFUSION,
     "StableDiffusionXLImg2ImgPipeline": _DIFFUSION,
     "StableDiffusionXLInpaintPipeline": _INPAINT,
