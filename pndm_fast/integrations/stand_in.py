@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pndm_fast.integrations.diffusers import PlanScheduler
-from pndm_fast.integrations.families import Family
+from pndm_fast.integrations.family import Family
 from pndm_fast.integrations.settings import check_idle
+from pndm_fast.loop.conditioning import mapped
 from pndm_fast.plan.plan import Plan
 
 
@@ -157,7 +158,7 @@ class Recorder:
         network, loop = (object.__getattribute__(self, name) for name in ("_network", "_loop"))
         if loop.over:
             return network(*arguments, **keywords)
-        call = Recorded(arguments, keywords)
+        call = Recorded(arguments, mapped(lambda leaf: leaf, keywords))  # whose dicts are used again
         loop.recorded.append(call)
         sample, _ = call.get(0, loop.family.sample)
         shape = list(sample.shape)
