@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -66,6 +67,39 @@ def flux(kind: str = "", negative: bool = True) -> tuple[Any, dict[str, Any]]:
     return diffusers.FluxImg2ImgPipeline(**parts), call | {"image": _image(8), "strength": 0.6}
 
 
+@cache
+def flux_behind(kind: str) -> tuple[Any, dict[str, Any]]:
+    """Flux...Pipeline of a network that sees an image behind the samples, "Fill" or "Control"."""
+    pipeline, call = tiny.flux()
+    packed = {"Fill": 2 * 4 + 4, "Control": 2 * 4}[kind]  # tokens hold 2 x 2 elements
+    config = {name: value for name, value in pipeline.transformer.config.items() if not name.startswith("_")}
+    network = _seeded(diffusers.FluxTransformer2DModel, **config | {"in_channels": packed, "out_channels": 4})
+    made = getattr(diffusers, f"Flux{kind}Pipeline")(
+        transformer=network, vae=pipeline.vae, scheduler=pipeline.scheduler, **tiny.UNENCODED,
+        text_encoder_2=None, tokenizer_2=None,
+    )  # fmt: skip
+    if kind == "Control":
+        return made, call | {"control_image": _image(8)}
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., :4] = 1
+    return made, call | {"image": _image(8), "mask_image": mask}
+
+
+@cache
+def flux_with_image() -> tuple[Any, dict[str, Any]]:
+    """FluxPipeline with an adapter of random weights that embeddings of images are given to."""
+    pipeline, call = flux()
+    network, draw = copy.deepcopy(pipeline.transformer), torch.Generator().manual_seed(5)
+    keys = {f"0.to_{kind}_ip.weight": torch.randn(32, 32, generator=draw) for kind in "kv"}
+    keys |= {f"0.to_{kind}_ip.bias": torch.randn(32, generator=draw) for kind in "kv"}
+    image = {"proj.weight": torch.randn(4 * 32, 6, generator=draw), "proj.bias": torch.zeros(4 * 32)}
+    image |= {"norm.weight": torch.ones(32), "norm.bias": torch.zeros(32)}
+    network._load_ip_adapter_weights([{"image_proj": image, "ip_adapter": keys}], low_cpu_mem_usage=False)
+    made = diffusers.FluxPipeline(**{**pipeline.components, "transformer": network})
+    names = ("ip_adapter_image_embeds", "negative_ip_adapter_image_embeds")
+    return made, call | {name: [torch.randn(1, 1, 6, generator=draw)] for name in names}
+
+
 def _wan_network(seed: int, **config: Any) -> Any:
     return _seeded(
         diffusers.WanTransformer3DModel, seed, patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12,
@@ -98,6 +132,16 @@ def wan_from_image(*, two: bool = False, expand: bool = False) -> tuple[Any, dic
         **parts, **seen, boundary_ratio=0.8 if two else None, expand_timesteps=expand
     )
     return made, call | {"image": _image(16)}
+
+
+@cache
+def wan_from_video() -> tuple[Any, dict[str, Any]]:
+    """WanVideoToVideoPipeline."""
+    pipeline, call = tiny.wan()
+    parts = {name: part for name, part in pipeline.components.items() if name != "transformer_2"}
+    video = torch.rand((1, 5, 3, 16, 16), generator=torch.Generator().manual_seed(2))
+    kept = {name: value for name, value in call.items() if name != "num_frames"}
+    return diffusers.WanVideoToVideoPipeline(**parts), kept | {"video": video, "strength": 0.6}
 
 
 def _image_encoder() -> dict[str, Any]:

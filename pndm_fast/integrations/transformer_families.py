@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pndm_fast.integrations.family import Arguments, Family, classifier_free
+from pndm_fast.integrations.family import Arguments, Family, classifier_free, unguided
 from pndm_fast.loop.guidance import Guidance
 from pndm_fast.plan.plan import Plan
 
@@ -114,6 +114,9 @@ TRANSFORMERS: dict[str, Family] = {
     "StableDiffusion3Img2ImgPipeline": _SD3,
     "FluxPipeline": _FLUX,
     "FluxImg2ImgPipeline": _FLUX,
+    "FluxFillPipeline": replace(_FLUX, guidance=unguided),
+    "FluxControlPipeline": replace(_FLUX, guidance=unguided),
     "WanPipeline": _WAN,
+    "WanVideoToVideoPipeline": replace(_WAN, guidance=classifier_free, models=None),
     "WanImageToVideoPipeline": replace(_WAN, in_place=True),
 }
