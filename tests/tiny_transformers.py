@@ -18,6 +18,11 @@ def _seeded(make: Any, seed: int = 0, **config: Any) -> Any:
         return make(**config).eval()
 
 
+def settings(pipeline: Any) -> dict[str, Any]:
+    """What Wan's pipelines are made with besides their parts."""
+    return {name: pipeline.config[name] for name in ("boundary_ratio", "expand_timesteps") if name in pipeline.config}
+
+
 def _image(size: int) -> torch.Tensor:
     return torch.rand((1, 3, size, size), generator=torch.Generator().manual_seed(2))
 

@@ -47,6 +47,16 @@ class AsDenoiser(Around):
         self.model, self.form, self.training = network, form, in_training(network)
 
     def forward(
+        self, x: Tensor, t: Tensor, cache_context: tuple[str, Mapping[str, Any]] | None = None, **cond: Any
+    ) -> Any:
+        """What the network returns, called in a cache's context where there is one."""
+        if cache_context is None:
+            return self._called(x, t, **cond)
+        name, where = cache_context
+        with self.model.cache_context(name, **where):
+            return self._called(x, t, **cond)
+
+    def _called(
         self,
         x: Tensor,
         t: Tensor,
@@ -65,7 +75,7 @@ class AsDenoiser(Around):
         if channels_behind is not None:
             x = torch.cat([x, channels_behind], form.channels)
         if in_place is not None:
-            mask, data = in_place
+            mask, data = (part.to(x.dtype) for part in in_place)
             x = (1 - mask) * data + mask * x
         if form.times is not None:
             t = t[: form.times] if form.times else t[0]

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from pndm_fast.integrations.as_denoiser import IN_PLACE, Samplers, conditioning_of, form_of, halves
+from pndm_fast.integrations.contexts import check_caches, hooks_of, in_contexts
 from pndm_fast.integrations.diffusers import PlanScheduler, normals_like
 from pndm_fast.integrations.family import Family
 from pndm_fast.integrations.stand_in import Asked, Recorded, Recorder, StandIn, Times
 from pndm_fast.integrations.watching import Bar, Known, Watch, of_steps
 from pndm_fast.loop.conditioning import Shared
-from pndm_fast.loop.request import Request
+from pndm_fast.loop.request import Conditioning, Request
 from pndm_fast.loop.results import Cancelled, Report
 from pndm_fast.loop.starts import State
 from pndm_fast.plan.plan import Plan
@@ -112,8 +113,6 @@ class Call:
         inner.__dict__["maybe_free_model_hooks"] = self.pipe.maybe_free_model_hooks  # of its own modules
         for name in self.family.networks:
             network = own.get(name)
-            if getattr(network, "is_cache_enabled", False) is True:
-                raise ValueError(f"{name} must have no cache enabled, whose contexts a Sampler does not enter")
             if network is not None:
                 inner.__dict__[name] = Recorder(network, self)
         return inner
@@ -156,7 +155,7 @@ class Call:
         if self.family.check_plan is not None:
             self.family.check_plan(plan)
         watch = self._watch(asked, plan, tensors, sample)
-        cond, uncond = self._conditioning(guidance is not None, sample)
+        cond, uncond = self._conditioning(networks, guidance is not None, sample)
         if guidance is not None and len(self.recorded) > 1:
             guidance = replace(guidance, calls="separate")
         request = Request(
@@ -172,7 +171,7 @@ class Call:
         out = self._run(request, networks, sample, watch).to(sample.dtype)
         return torch.cat([out, out]) if twice else out
 
-    def _networks(self) -> tuple[tuple[Any, ...], list[int]]:
+    def _networks(self) -> tuple[dict[str, Any], list[int]]:
         """Those that the loop calls, and which of them each of its rows.
 
         Raises:
@@ -183,18 +182,17 @@ class Call:
         if self.family.models is not None:
             models = list(self.family.models(self.inner, self.arguments))
         used = sorted(set(models))
-        names = [self.family.networks[i] for i in used]
-        networks = tuple([getattr(self.pipe, name) for name in names])
-        for name, network in zip(names, networks, strict=True):
+        networks = {name: getattr(self.pipe, name) for name in [self.family.networks[i] for i in used]}
+        for name, network in networks.items():
             if network is None:
                 raise ValueError(f"{name} must be a network where the loop calls it, got None")
         return networks, [used.index(i) for i in models]
 
-    def _run(self, request: Request, networks: tuple[Any, ...], sample: Tensor, watch: Watch | None) -> Tensor:
+    def _run(self, request: Request, networks: dict[str, Any], sample: Tensor, watch: Watch | None) -> Tensor:
         call = self.recorded[0]
         x, _ = call.get(0, self.family.sample)
         graph, reason = self._graph_of(networks, sample.device)
-        sampler = self.kept.samplers.of(networks, form_of(call, self.family), sample, x.dtype, graph)
+        sampler = self.kept.samplers.of(tuple(networks.values()), form_of(call, self.family), sample, x.dtype, graph)
         try:
             result = sampler.run(request)
         except Cancelled:
@@ -203,18 +201,23 @@ class Call:
         self.report = result.report._replace(graph_reason=reason) if reason else result.report
         return result.samples
 
-    def _conditioning(self, guided: bool, sample: Tensor) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    def _conditioning(
+        self, networks: dict[str, Any], guided: bool, sample: Tensor
+    ) -> tuple[Conditioning, Conditioning | None]:
         """Of the network's calls in the body: both halves of one, or one each."""
         assert self.times is not None
+        cached = check_caches(networks, self.recorded)
         trees = [conditioning_of(call, self.family, sample, self.times[0]) for call in self.recorded]
         for tree in trees if self._in_place is not None else ():
             tree[IN_PLACE] = Shared(self._in_place)
-        if not guided:
-            return trees[0], None
-        if len(trees) > 1:
-            return trees[0], trees[1]
-        first, second = halves(trees[0], len(sample))
-        return (first, second) if self.family.cond_first else (second, first)
+        if guided and len(trees) == 1:
+            first, second = halves(trees[0], len(sample))
+            return (first, second) if self.family.cond_first else (second, first)
+        each: list[Conditioning] = [*trees]
+        if cached:
+            sigmas = self.scheduler.sigmas.tolist()
+            each = [in_contexts(*one, sigmas) for one in zip(trees, self.recorded, strict=True)]
+        return each[0], each[1] if guided else None
 
     def _noise(self, asked: Asked, batch: int) -> Callable[[int], Tensor]:
         """The pipeline's numbers, in its order."""
@@ -237,7 +240,7 @@ class Call:
         x, _ = self.recorded[0].get(0, self.family.sample)
         return bool(x.shape[self.family.channels] == sample.shape[self.family.channels])
 
-    def _graph_of(self, networks: tuple[Any, ...], device: torch.device) -> tuple[str, str]:
+    def _graph_of(self, networks: dict[str, Any], device: torch.device) -> tuple[str, str]:
         """The graph mode, and why it is not the one that was asked for.
 
         Raises:
@@ -246,8 +249,8 @@ class Call:
         graph = self.kept.graph
         if graph == "eager" or device.type != "cuda":
             return graph, ""
-        parts = [part for network in networks for part in network.modules()]
-        if any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in parts):
+        parts = [part for network in networks.values() for part in network.modules()]
+        if any(hasattr(part, "_hf_hook") for part in parts) or hooks_of(networks):
             reason = "the network has hooks, such as those of offloading, which a graph would leave out"
             if graph != "auto":
                 raise ValueError(f"graph {graph!r} cannot be had: {reason}")
