@@ -211,11 +211,14 @@ OF_DIFFUSION = {
 
 
 @pytest.mark.parametrize("scheduler", OF_DIFFUSION)
-@pytest.mark.parametrize("make", [tiny.dit, transformers.pixart])
-def test_schedulers_of_diffusion(make, scheduler):
-    if make is tiny.dit and scheduler == "ours":  # DiT's pipeline gives its steps copies of their states
-        pytest.skip("PlanScheduler's UniPC goes on from its own state alone")
-    check(make(), OF_DIFFUSION[scheduler](), steps=12 if scheduler == "PNDM" else 5)
+def test_schedulers_of_diffusion(scheduler):
+    check(transformers.pixart(), OF_DIFFUSION[scheduler](), steps=12 if scheduler == "PNDM" else 5)
+
+
+@pytest.mark.parametrize("scheduler", [name for name in OF_DIFFUSION if name != "ours"])
+def test_schedulers_of_dit(scheduler):
+    """Not UniPC of ours, which goes on from its own state, where the pipeline gives steps copies of theirs."""
+    check(tiny.dit(), OF_DIFFUSION[scheduler](), steps=12 if scheduler == "PNDM" else 5)
 
 
 @pytest.mark.parametrize("make", [tiny.stable_diffusion_3, transformers.flux])
@@ -243,14 +246,16 @@ class TestCallbacks:
         seen = []
 
         def callback(pipe, i, t, tensors):
+            assert float(getattr(pipe, "current_timestep", t)) == float(t)
             seen.append((i, float(t), {name: value.clone() for name, value in tensors.items()}))
             return on_step(pipe, i, tensors)
 
         more = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": inputs}
         return tiny.run(made, scheduler(), **call, **more), seen
 
-    def _compare(self, name, on_step, inputs=("latents",)):
-        make, scheduler = CASES[name]
+    def _compare(self, name, on_step, inputs=("latents",), scheduler=None):
+        make, own = CASES[name]
+        scheduler = scheduler or own
         pipeline, call = make()
         want, theirs = self._run(pipeline, scheduler, call, on_step, list(inputs))
         got, ours = self._run(accelerate(pipeline), scheduler, call, on_step, list(inputs))
@@ -266,9 +271,8 @@ class TestCallbacks:
         self._compare(name, lambda pipe, i, tensors: {}, ("latents", "prompt_embeds"))
 
     def test_change_latents(self, name):
-        if "Wan" in name:  # whose UniPC goes on from a state of its own
-            pytest.skip("UniPC's corrector looks back")
-        self._compare(name, lambda pipe, i, tensors: {"latents": tensors["latents"] * 0.9} if i == 1 else {})
+        changed = lambda pipe, i, tensors: {"latents": tensors["latents"] * 0.9} if i == 1 else {}  # noqa: E731
+        self._compare(name, changed, scheduler=lambda: FLOW(shift=5.0))
 
     def test_end_the_loop(self, name):
         def interrupt(pipe, i, tensors):
@@ -356,8 +360,8 @@ def test_caches_that_ask_more():
 
 
 REFUSED = [
-    ("SD3", {"skip_guidance_layers": [0]}, "skip_guidance_layers"),
-    ("PixArt-alpha", {"num_inference_steps": 1}, "num_inference_steps"),
+    ("SD3", {"skip_guidance_layers": [0]}, "skip_guidance_layers must be None"),
+    ("PixArt-alpha", {"num_inference_steps": 1}, "num_inference_steps must be 2 or more"),
 ]
 
 
@@ -373,3 +377,18 @@ def test_what_cannot_be_is_refused(name, call, word):
         fast(**{"num_inference_steps": 3, **arguments, **call})
     hook.remove()
     assert not calls
+
+
+def test_a_scheduler_that_scales_is_refused_for_dit():
+    """Its pipeline steps from what it scaled."""
+    pipeline, call = tiny.dit()
+    with pytest.raises(ValueError, match="scheduler must leave the network's input as it is in a DiTPipeline, got eul"):
+        tiny.run(accelerate(pipeline), diffusers.EulerDiscreteScheduler(), **call)
+
+
+def test_a_network_that_is_missing():
+    pipeline, call = transformers.wan(two=True)
+    parts = {**pipeline.components, "transformer_2": None}
+    fast = accelerate(diffusers.WanPipeline(**parts, boundary_ratio=0.8))
+    with pytest.raises(ValueError, match="transformer_2 must be a network where the loop calls it, got None"):
+        tiny.run(fast, shifted(), **call)

@@ -164,6 +164,8 @@ class Watch:
         if self._asks:
             shown = given["latents"] = self._state(step) if latents is None else latents
         version = _version(shown)
+        if "_current_timestep" in self._loop.inner.__dict__:
+            self._loop.inner._current_timestep = self._times[i]
         returned = callback(self._loop.inner, i, self._times[i], given)
         if not isinstance(returned, Mapping):
             raise TypeError(f"callback_on_step_end must return a dict, got {type(returned).__name__}")
