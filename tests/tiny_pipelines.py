@@ -52,10 +52,11 @@ def pixels() -> Any:
 
 
 @cache
-def stable_diffusion(kind: str = "") -> tuple[Any, dict[str, Any]]:
-    """StableDiffusion...Pipeline with the arguments of a call: "", "Img2Img" or "Inpaint"."""
+def stable_diffusion(kind: str = "", channels: int = 4) -> tuple[Any, dict[str, Any]]:
+    """StableDiffusion...Pipeline with the arguments of a call: "", "Img2Img" or "Inpaint" (of 4 or 9 channels)."""
     unet = _seeded(
-        diffusers.UNet2DConditionModel, sample_size=8, block_out_channels=(8, 8), layers_per_block=1,
+        diffusers.UNet2DConditionModel, sample_size=8, in_channels=channels, block_out_channels=(8, 8),
+        layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=8, attention_head_dim=4, norm_num_groups=4,
     )  # fmt: skip
@@ -65,14 +66,19 @@ def stable_diffusion(kind: str = "") -> tuple[Any, dict[str, Any]]:
     )  # fmt: skip
     call: dict[str, Any] = {"prompt_embeds": _random((1, 5, 8)), "negative_prompt_embeds": _random((1, 5, 8), 1)}
     call["output_type"] = "latent"
+    return made, call | _images(kind)
+
+
+def _images(kind: str) -> dict[str, Any]:
+    """What a pipeline of that kind is given besides its text."""
     image = torch.rand((1, 3, 8, 8), generator=torch.Generator().manual_seed(2))
     if kind == "":
-        return made, call | SIZE
+        return {**SIZE}
     if kind == "Img2Img":
-        return made, call | {"image": image, "strength": 0.6}
+        return {"image": image, "strength": 0.6}
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., :4] = 1
-    return made, call | SIZE | {"image": image, "mask_image": mask, "strength": 0.8}
+    return SIZE | {"image": image, "mask_image": mask, "strength": 0.8}
 
 
 @cache
@@ -91,20 +97,22 @@ def consistency() -> tuple[Any, dict[str, Any]]:
 
 
 @cache
-def stable_diffusion_xl() -> tuple[Any, dict[str, Any]]:
+def stable_diffusion_xl(kind: str = "", channels: int = 4) -> tuple[Any, dict[str, Any]]:
+    """StableDiffusionXL...Pipeline, as `stable_diffusion`."""
     unet = _seeded(
-        diffusers.UNet2DConditionModel, sample_size=8, block_out_channels=(8, 8), layers_per_block=1,
+        diffusers.UNet2DConditionModel, sample_size=8, in_channels=channels, block_out_channels=(8, 8),
+        layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=8, attention_head_dim=4, norm_num_groups=4, addition_embed_type="text_time",
         addition_time_embed_dim=8, projection_class_embeddings_input_dim=64,
     )  # fmt: skip
-    pipeline = diffusers.StableDiffusionXLPipeline(
+    pipeline = getattr(diffusers, f"StableDiffusionXL{kind}Pipeline")(
         vae=_vae(4), unet=unet, scheduler=diffusers.EulerDiscreteScheduler(), **UNENCODED,
         text_encoder_2=None, tokenizer_2=None, add_watermarker=False,
     )  # fmt: skip
     embeddings = {"prompt_embeds": _random((1, 5, 8)), "pooled_prompt_embeds": _random((1, 16), 1)}
     negative = {f"negative_{name}": -value for name, value in embeddings.items()}
-    return pipeline, embeddings | negative | SIZE | {"output_type": "latent"}
+    return pipeline, embeddings | negative | _images(kind) | {"output_type": "latent"}
 
 
 @cache
