@@ -25,6 +25,13 @@ def run(pipeline: Any, scheduler: Any, *, steps: int = 5, seed: int = 1, **call:
     return torch.as_tensor(made.frames if hasattr(made, "frames") else made.images)
 
 
+def tell(drawn: dict[str, torch.Tensor]) -> None:
+    """Print how far each is from the first, relatively."""
+    first = next(iter(drawn.values()))
+    for name, made in drawn.items():
+        print(f"{name}: {(made - first).norm() / first.norm():.1e}")
+
+
 def _random(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
