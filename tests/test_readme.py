@@ -1,5 +1,6 @@
 """README's snippets run as they stand, one after another, on a stand-in for the packaged network; its gradients too."""
 
+import importlib.util
 import inspect
 import re
 import warnings
@@ -33,13 +34,20 @@ class Tiny(nn.Module):
 
 @pytest.fixture(scope="module")
 def page():
-    """What the names of the page stand for after its last snippet."""
+    """What the names of the page stand for after its last snippet; `pipe` is a pipeline around a tiny network."""
     names = {}
+    blocks = BLOCKS
+    if all(map(importlib.util.find_spec, ("diffusers", "transformers"))):
+        import tiny_pipelines
+
+        names["pipe"] = tiny_pipelines.stable_diffusion.__wrapped__()[0]
+    else:
+        blocks = [block for block in BLOCKS if "diffusers" not in block]
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the grid starts")
         patch.setattr(demo, "mnist_unet", lambda: Tiny(1))
         patch.setattr(demo, "mnist_psld_unet", lambda: Tiny(2))
-        for block in BLOCKS:
+        for block in blocks:
             exec(compile(block, "README.md", "exec"), names)
     return names
 
