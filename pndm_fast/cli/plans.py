@@ -147,4 +147,4 @@ def solver_lines() -> list[str]:
         lines.append([str(cell) for cell in cells])
         lines.extend([*[""] * (len(cells) - 1), paper] for paper in others)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return [" ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

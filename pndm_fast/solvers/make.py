@@ -99,6 +99,10 @@ def make_plan(
     if name == AUTO:
         name, grid, options = settle(schedule, grid, options)
     _check_space(name, schedule)
+    if nfe is not None and SOLVER_INFO[name].calls_by in options:
+        raise ValueError(
+            f"nfe cannot go with {SOLVER_INFO[name].calls_by}, by which {name} has other calls: give steps"
+        )
     function, own = SOLVERS[name], _options(SOLVERS[name], name, options)
     times = grid.points(name, schedule)
     plan = function(schedule, times, **own, prediction=prediction)
