@@ -60,9 +60,10 @@ def make_plan(
         sigmas: the same as noise levels sigma / alpha; on flow schedules sigma, after any shift. What lies above the
             schedule's noisiest level, or below its last, by float32's rounding (1e-6 of it) or because it was printed
             to four digits or more, is taken for that level.
-        spacing: how the grid is spread: leading, trailing, linspace, quadratic, logsnr, karras, exponential or beta,
-            in phase space uniform or quadratic; `plan.grids.make_grid` has the formulas. Default: the schedule's, or
-            else the solver's own.
+        spacing: how the grid is spread: leading, trailing, linspace, quadratic, logsnr, karras, exponential, beta or
+            dpm-fast, in phase space uniform or quadratic; `plan.grids.make_grid` has the formulas. Or one of other
+            programs' grids and published tables, such as sgm-uniform or ays-sdxl: `plan.named_grids`, whose
+            `plan.named_grid` has their options. Default: the schedule's, or else the solver's own.
         final: where the grid ends: "zero", the default, at sigma = 0; "min" at t_min. With times or sigmas, "min" says
             that an end above sigma = 0 is meant.
         t_min: the earliest time at which the network is called, for linspace to beta; default `schedule.floor`.
