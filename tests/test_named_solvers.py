@@ -9,6 +9,7 @@ from rows import evaluate, store
 
 import pndm_fast as pf
 from pndm_fast.plan.row import MAX_SLOTS
+from pndm_fast.plan.stability import gaussian_spread
 from pndm_fast.solvers import TABLEAUX, Tableau
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* diverges in", "ignore:.* has no effect")
@@ -360,3 +361,38 @@ def test_the_condition_of_order_three(c2, c3):
 
     assert sums((3 * c3**2 - 2 * c3) / (c2 * (2 - 3 * c2))) == pytest.approx(1 / 3)
     assert abs(sums((3 * c3**3 - 2 * c3) / (c2 * (2 - 3 * c2))) - 1 / 3) > 0.02
+
+
+WEAK = [  # solver, options, the order at which the variance of Gaussian data comes near
+    ("euler", {"churn": 10.0}, 1),
+    ("euler-ancestral", {}, 1),
+    ("euler-ancestral", {"eta": 1.5}, 1),
+    ("dpm-2", {"churn": 10.0}, 2),
+    ("dpm-2-ancestral", {}, 2),
+    ("dpm-2-ancestral", {"eta": 0.5}, 2),
+    ("dpmpp-2s-ancestral", {}, 2),
+    ("res-multistep-ancestral", {}, 2),
+    ("er-sde", {}, 2),
+    ("er-sde", {"eta": 1.0}, 2),
+    ("seeds-2", {}, 2),
+    ("seeds-3", {}, 1.7),
+    ("exp-heun-2-x0-sde", {}, 2),
+    ("sa-solver", {}, 2),
+    ("sa-solver-pece", {"tau": 0.6}, 2),
+]
+
+
+@pytest.mark.parametrize("solver, options, order", WEAK, ids=str)
+@pytest.mark.parametrize("name", ["vp", "flow"])
+def test_variance_of_gaussian_data(solver, options, order, name):
+    """Exactly, from the rows: the network is linear there, and the covariance of all registers known."""
+    schedule = GRIDS[name][0]
+    splits = ("posterior", "flow") if name == "flow" and "ancestral" in solver else ("",)
+    for split in splits:
+        own = {**options, **({"split": split} if split else {})}
+        errors = []
+        for n in (64, 128):
+            times = schedule.time_at(np.linspace(-3, 3, n + 1))
+            plan = pf.make_plan(solver, schedule, times=times, final="min", prediction="x0", **own)
+            errors.append(abs(gaussian_spread(plan) - 1))
+        assert order - 0.25 <= math.log2(errors[0] / errors[1]) <= order + 0.5, errors

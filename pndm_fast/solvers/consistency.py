@@ -57,7 +57,8 @@ def tcd(schedule: Schedule, times: Sequence[float], *, eta: float = 0.3, predict
     To the time m = (1 - eta) s, then with noise back to s: x_m = alpha_m x_0 + sigma_m eps of the network,
     x_s = (alpha_s/alpha_m) x_m + sqrt(sigma_s^2 - (alpha_s/alpha_m)^2 sigma_m^2) z. Of whole times m is rounded down.
     eta = 0 is DDIM; eta = 1 goes to the first training time, or to x_0 on continuous schedules, and noises it anew:
-    multistep consistency sampling of flow, v and TrigFlow networks, as for sCM (arXiv:2410.11081).
+    multistep consistency sampling of flow, v and TrigFlow networks, as for sCM (arXiv:2410.11081). With eta above 0 it
+    is for distilled networks: more steps of another do not come near its law.
 
     Args:
         eta: the paper's gamma.
