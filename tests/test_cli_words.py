@@ -16,6 +16,7 @@ from pndm_fast.cli import images, models, words
 from pndm_fast.cli.arguments import SCHEDULES
 from pndm_fast.loop.request import ON_NAN
 from pndm_fast.plan.grids import SPACINGS
+from pndm_fast.plan.named_grids import OTHER_SPACINGS
 from pndm_fast.plan.row import PREDICTIONS
 from pndm_fast.row.backends import BACKENDS
 from pndm_fast.runtime.graphs import GRAPHS
@@ -94,7 +95,7 @@ def completed(*asked):
         (("plan", "f"), ["f-pndm", "fon", "fon-rk4"]),
         (("plan", "--compat", "diffusers", "d"), [name for name in sorted(COMPAT["diffusers"]) if name[0] == "d"]),
         (("sample", "--schedule", ""), list(SCHEDULES)),
-        (("sample", "--spacing", "l"), [name for name in SPACINGS if name[0] == "l"]),
+        (("sample", "--spacing", "l"), [name for name in (*SPACINGS, *OTHER_SPACINGS) if name[0] == "l"]),
         (("sample", "--prediction", ""), list(PREDICTIONS)),
         (("sample", "--dtype", "b"), ["bf16"]),
         (("sample", "--backend", "c"), ["cpp"]),

@@ -1,5 +1,6 @@
 """Laws that rows obey on any grid."""
 
+import inspect
 import math
 
 import numpy as np
@@ -20,9 +21,10 @@ pytestmark = pytest.mark.filterwarnings(  # any solver with any option on any gr
     "ignore:.* diverges in", "ignore:the grid ends", "ignore:.* has no effect", "ignore:edm adds no noise"
 )
 # Rows of the exponential family transport (alpha x_0 + sigma eps, eps) exactly. Not so: fon and fon-rk4 are classical
-# methods, consistent to their order; lambda-ddim is exact only at lam = 0; lcm replaces the state by its estimate.
-INEXACT = {"fon", "fon-rk4", "lambda-ddim", "lcm"}
-STOCHASTIC = sorted(name for name in SCALAR if SOLVER_INFO[name].stochastic and name != "lcm")
+# methods, consistent to their order; lambda-ddim is exact only at lam = 0; lcm and consistency replace the
+# state by their estimate.
+INEXACT = {"fon", "fon-rk4", "lambda-ddim", "lcm", "consistency"}
+STOCHASTIC = sorted(name for name in SCALAR if SOLVER_INFO[name].stochastic and name not in INEXACT)
 EXACT = sorted(set(SCALAR) - INEXACT - set(STOCHASTIC))
 VARIANTS = [
     *((name, {}) for name in EXACT),
@@ -96,7 +98,7 @@ def transported(plan, x0, eps, data=0.5):
 def stored(solver, options, schedule):
     """What the slots hold."""
     kind = options.get("predict") or SOLVER_INFO[solver].stores
-    straight = not solver.startswith(("dpm", "unipc"))  # those say eps and mean it
+    straight = not solver.startswith(("dpm-solver", "dpm-fast", "dpmpp", "unipc"))  # those say eps and mean it
     return "flow" if kind == "eps" and schedule.scale == "flow" and straight else kind
 
 
@@ -148,9 +150,13 @@ def test_raw_edm_networks(solver):
 def test_variance(solver, grid, eta, exact):
     """On one point the state stays alpha x_0 + sigma times a unit normal: carried noise and fresh add up to sigma^2."""
     schedule, times = grid
-    options = {"eta": eta} if solver not in ("ddpm", "edm") else {"churn": 30 * eta} if solver == "edm" else {}
+    options = {"ddpm": {}, "edm": {"churn": 30 * eta}}.get(solver, {"tau" if solver.startswith("sa-") else "eta": eta})
     if solver == "dpmpp-3m-sde":
         options["exact"] = exact
+    if solver == "er-sde" and exact:
+        del options["eta"]
+    if schedule.scale == "flow" and "split" in inspect.signature(pf.SOLVERS[solver]).parameters and exact:
+        options["split"] = "flow"
     plan = pf.make_plan(solver, schedule, times=times, prediction="x0", **options)
     start = plan.start
     p0, a0, c0 = plan.prologue
@@ -276,7 +282,7 @@ def test_slots_are_written_before_they_are_read(solver):
     plan = pf.make_plan(solver, steps=12)
     written = set()
     for row in plan.rows:
-        written.add(row.slot)
+        written |= row.writes
         assert row.reads <= written
     assert plan.n_slots <= MAX_SLOTS
 

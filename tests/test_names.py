@@ -14,9 +14,7 @@ import pytest
 
 import pndm_fast as pf
 from pndm_fast.cli.plans import schedules_of
-from pndm_fast.plan.grids import SPACINGS
-from pndm_fast.plan.names import GRIDS, REASONS, SAMPLERS, Name, own_name, plain, separate
-from pndm_fast.solvers import SOLVERS
+from pndm_fast.plan.names import GRIDS, HERE, REASONS, SAMPLERS, Name, own_name, plain, separate
 from pndm_fast.solvers.compat import COMPAT, SCHEDULERS
 from pndm_fast.solvers.foreign import FIXED, REFUSED, SAME_AS
 
@@ -59,7 +57,7 @@ def test_a_name_is_refused_with_ours(what, word):
     """Never taken in silence, unless it is spelt as ours is."""
     row = next(row for row in TABLES[what] if word in row.spellings())
     answer = refusal(what, word)
-    here = {"solver": SOLVERS, "spacing": SPACINGS}[what]
+    here = HERE[what]
     if word in here:
         assert row.ours == word or not row.ours
     elif row.ours is None:
@@ -68,7 +66,7 @@ def test_a_name_is_refused_with_ours(what, word):
         options = "".join(f", {key}={value!r}" for key, value in row.options.items())
         assert f"; did you mean {own_name(what, row)!r}{options}?" in answer
     else:
-        assert "; it is not here yet" in answer and (not row.near or f"near it is {row.near!r}" in answer)
+        assert "; it is not here yet" in answer
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -92,17 +90,15 @@ def test_what_stands_in_a_name(word, said):
     assert said in refusal("solver", word)
 
 
-def test_near_names_and_options_are_ours():
-    for what, table in TABLES.items():
-        for row in table:
-            assert not row.near or row.near in {"solver": SOLVERS, "spacing": SPACINGS}[what]
-            assert row.ours is not None or row.note
+def test_options_are_ours():
     for row in SAMPLERS:
         solver = own_name("solver", row)
         if solver:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # of options without effect
-                pf.make_plan(solver, steps=20, spacing="trailing", **row.options)
+                schedule, prediction = (pf.Schedule.flow(), "flow") if "split" in row.options else (None, "eps")
+                words = {"spacing": "trailing", "prediction": prediction}
+                pf.make_plan(solver, schedule, steps=20, **words, **row.options)
 
 
 CLASSES = [
@@ -215,7 +211,7 @@ def _ours(what, row):
     if row.ours is None:
         return "none"
     if ours is None:
-        return f"not here yet; near: `{row.near}`" if row.near else "not here yet"
+        return "not here yet"
     options = "".join(f", {key}={value!r}" for key, value in row.options.items())
     return f"`{ours}{options}`"
 

@@ -23,11 +23,18 @@ VP = pf.Schedule.vp(0.1, 20.0)
 QUIET = {
     "edm": {"churn": 0.0},
     **{name: {"eta": 0.0} for name in SCALAR if SOLVER_INFO[name].stochastic and name != "edm"},
+    "sa-solver": {"tau": 0.0},
+    "sa-solver-pece": {"tau": 0.0},
 }
 # Uniform t from 1 to 0.1. To t = 0 the pseudo methods drop to about 1: sigma grows like sqrt(t) there.
 CASES = [
-    *((name, QUIET.get(name, {}), SOLVER_INFO[name].order) for name in SCALAR if name not in ("ddpm", "lcm")),
+    *(
+        (name, QUIET.get(name, {}), SOLVER_INFO[name].order)
+        for name in SCALAR
+        if name not in ("ddpm", "lcm", "consistency")
+    ),
     *(("deis", {"order": k, "variable": v}, k) for k in (1, 2, 3) for v in ("t", "rho", "log_rho")),
+    *(("rk", {"tableau": name}, 4) for name in ("rk4-38", "etdrk4-b", "strehmel-weiner")),  # others: by Butcher
     *(("lms", {"order": k}, k) for k in (1, 2, 3)),
     *(("ipndm-v", {"order": k}, min(k, 2)) for k in (1, 2, 3)),
     *(("unipc", {"order": k, "corrector": False}, k) for k in (1, 2, 3)),
@@ -137,7 +144,7 @@ def test_observed_order_elsewhere(name, solver, order, steps):
     assert order - 0.5 <= seen <= order + 0.5, (errors, seen)
 
 
-@pytest.mark.parametrize("name", sorted(set(SCALAR) - {"ddpm", "lcm"}))
+@pytest.mark.parametrize("name", sorted(set(SCALAR) - {"ddpm", "lcm", "consistency"}))
 def test_rows_run_here_as_in_the_engine(name):
     plan = pf.make_plan(name, VP, times=np.linspace(1.0, 0.1, 9), final="min", **QUIET.get(name, {}))
     engine = pf.sample(mixture(VP), solver=plan, start=pf.State(START))

@@ -32,10 +32,14 @@ LAST = {"lower_order_final": False}
 MULTISTEP = [
     ("deis", {"order": 1}, "t", "eps", 1),
     *(("deis", {"variable": v, "order": k, **(LAST if v == "log_rho" else {})}, v, "eps", k)
-      for v in ("t", "rho", "log_rho") for k in (2, 3)),
+      for v in ("t", "rho", "log_rho") for k in (2, 3, 4)),
     *(("lms", {"order": k}, "rho", "eps", k) for k in (1, 2, 3, 4)),
     *(("conjugate", {"order": k}, "t", "eps", k) for k in (1, 2, 3, 4)),
     ("dpm-solver-1", {}, "lam", "eps", 1),
+    ("res-2m", {}, "lam", "x0", 2),
+    ("res-3m", {}, "lam", "x0", 3),
+    *(("sa-solver", {"order": k, "corrector_order": 0, "tau": 0.0, **LAST}, "lam", "x0", k) for k in (1, 2, 3, 4)),
+    *(("sa-solver", {"order": k, "corrector_order": 0, "tau": 1.0, **LAST}, "lam", "x0", k) for k in (2, 4)),
     ("ddim", {}, "t", "eps", 1),
     ("euler", {}, "rho", "eps", 1),
     ("dpm-solver-2", {"multistep": True, "solver_type": "heun", **LAST}, "lam", "eps", 2),
@@ -101,7 +105,9 @@ def test_multistep_weights(solver, options, variable, kind, values, times):
         p = polynomial(degree, variable)
         for i, (row, before, _, after) in enumerate(states(plan, p, variable)):
             if i >= degree:  # the first steps have fewer values
-                wanted = moved(before, times[i], times[i + 1], p, variable, kind, options.get("eta", 0.0))
+                wanted = moved(
+                    before, times[i], times[i + 1], p, variable, kind, options.get("eta", options.get("tau", 0.0) ** 2)
+                )
                 assert after == pytest.approx(wanted, rel=1e-9, abs=1e-9), (i, degree, row)
 
 

@@ -39,7 +39,7 @@ CASES = [
                   "t_min": 1.0, "t_start": 1.0, "strength": 0.5, "integer_times": True}),
     (SolverInfo(1), {"order": 2, "min_steps": 2, "extra_calls": 1, "calls_per_step": 2, "final_calls": 1,
                      "spacing": "beta", "inner_steps": 1, "stores": "x0", "stochastic": True, "inverts": True,
-                     "space": "phase"}),
+                     "space": "phase", "calls_by": "eta"}),
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from pndm_fast.cli import complete
 from pndm_fast.cli.plans import SCHEDULES
 from pndm_fast.cli.words import BACKENDS, BATCH, DEMOS, DTYPES, GRAPHS, MOST, ON_NAN
 from pndm_fast.plan.grids import PHASE_SPACINGS, SPACINGS
+from pndm_fast.plan.named_grids import OTHER_SPACINGS
 from pndm_fast.plan.row import PREDICTIONS
 from pndm_fast.solvers.compat import COMPAT
 
@@ -31,8 +32,9 @@ Nfe = Annotated[int | None, _option(help="Network calls, in place of --steps.")]
 Spacing = Annotated[
     str | None,
     _option(
-        help=f"{', '.join(SPACINGS)}; on psld {', '.join(PHASE_SPACINGS)}; default the solver's own.",
-        among=tuple(dict.fromkeys((*SPACINGS, *PHASE_SPACINGS))),
+        help=f"{', '.join((*SPACINGS, *OTHER_SPACINGS))}; "
+        f"on psld {', '.join(PHASE_SPACINGS)}; default the solver's own.",
+        among=tuple(dict.fromkeys((*SPACINGS, *OTHER_SPACINGS, *PHASE_SPACINGS))),
     ),
 ]
 Prediction = Annotated[

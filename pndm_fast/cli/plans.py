@@ -170,5 +170,5 @@ def solver_lines() -> list[str]:
         lines.append([str(cell) for cell in cells])
         lines.extend([*[""] * (len(cells) - 1), paper] for paper in others)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    rows = [" ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return [*rows, "on: v variance-preserving, e EDM, f flow matching, p phase space schedules"]

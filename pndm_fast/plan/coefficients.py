@@ -70,13 +70,22 @@ class Transfer:
         return self.scale * x + self.slot * slot
 
 
-def ancestral(source: Level, target: Level, eta: float) -> tuple[Level, float]:
+SPLITS = ("posterior", "flow")
+
+
+def ancestral(source: Level, target: Level, eta: float, split: str = "posterior") -> tuple[Level, float]:
     """A deterministic step's end and the noise tau that completes it to the target.
 
-    tau = eta (sigma_s/sigma_t) sqrt(sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2); eta = 1 is the posterior's.
+    posterior: tau = eta (sigma_s/sigma_t) sqrt(sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2), at most sigma_s; eta = 1 is
+    the posterior's. flow: of flow schedules, to sigma_d = sigma_s (1 + eta (sigma_s/sigma_t - 1)), at least 0, then
+    scaled by alpha_s / (1 - sigma_d): the "RF" ancestral steps of ComfyUI and LTX. Both keep every marginal.
     """
+    if split == "flow":
+        down = max(0.0, target.sigma * (1 + eta * (target.sigma / source.sigma - 1)))
+        reduced = Level(target.alpha, target.alpha * down / (1 - down))
+        return reduced, math.sqrt(max(0.0, target.sigma**2 - reduced.sigma**2))
     added = source.sigma**2 - (source.alpha / target.alpha * target.sigma) ** 2  # 1 - alpha_t^2/alpha_s^2 on VP
-    tau = eta * target.sigma / source.sigma * math.sqrt(max(0.0, added))
+    tau = min(eta * target.sigma / source.sigma * math.sqrt(max(0.0, added)), target.sigma)
     return Level(target.alpha, math.sqrt(max(0.0, target.sigma**2 - tau**2))), tau
 
 

@@ -78,6 +78,27 @@ class LinearBeta(_Preserving):
         return -(self.low + (self.high - self.low) * t) / 2
 
 
+@dataclass(frozen=True)
+class Trigonometric(_Preserving):
+    """alpha = cos t, sigma = sin t, alpha = 0 at pi/2."""
+
+    def log_alpha_bar(self, t: Array) -> Any:
+        with np.errstate(divide="ignore"):
+            return 2 * np.log(np.where(t >= np.pi / 2, 0.0, np.cos(t)))[()]
+
+    def sigma(self, t: Array) -> Any:
+        return np.sin(t)
+
+    def inverse(self, log_alpha_bar: Array) -> Any:
+        return np.arctan2(np.sqrt(-np.expm1(log_alpha_bar)), np.exp(log_alpha_bar / 2))
+
+    def time(self, lam: Array) -> Any:
+        return np.arctan(np.exp(-lam))
+
+    def slope(self, t: float) -> float:
+        return float(-np.tan(t))
+
+
 @dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class Nodes(_Preserving):
     """log alpha-bar at first, first + 1, ...; between them one quantity is linear in time.

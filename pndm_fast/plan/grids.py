@@ -17,7 +17,7 @@ from pndm_fast.plan.row import LARGEST
 from pndm_fast.plan.schedule import Schedule
 
 PHASE_SPACINGS = ("uniform", "quadratic")
-SPACINGS = ("leading", "trailing", "linspace", "quadratic", "logsnr", "karras", "exponential", "beta")
+SPACINGS = ("leading", "trailing", "linspace", "quadratic", "logsnr", "karras", "exponential", "beta", "dpm-fast")
 FINALS = ("zero", "min")
 KARRAS_RHO = 7.0
 BETA = 0.6  # both parameters of the Beta distribution
@@ -34,7 +34,8 @@ def make_grid(
     (arXiv:2010.02502); on a continuous schedule the first 1/(steps + 1) is dropped. trailing: equal steps from the
     noisiest time to the end. The others put `steps` points from the noisiest time to `t_min`, then step to the end:
     linspace: equal steps of t (on a continuous schedule: trailing); quadratic: of sqrt(t); logsnr, exponential: of
-    lam = log(alpha / sigma); karras: of (sigma / alpha)^(1/7) (arXiv:2206.00364, eq. 5); beta: quantiles of
+    lam = log(alpha / sigma); dpm-fast: of lam from group to group of `fast_groups`, and inside each; karras: of
+    (sigma / alpha)^(1/7) (arXiv:2206.00364, eq. 5); beta: quantiles of
     Beta(0.6, 0.6) in t (arXiv:2407.12173). In phase space (arXiv:2303.01748) `steps` points t_min + (1 - t_min) u,
     uniform, or with u^2 in place of u, quadratic, for equal steps of u from 1 to 0; then 0.
 
@@ -155,9 +156,20 @@ def _spread_noise(schedule: Schedule, fractions: Array, spacing: str, low: float
     if spacing == "karras":
         roots = np.exp(-start / KARRAS_RHO) * (1 - fractions) + np.exp(-end / KARRAS_RHO) * fractions
         lam = -KARRAS_RHO * np.log(roots)
+    elif spacing == "dpm-fast":
+        sizes = fast_groups(len(fractions) - 1)
+        parts = [k + j / size for k, size in enumerate(sizes) for j in range(size)]
+        lam = start + (end - start) * np.array([*parts, len(sizes)]) / max(len(sizes), 1)
     else:
         lam = start + (end - start) * fractions
     return np.array(schedule.time_at(lam))
+
+
+def fast_groups(steps: int) -> list[int]:
+    """How many steps each group of DPM-Solver-fast has: threes, then what is left. arXiv:2206.00927, section 3.4."""
+    if steps < 1:
+        return []
+    return [3] * (steps // 3 - 1) + [2, 1] if steps % 3 == 0 else [3] * (steps // 3) + [steps % 3]
 
 
 def beta_quantiles(p: Array) -> Array:

@@ -26,7 +26,6 @@ class Name(NamedTuple):
         also: further spellings, of papers and programs.
         options: the solver's, for the same steps.
         note: what differs, or what else must be said.
-        near: what is like it where it is not here yet.
     """
 
     ours: str | None
@@ -37,7 +36,6 @@ class Name(NamedTuple):
     also: str = ""
     options: Mapping[str, Any] = MappingProxyType({})
     note: str = ""
-    near: str = ""
 
     def spellings(self) -> Iterable[str]:
         """All of them but those with an option."""
@@ -54,6 +52,7 @@ _ADAPTIVE = "its steps follow an estimate of their error, and a plan is known be
 _EDM = "on Schedule.edm() with prediction='edm'"
 _FLOW = "on Schedule.flow(shift)"
 _CFG = "guidance is its own: the call's scale is CFG++'s"
+_SPLIT = "ComfyUI's on flow schedules has split='flow'"
 _MULTISTEP, _SINGLESTEP = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
 
 SAMPLERS: tuple[Name, ...] = (
@@ -62,25 +61,23 @@ SAMPLERS: tuple[Name, ...] = (
     Name("euler", diffusers="EDMEulerScheduler", note=_EDM),
     Name("euler", diffusers="MiniMaxH3Scheduler", note=f"{_FLOW}, whose times run the other way"),
     Name("euler-ancestral", "euler_ancestral", "sample_euler_ancestral", "Euler a", "EulerAncestralDiscreteScheduler",
-         also="k_euler_a", note="on flow schedules ComfyUI splits step and noise in another way"),
+         also="k_euler_a", note=_SPLIT),
+    Name("euler-ancestral", diffusers="LTXEulerAncestralRFScheduler", options={"split": "flow"}, note=_FLOW),
     Name("euler-cfg-pp", "euler_cfg_pp", webui="DDIM CFG++, Euler CFG++", note=_CFG),
     Name("euler-ancestral-cfg-pp", "euler_ancestral_cfg_pp", webui="Euler a CFG++", note=_CFG),
-    Name("heun", "heun", "sample_heun", "Heun", "HeunDiscreteScheduler",
-         note="s_churn is churn of solver 'edm'"),
+    Name("heun", "heun", "sample_heun", "Heun", "HeunDiscreteScheduler", note="with s_churn it is 'edm'"),
     Name("heun", diffusers="FlowMatchHeunDiscreteScheduler", note=_FLOW),
     Name("edm", diffusers="KarrasVeScheduler", note=_EDM),
     Name("heunpp2", "heunpp2", webui="HeunPP2"),
     Name("exp-heun-2-x0", "exp_heun_2_x0"),
     Name("exp-heun-2-x0-sde", "exp_heun_2_x0_sde"),
-    Name("dpm-2", "dpm_2", "sample_dpm_2", "DPM2", "KDPM2DiscreteScheduler", also="k_dpm_2",
-         near="dpm-solver-2", note="whose middle of a step is a point of the grid"),
+    Name("dpm-2", "dpm_2", "sample_dpm_2", "DPM2", "KDPM2DiscreteScheduler", also="k_dpm_2"),
     Name("dpm-2-ancestral", "dpm_2_ancestral", "sample_dpm_2_ancestral", "DPM2 a", "KDPM2AncestralDiscreteScheduler",
-         also="k_dpm_2_a"),
+         also="k_dpm_2_a", note=_SPLIT),
     Name("lms", "lms", "sample_lms", "LMS", "LMSDiscreteScheduler", also="k_lms"),
     Name("dpm-fast", "dpm_fast", "sample_dpm_fast", "DPM fast"),
     Name(None, "dpm_adaptive", "sample_dpm_adaptive", "DPM adaptive", note=_ADAPTIVE),
-    Name("dpmpp-2s-ancestral", "dpmpp_2s_ancestral", "sample_dpmpp_2s_ancestral", "DPM++ 2S a",
-         near="dpmpp-2s", note="which adds no noise and has its middles on the grid"),
+    Name("dpmpp-2s-ancestral", "dpmpp_2s_ancestral", "sample_dpmpp_2s_ancestral", "DPM++ 2S a", note=_SPLIT),
     Name("dpmpp-2s-ancestral-cfg-pp", "dpmpp_2s_ancestral_cfg_pp"),
     Name("dpmpp-sde", "dpmpp_sde, dpmpp_sde_gpu", "sample_dpmpp_sde", "DPM++ SDE", "DPMSolverSDEScheduler"),
     Name("dpmpp-2m", "dpmpp_2m", "sample_dpmpp_2m", "DPM++ 2M", _MULTISTEP, also="dpmsolver++"),
@@ -111,7 +108,7 @@ SAMPLERS: tuple[Name, ...] = (
          note="ComfyUI sums its integrals, diffusers' variable is 'log_rho'"),
     Name("res-2m", "res_multistep", webui="Res Multistep"),
     Name("res-multistep-cfg-pp", "res_multistep_cfg_pp"),
-    Name("res-multistep-ancestral", "res_multistep_ancestral"),
+    Name("res-multistep-ancestral", "res_multistep_ancestral", note=_SPLIT),
     Name("res-multistep-ancestral-cfg-pp", "res_multistep_ancestral_cfg_pp"),
     Name("gradient-estimation", "gradient_estimation"),
     Name("gradient-estimation-cfg-pp", "gradient_estimation_cfg_pp"),
@@ -129,7 +126,8 @@ SAMPLERS: tuple[Name, ...] = (
     Name("plms", webui="PLMS", diffusers="PNDMScheduler(skip_prk_steps=True)"),
     Name("f-pndm", diffusers="PNDMScheduler", also="pndm", note="with skip_prk_steps=True, as most are saved, 'plms'"),
     Name("tcd", webui="TCD", diffusers="TCDScheduler"),
-    Name("consistency", diffusers="CMStochasticIterativeScheduler"),
+    Name("tcd", diffusers="SCMScheduler", options={"eta": 1.0}, note="on Schedule.trigflow() with prediction='v'"),
+    Name("consistency", diffusers="CMStochasticIterativeScheduler", note=_EDM),
     Name("restart", webui="Restart"),
 )  # fmt: skip
 
@@ -140,20 +138,22 @@ GRIDS: tuple[Name, ...] = (
     Name("polyexponential", k="get_sigmas_polyexponential", webui="Polyexponential"),
     Name("beta", "beta", webui="Beta", diffusers="use_beta_sigmas",
          note="ComfyUI's quantiles are 1 - i/n, at whole times"),
-    Name("linspace", "normal", webui="Automatic, Uniform, Normal", diffusers="timestep_spacing='linspace'",
-         also="uniform"),
+    Name("normal", "normal", webui="Normal"),
+    Name("linspace", webui="Automatic, Uniform", diffusers="timestep_spacing='linspace'"),
     Name("leading", diffusers="timestep_spacing='leading'"),
     Name("trailing", diffusers="timestep_spacing='trailing'", also="time_uniform"),
-    Name("sgm-uniform", "sgm_uniform", webui="SGM Uniform", near="trailing",
-         note="whose equal steps end at sigma = 0, not one training time before"),
-    Name("simple", "simple", webui="Simple", near="trailing", note="the same where n divides the training times"),
-    Name("ddim-uniform", "ddim_uniform", webui="DDIM", near="leading", note="whose times are one less"),
+    Name("sgm-uniform", "sgm_uniform", webui="SGM Uniform"),
+    Name("simple", "simple", webui="Simple"),
+    Name("ddim-uniform", "ddim_uniform", webui="DDIM"),
     Name("linear-quadratic", "linear_quadratic"),
     Name("kl-optimal", "kl_optimal", webui="KL Optimal"),
     Name("beta57", also="beta57"),
     Name("bong-tangent", also="bong_tangent"),
     Name("laplace", also="laplace"),
-    Name("ays", webui="Align Your Steps", note="its levels can be given as sigmas="),
+    Name("ays-sd1", webui="Align Your Steps", also="AlignYourStepsScheduler",
+         note="'ays-sdxl' for XL, 'ays-svd' for video"),
+    Name("gits-sd", also="GITSScheduler"),
+    Name("oss-flux", also="OptimalStepsScheduler", note="'oss-wan' for Wan"),
 )  # fmt: skip
 _TABLES = {"solver": SAMPLERS, "spacing": GRIDS}
 
@@ -199,13 +199,12 @@ def told(what: str, word: str, known: Iterable[str]) -> str | None:
         return f"; it cannot be a plan: {row.note}"
     ours = own_name(what, row)
     if ours is None:
-        near = f"; near it is {row.near!r}, {row.note}" if row.near else f": {row.note}" if row.note else ""
-        return f"; it is not here yet{near}"
+        return f"; it is not here yet{f': {row.note}' if row.note else ''}"
     if ours not in known:
         return None
     spacing = own_name("spacing", grid) if grid else None
     missing = f" The grid {grid.webui} is not here yet" if grid and not spacing else ""
     options = {**row.options, **({"spacing": spacing} if spacing else {})}
     more = "".join(f", {option}={value!r}" for option, value in options.items())
-    note = f" {row.note}" if row.note and not row.near else ""
+    note = f" {row.note}" if row.note else ""
     return f"; did you mean {ours!r}{more}?{note}{missing}"

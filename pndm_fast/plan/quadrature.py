@@ -25,6 +25,13 @@ def integral(nodes: Sequence[float], start: float, end: float) -> list[float]:
     return [float(w) for w in lagrange(nodes, at) @ _UNIT_WEIGHTS * (end - start)]
 
 
+def integral_of(value: Callable[[Array], Array], low: float, high: float) -> float:
+    """int_low^high value(u) du, 0 < low, by Gauss's rule in log u: of what has its scale in u itself."""
+    ratio = np.log(high / low)
+    u = np.asarray(low * np.exp(ratio * _UNIT), dtype=np.float64)
+    return float(_UNIT_WEIGHTS @ (value(u) * u) * ratio)
+
+
 def exponential(nodes: Sequence[float], start: float, end: float) -> list[float]:
     """int l_j(v) d exp(v) from start to end."""
     at = start + (end - start) * _UNIT

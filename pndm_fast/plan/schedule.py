@@ -10,7 +10,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pndm_fast.plan.checks import check_type
-from pndm_fast.plan.curves import INTERPOLATIONS, Array, Curve, Flow, LinearBeta, Nodes, Sigma, _Preserving
+from pndm_fast.plan.curves import (
+    INTERPOLATIONS,
+    Array,
+    Curve,
+    Flow,
+    LinearBeta,
+    Nodes,
+    Sigma,
+    Trigonometric,
+    _Preserving,
+)
 from pndm_fast.plan.hints import in_words
 
 LEAST_ALPHA_BAR = 2.0**-24  # diffusers' stand-in for alpha-bar = 0
@@ -139,6 +149,14 @@ class Schedule:
         curve = LinearBeta(float(beta_min), float(beta_max))
         first = curve.start
         return cls("vp", first, 1.0, max(1e-3, first + 1e-4 * (1 - first)), False, curve)
+
+    @classmethod
+    def trigflow(cls) -> Schedule:
+        """alpha = cos t, sigma = sin t, from pi/2 down. Lu & Song 2024, arXiv:2410.11081, section 3.
+
+        In units of the data's deviation, so that x_0 = cos t x - sin t F: its networks predict "v".
+        """
+        return cls("trigflow", 0.0, math.pi / 2, 1e-3, False, Trigonometric(), "trailing")
 
     @classmethod
     @in_words("Schedule.edm")

@@ -9,7 +9,6 @@ from itertools import pairwise
 from pndm_fast.plan.checks import choose
 from pndm_fast.plan.coefficients import combine
 from pndm_fast.plan.curves import Array
-from pndm_fast.plan.levels import Level
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.quadrature import against, exponential, integral
 from pndm_fast.plan.row import SLOT, STATE
@@ -19,13 +18,6 @@ from pndm_fast.solvers.registry import solver
 
 VARIABLES = ("t", "rho", "log_rho")
 Weights = Callable[[int, int], list[float]]  # of step i, for its k newest slopes or fewer
-
-
-def _place(rows: PlanBuilder, at: Level) -> float:
-    """The variable in which a noiseless path is straight: sigma / alpha, or sigma / (alpha + sigma) on flow."""
-    if rows.kind == "eps":
-        return at.sigma / at.alpha if at.alpha > 0 else math.inf
-    return at.sigma / (at.alpha + at.sigma)
 
 
 def _straight(rows: PlanBuilder, order: int, weights_of: Weights) -> Plan:
@@ -74,7 +66,7 @@ def lms(schedule: Schedule, times: Sequence[float], *, order: int = 4, predictio
     """
     check_order(order, 4)
     rows = PlanBuilder("lms", schedule, times, prediction)
-    places = [_place(rows, rows.level(t)) for t in rows.times]
+    places = [rows.place(rows.level(t)) for t in rows.times]
     return _straight(rows, order, lambda i, k: integral([places[i - j] for j in range(k)], places[i], places[i + 1]))
 
 
@@ -93,15 +85,15 @@ def deis(
     x_s/alpha_s = x_t/alpha_t + sum_j eps_j int l_j(variable) d rho, rho = sigma/alpha. log_rho is what diffusers runs.
 
     Args:
-        order: past values used, 1 to 3; k is the paper's AB(k - 1), 1 is DDIM.
-        variable: t, rho or log_rho, in which eps is a polynomial.
+        order: past values used, 1 to 4; k is the paper's AB(k - 1), 1 is DDIM, 4 its tAB3.
+        variable: t, rho or log_rho, in which eps is a polynomial. (The paper's rhoRK are `rk` on the same schedule.)
         lower_order_final: of log_rho: end on lower orders; default where there are fewer than 15 steps. There a step to
             sigma = 0 is of order 1.
 
     Raises:
-        ValueError: unknown variable, order outside 1..3, times not decreasing, lower_order_final of another variable.
+        ValueError: unknown variable, order outside 1..4, times not decreasing, lower_order_final of another variable.
     """
-    check_order(order, 3)
+    check_order(order, 4)
     choose("variable", variable, VARIABLES)
     if lower_order_final is not None and variable != "log_rho":
         raise ValueError(f"lower_order_final must be None unless variable='log_rho', got {lower_order_final!r}")
@@ -117,7 +109,7 @@ def deis(
         past, t, s = [rows.times[i - j] for j in range(k)], rows.times[i], rows.times[i + 1]
         if variable == "t":
             return against(rho, past, t, s, schedule.first)
-        places = [_place(rows, rows.level(time)) for time in (*past, s)]
+        places = [rows.place(rows.level(time)) for time in (*past, s)]
         if variable == "rho":
             return integral(places[:-1], places[0], places[-1])
         if places[-1] == 0:
@@ -126,3 +118,25 @@ def deis(
         return exponential([math.log(p) for p in places[:k]], math.log(places[0]), math.log(places[-1]))
 
     return _straight(rows, order, weights)
+
+
+@solver("gradient-estimation", order=1, spacing="karras")
+def gradient_estimation(
+    schedule: Schedule, times: Sequence[float], *, gamma: float = 2.0, prediction: str = "eps"
+) -> Plan:
+    """Gradient estimation. Permenter & Yuan 2023, arXiv:2306.04848, algorithm 2.
+
+    phi with gradient part gamma e + (1 - gamma) e_-1, and e alone in the first step and that to sigma = 0; on flow
+    schedules dx/dt in place of e. gamma = 1 is DDIM, 3/2 the Adams-Bashforth method of uniform steps.
+
+    Raises:
+        ValueError: times not decreasing, gamma not finite.
+    """
+    if not math.isfinite(gamma):
+        raise ValueError(f"gamma must be finite, got {gamma}")
+    rows = PlanBuilder("gradient-estimation", schedule, times, prediction)
+    for i, (t, s) in enumerate(pairwise(rows.times)):
+        now, past = SLOT[i % 2], SLOT[(i - 1) % 2]
+        slope = now if i == 0 or rows.level(s).sigma == 0 else gamma * now + (1 - gamma) * past
+        rows.call(t, i % 2, rows.transfer(t, s)(STATE, slope), s)
+    return rows.plan()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from pndm_fast.plan.coefficients import Transfer, level, log_snr, network_input, preview, to_store
+from pndm_fast.plan.checks import choose
+from pndm_fast.plan.coefficients import SPLITS, Transfer, level, log_snr, network_input, preview, to_store
 from pndm_fast.plan.grids import WholeTimes, check_times
 from pndm_fast.plan.levels import Level, Levels
 from pndm_fast.plan.plan import Plan
@@ -86,9 +87,29 @@ class PlanBuilder:
 
     def between(self, t: float, s: float, fraction: float = 0.5) -> tuple[float, float]:
         """The time whose lam divides lam_t .. lam_s in that proportion, and the proportion; see `inside`."""
-        start, h = self.lam(t), self.lam(s) - self.lam(t)
-        time = self.inside(t, s, float(self.schedule.time_at(start + fraction * h)))
+        return self.toward(t, s, self.level(s), fraction)
+
+    def stage(self, t: float, s: float, lam: float) -> float:
+        """The time of a lam inside a step, or s itself, where ancestral steps with eta = 1 have their middle."""
+        time = float(self.schedule.time_at(lam))
+        return s if math.isclose(time, s, rel_tol=1e-9, abs_tol=1e-9) else self.inside(t, s, time)
+
+    def toward(self, t: float, s: float, end: Level, fraction: float = 0.5) -> tuple[float, float]:
+        """As `between`, of the way in lam to a level short of s."""
+        start, h = self.lam(t), log_snr(end) - self.lam(t)
+        time = self.stage(t, s, start + fraction * h)
         return time, (self.lam(time) - start) / h if self.whole else fraction
+
+    def place(self, at: Level) -> float:
+        """The variable in which a noiseless path is straight: sigma / alpha, or sigma / (alpha + sigma) on flow."""
+        if self.kind == "flow":
+            return at.sigma / (at.alpha + at.sigma)
+        return at.sigma / at.alpha if at.alpha > 0 else math.inf
+
+    def check_data(self, t: float) -> None:
+        """Refuse a step from alpha = 0, where lam is infinite, for solvers with stages in lam."""
+        if self.level(t).alpha == 0:
+            raise ValueError(f"times must start where alpha > 0 for {self.name}, got alpha = 0")
 
     def transfer(self, t: float, s: float) -> Callable[[Form, Form], Form]:
         return Transfer(self.level(t), self.level(s), self.kind)
@@ -112,11 +133,13 @@ class PlanBuilder:
         store: OutputMap | None = None,
         ends: bool = True,
         model_time: float | None = None,
+        second: int | None = None,
+        guidance_factor: float = 1.0,
     ) -> None:
         """One row: the network is called at t, then y is at `to`. An x other than ANCHOR keeps the state at t.
 
         `kind` is what this row's slot holds, where that is not the others'; `model_time` the network's time, where
-        that is not t.
+        that is not t; `second` and `guidance_factor` are `Row`'s.
         """
         assert not self.whole or t == int(t), f"{self.name} calls the network at {t}, which never was `inside`"
         if x is not ANCHOR:
@@ -133,6 +156,8 @@ class PlanBuilder:
                 preview=self.preview(t, kind),
                 in_scale=in_scale,
                 ends_step=ends,
+                second=second,
+                guidance_factor=guidance_factor,
             )
         )
 
@@ -144,6 +169,20 @@ def check_order(order: int, most: int) -> None:
     """Refuse an order outside 1 to `most`."""
     if not 1 <= order <= most:
         raise ValueError(f"order must be 1 to {most}, got {order!r}")
+
+
+def check_split(schedule: Schedule, split: str) -> None:
+    """Refuse an unknown split of an ancestral step, or that of flow schedules elsewhere."""
+    choose("split", split, SPLITS)
+    if split == "flow" and schedule.scale != "flow":
+        raise ValueError(f"split must be 'posterior' but on flow schedules, got 'flow' on {schedule.name}")
+
+
+def check_at_least_0(**options: float) -> None:
+    """Refuse a negative option, or one that is no finite number."""
+    for name, value in options.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be 0 or positive, got {value}")
 
 
 def check_eta(eta: float) -> None:

@@ -381,8 +381,7 @@ def dpmpp_sde(
         if rows.level(s).sigma == 0:
             rows.call(t, 0, move(t, s, STATE, SLOT[0])[0], s)
             continue
-        if rows.level(t).alpha == 0:
-            raise ValueError("times must start where alpha > 0 for dpmpp-sde, got alpha = 0")
+        rows.check_data(t)
         middle, part = rows.between(t, s, r)
         stage, tau = move(t, middle, STATE, SLOT[0])
         rows.call(t, 0, stage + tau * NOISE, middle, x=STATE, ends=False)

@@ -14,7 +14,6 @@ SAME_AS = {"DDIMParallelScheduler": "DDIMScheduler", "DDPMParallelScheduler": "D
 
 _TOKENS = "its samples are tokens, and a plan's are numbers"
 _EDM = "its networks are EDM's: make_plan({}, Schedule.edm(), prediction='edm') is its like"
-_MISSING = "no solver here is its equal yet"
 
 REFUSED: dict[str, str] = {
     "AmusedScheduler": _TOKENS,
@@ -22,7 +21,7 @@ REFUSED: dict[str, str] = {
     "DiscreteDDIMScheduler": _TOKENS,
     "EntropyBoundScheduler": _TOKENS,
     "VQDiffusionScheduler": _TOKENS,
-    "CMStochasticIterativeScheduler": "its network is called in consistency models' own scaling",
+    "CMStochasticIterativeScheduler": "make_plan('consistency', Schedule.edm(), prediction='edm') steps so",
     "ConsistencyDecoderScheduler": "its step is the decoder's own",
     "CogVideoXDDIMScheduler": "its schedule is shifted in its own way: Schedule.from_alphas_cumprod takes that",
     "CogVideoXDPMScheduler": "its step takes the x_0 of the call before as an argument",
@@ -36,19 +35,19 @@ REFUSED: dict[str, str] = {
     "HeliosDMDScheduler": "its samples change their size between stages",
     "HeliosScheduler": "its samples change their size between stages",
     "IPNDMScheduler": "its network is told times of a schedule of its own; make_plan('ipndm') is the solver",
-    "KDPM2AncestralDiscreteScheduler": _MISSING,
-    "KDPM2DiscreteScheduler": "make_plan('dpm-solver-2', multistep=False) is its like",
+    "KDPM2AncestralDiscreteScheduler": "make_plan('dpm-2-ancestral') steps so",
+    "KDPM2DiscreteScheduler": "make_plan('dpm-2') steps so",
     "KarrasVeScheduler": "it is make_plan('edm', Schedule.edm())",
-    "LTXEulerAncestralRFScheduler": _MISSING,
+    "LTXEulerAncestralRFScheduler": "make_plan('euler-ancestral', Schedule.flow(...), split='flow') steps so",
     "MiniMaxH3Scheduler": "its times run the other way; make_plan('euler', Schedule.flow(...)) steps so",
     "PiflowScheduler": "its steps integrate a policy inside one output",
     "RFD4ProteinaScheduler": "its samples have two parts with two schedules",
     "RePaintScheduler": "its steps go back to more noise; Inpaint is for masks",
-    "SASolverScheduler": _MISSING,
-    "SCMScheduler": "its prediction, TrigFlow's, has none here yet",
+    "SASolverScheduler": "make_plan('sa-solver') is its like, but for its weights of order 2",
+    "SCMScheduler": "make_plan('tcd', Schedule.trigflow(), prediction='v', eta=1.0) steps so",
     "ScoreSdeVeScheduler": "its corrector measures the norm of each output",
     "ScoreSdeVpScheduler": "its steps take the score of a continuous time",
-    "TCDScheduler": _MISSING,
+    "TCDScheduler": "make_plan('tcd') steps so, on a grid of its own",
     "UnCLIPScheduler": "its variance is learned",
 }
 REASONS.update(REFUSED)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from pndm_fast.plan.checks import check_type, choose
-from pndm_fast.plan.grids import FINALS, WholeTimes, make_grid, numbers_of, snap, times_of
+from pndm_fast.plan.checks import check_type, choose, shown
+from pndm_fast.plan.grids import FINALS, SPACINGS, WholeTimes, make_grid, numbers_of, snap, times_of
+from pndm_fast.plan.named_grids import OTHER_SPACINGS, named_grid
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.schedule import Schedule
@@ -96,7 +97,13 @@ class GridSpec:
         final = "zero" if self.final is None else self.final
         steps = steps_of(solver, self.steps, self.nfe, final)
         spacing = self.spacing if self.spacing is not None else schedule.spacing or SOLVER_INFO[solver].spacing
-        return make_grid(schedule, steps, spacing, final, self.t_min)
+        if isinstance(schedule, Schedule):
+            choose("spacing", spacing, (*SPACINGS, *OTHER_SPACINGS))
+        if spacing in SPACINGS or not isinstance(schedule, Schedule):
+            return make_grid(schedule, steps, spacing, final, self.t_min)
+        if self.t_min is not None:
+            raise ValueError(f"t_min must be None for {spacing} spacing, got {shown(self.t_min)}")
+        return named_grid(spacing, schedule, steps, final)
 
     def _given(self, schedule: Schedule | PSLD) -> tuple[float, ...]:
         if self.sigmas is not None:
@@ -121,8 +128,9 @@ class GridSpec:
         if self.explicit is not None and self.final is None and times[-1] > schedule.first:
             _warn_of_end(schedule, times[-1], self.explicit)
         cut = self.t_start is not None or self.strength is not None
-        continuous = self.explicit is not None and not schedule.discrete  # which starts where the caller says
-        if isinstance(schedule, Schedule) and not cut and not continuous and times[0] < schedule.last:
+        # which start where the caller says, or who published them
+        meant = cut or self.spacing in OTHER_SPACINGS or (self.explicit is not None and not schedule.discrete)
+        if isinstance(schedule, Schedule) and not meant and times[0] < schedule.last:
             _warn_of_start(schedule, times[0])
 
     def _kept(self, solver: str, schedule: Schedule | PSLD, times: Sequence[float]) -> Sequence[float]:

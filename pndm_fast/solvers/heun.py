@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+from pndm_fast.plan.coefficients import combine
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.row import ANCHOR, NOISE, SLOT, STATE, Form, Prologue
 from pndm_fast.plan.schedule import Schedule
@@ -13,6 +15,7 @@ from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.registry import solver
 
 MOST_CHURN = math.sqrt(2) - 1
+End = Callable[[Form], Form]
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,42 @@ class Churn:
             return 1.0, 0.0
         scale = target.alpha / source.alpha
         return scale, self.noise * math.sqrt(max(0.0, target.sigma**2 - (scale * source.sigma) ** 2))
+
+
+def check_churn(churn: float, churn_min: float, churn_max: float, churn_noise: float) -> Churn:
+    """The four options as a `Churn`.
+
+    Raises:
+        ValueError: a negative one, churn_min above churn_max.
+    """
+    for name, value in (("churn", churn), ("churn_min", churn_min), ("churn_max", churn_max)):
+        if not value >= 0:
+            raise ValueError(f"{name} must be 0 or positive, got {value}")
+    if churn_min > churn_max:
+        raise ValueError(f"churn_min must be at most churn_max, got {churn_min} and {churn_max}")
+    if not 0 < churn_noise < math.inf:
+        raise ValueError(f"churn_noise must be positive, got {churn_noise}")
+    return Churn(churn, churn_min, churn_max, churn_noise)
+
+
+def churned(rows: PlanBuilder, churn: Churn, step: Callable[[float, float, float, End], None]) -> Plan:
+    """The rows of `step` from each time after its noise: (its time, the step's end, that after the next noise, noise).
+
+    The noise of a step stands in the last row of the step before, whose z it is; that of the first in the prologue.
+    """
+    hats = [churn.time(rows, t) for t in rows.times]
+    first = Prologue(rows.prologue.p0, *churn.move(rows, rows.times[0], hats[0]))
+    rows.start_at(hats[0])
+    rows.prologue = first
+    for i, (t, s) in enumerate(zip(hats, rows.times[1:], strict=False)):
+        to = s if i == rows.steps - 1 else hats[i + 1]
+        scale, noise = churn.move(rows, s, to)
+
+        def end(form: Form, scale: float = scale, noise: float = noise) -> Form:
+            return scale * form + noise * NOISE
+
+        step(t, s, to, end)
+    return rows.plan()
 
 
 @solver("heun", order=2, calls_per_step=2, extra_calls=-1, final_calls=1, spacing="karras")
@@ -80,33 +119,47 @@ def edm(
     Raises:
         ValueError: times not decreasing, a negative option, churn_min above churn_max.
     """
-    for name, value in (("churn", churn), ("churn_min", churn_min), ("churn_max", churn_max)):
-        if not value >= 0:
-            raise ValueError(f"{name} must be 0 or positive, got {value}")
-    if churn_min > churn_max:
-        raise ValueError(f"churn_min must be at most churn_max, got {churn_min} and {churn_max}")
-    if not 0 < churn_noise < math.inf:
-        raise ValueError(f"churn_noise must be positive, got {churn_noise}")
-    return _heun("edm", schedule, times, Churn(churn, churn_min, churn_max, churn_noise), prediction)
+    return _heun("edm", schedule, times, check_churn(churn, churn_min, churn_max, churn_noise), prediction)
 
 
 def _heun(name: str, schedule: Schedule, times: Sequence[float], churn: Churn, prediction: str) -> Plan:
     rows = PlanBuilder(name, schedule, times, prediction)
-    hats = [churn.time(rows, t) for t in rows.times]
-    first = Prologue(rows.prologue.p0, *churn.move(rows, rows.times[0], hats[0]))
-    rows.start_at(hats[0])
-    rows.prologue = first
-    for i, (t, s) in enumerate(zip(hats, rows.times[1:], strict=False)):
-        to = s if i == rows.steps - 1 else hats[i + 1]
-        scale, noise = churn.move(rows, s, to)
 
-        def end(form: Form, scale: float = scale, noise: float = noise) -> Form:
-            return scale * form + noise * NOISE
-
+    def step(t: float, s: float, to: float, end: End) -> None:
         phi = rows.transfer(t, s)
         if rows.level(s).sigma == 0:
             rows.call(t, 0, end(phi(STATE, SLOT[0])), to)
-            continue
+            return
         rows.call(t, 0, phi(STATE, SLOT[0]), s, x=STATE, ends=False)
         rows.call(s, 1, end(phi(ANCHOR, (SLOT[0] + SLOT[1]) / 2)), to)
+
+    return churned(rows, churn, step)
+
+
+@solver("heunpp2", order=1, min_steps=2, calls_per_step=3, extra_calls=-3, spacing="karras")
+def heunpp2(schedule: Schedule, times: Sequence[float], *, prediction: str = "eps") -> Plan:
+    """Heun++ of three slopes, ComfyUI's and stable-diffusion-webui's. After arXiv:2206.00364, algorithm 1.
+
+    From t to s Euler's steps to s and on to the next time u, then the slopes by their noise: w_1 e_t + w_2 e_s + w_3
+    e_u, w_2 = rho_s/(3 rho_0), w_3 = rho_u/(3 rho_0), w_1 = 1 - w_2 - w_3, rho_0 the first, rho = sigma/alpha (on flow
+    schedules sigma). The step before the last has w_2 = rho_s/(2 rho_0) alone, the last is Euler's. The weights tend to
+    Euler's, not to Heun's: of first order. 3 n - 3 network calls.
+
+    Raises:
+        ValueError: times not decreasing, fewer than two steps.
+    """
+    rows = PlanBuilder("heunpp2", schedule, times, prediction)
+    rho = [rows.place(rows.level(t)) for t in rows.times]
+    for i, (t, s) in enumerate(pairwise(rows.times)):
+        phi, more = rows.transfer(t, s), min(2, rows.steps - 1 - i)
+        if more == 0:
+            rows.call(t, 0, phi(STATE, SLOT[0]), s)
+            continue
+        ahead = rows.times[i + 1 : i + 1 + more]
+        rows.call(t, 0, phi(STATE, SLOT[0]), s, x=STATE, ends=False)
+        if more == 2:
+            rows.call(s, 1, rows.transfer(*ahead)(STATE, SLOT[1]), ahead[1], ends=False)
+        weights = [rho[i + 1 + j] / ((more + 1) * rho[0]) for j in range(more)]
+        slope = combine([1 - sum(weights), *weights], SLOT[: more + 1])
+        rows.call(ahead[-1], more, phi(ANCHOR, slope), s)
     return rows.plan()

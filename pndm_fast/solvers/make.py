@@ -61,9 +61,10 @@ def make_plan(
         sigmas: the same as noise levels sigma / alpha; on flow schedules sigma, after any shift. What lies above the
             schedule's noisiest level, or below its last, by float32's rounding (1e-6 of it) or because it was printed
             to four digits or more, is taken for that level.
-        spacing: how the grid is spread: leading, trailing, linspace, quadratic, logsnr, karras, exponential or beta,
-            in phase space uniform or quadratic; `plan.grids.make_grid` has the formulas. Default: the schedule's, or
-            else the solver's own.
+        spacing: how the grid is spread: leading, trailing, linspace, quadratic, logsnr, karras, exponential, beta or
+            dpm-fast, in phase space uniform or quadratic; `plan.grids.make_grid` has the formulas. Or one of other
+            programs' grids and published tables, such as sgm-uniform or ays-sdxl: `plan.named_grids`, whose
+            `plan.named_grid` has their options. Default: the schedule's, or else the solver's own.
         final: where the grid ends: "zero", the default, at sigma = 0; "min" at t_min. With times or sigmas, "min" says
             that an end above sigma = 0 is meant.
         t_min: the earliest time at which the network is called, for linspace to beta; default `schedule.floor`.
@@ -100,6 +101,10 @@ def make_plan(
     if name == AUTO:
         name, grid, options = settle(schedule, grid, options)
     _check_space(name, schedule)
+    if nfe is not None and SOLVER_INFO[name].calls_by in options:
+        raise ValueError(
+            f"nfe cannot go with {SOLVER_INFO[name].calls_by}, by which {name} has other calls: give steps"
+        )
     function, own = SOLVERS[name], _options(SOLVERS[name], name, options)
     times = grid.points(name, schedule)
     plan = function(schedule, times, **own, prediction=prediction)

@@ -13,7 +13,8 @@ from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.row import NOISE, SLOT, STATE
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import PlanBuilder, check_eta
+from pndm_fast.solvers.builder import PlanBuilder, check_at_least_0, check_eta, check_split
+from pndm_fast.solvers.heun import Churn, End, check_churn, churned
 from pndm_fast.solvers.phase.langevin import euler as phase_euler
 from pndm_fast.solvers.registry import solver
 
@@ -68,23 +69,47 @@ def ddim(
     Raises:
         ValueError: times not decreasing, eta outside [0, 1].
     """
+    check_eta(eta)
     return _one_step("ddim", schedule, times, eta, prediction)
 
 
 @solver("euler", order=1, spacing="karras", space="both")
-def euler(schedule: Schedule | PSLD, times: Sequence[float], *, prediction: str = "eps") -> Plan:
+def euler(
+    schedule: Schedule | PSLD,
+    times: Sequence[float],
+    *,
+    churn: float = 0.0,
+    churn_min: float = 0.0,
+    churn_max: float = math.inf,
+    churn_noise: float = 1.0,
+    prediction: str = "eps",
+) -> Plan:
     """Euler's method for d(x/alpha)/d(sigma/alpha) = eps. Karras et al. 2022, arXiv:2206.00364, eq. 1 with Euler.
 
     The same step as DDIM's, for both are exact on straight paths; on flow schedules it is x + (s - t) flow, the
     flow-matching Euler step (Liu et al. 2022, arXiv:2209.03003). Only the usual grid differs. In phase space it is
     Euler's method for z itself: z + h (-F z + G G^T s / 2).
 
+    Args:
+        churn, churn_min, churn_max, churn_noise: noise before each step, as `edm` has it; of numbers alone.
+
     Raises:
-        ValueError: times not decreasing.
+        ValueError: times not decreasing, a negative option, churn in phase space.
     """
+    noise = check_churn(churn, churn_min, churn_max, churn_noise)
     if isinstance(schedule, PSLD):
+        if noise != Churn():
+            raise ValueError(f"churn must be left out for euler on {schedule.name}, got churn={churn}")
         return phase_euler(schedule, times, prediction=prediction)
-    return _one_step("euler", schedule, times, 0.0, prediction)
+    if churn == 0:
+        return _one_step("euler", schedule, times, 0.0, prediction)
+    rows = PlanBuilder("euler", schedule, times, prediction)
+
+    def step(t: float, s: float, to: float, end: End) -> None:
+        kind = _seen(rows, t)
+        rows.call(t, 0, end(Transfer(rows.level(t), rows.level(s), kind)(STATE, SLOT[0])), to, kind=kind)
+
+    return churned(rows, noise, step)
 
 
 @solver("euler-ancestral", order=1, spacing="karras", stochastic=True)
@@ -93,29 +118,51 @@ def euler_ancestral(
     times: Sequence[float],
     *,
     eta: float = 1.0,
+    split: str = "posterior",
+    noise_scale: float = 1.0,
     prediction: str = "eps",
 ) -> Plan:
     """Ancestral steps of Euler's method (k-diffusion's): to rho_down, then noise rho_up, rho = sigma/alpha.
 
-    rho_up = eta rho_s sqrt(1 - rho_s^2/rho_t^2), rho_down^2 = rho_s^2 - rho_up^2. For rho these are the posterior's
-    numbers, so the step is DDIM's with that eta (Song et al. 2021, arXiv:2010.02502, eq. 16), at eta = 1 DDPM's.
+    rho_up = eta rho_s sqrt(1 - rho_s^2/rho_t^2), at most rho_s, rho_down^2 = rho_s^2 - rho_up^2. For rho these are the
+    posterior's numbers, so the step is DDIM's with that eta (Song et al. 2021, arXiv:2010.02502, eq. 16), at eta = 1
+    DDPM's.
+
+    Args:
+        eta: above 1 there is more noise than the posterior's, up to a step to the data and all of it anew.
+        split: posterior, as above; flow, on flow schedules, the split that ComfyUI and LTX take there:
+            sigma_d = sigma_s (1 + eta (sigma_s/sigma_t - 1)), then scaled by (1 - sigma_s)/(1 - sigma_d).
+        noise_scale: multiplies the noise alone, k-diffusion's s_noise.
 
     Raises:
-        ValueError: times not decreasing, eta outside [0, 1].
+        ValueError: times not decreasing, eta or noise_scale negative, split="flow" on another schedule.
     """
-    return _one_step("euler-ancestral", schedule, times, eta, prediction)
+    check_at_least_0(eta=eta, noise_scale=noise_scale)
+    check_split(schedule, split)
+    return _one_step("euler-ancestral", schedule, times, eta, prediction, split, noise_scale)
 
 
-def _one_step(name: str, schedule: Schedule, times: Sequence[float], eta: float, prediction: str) -> Plan:
-    check_eta(eta)
+def _seen(rows: PlanBuilder, t: float) -> str:
+    """What the slot of a call at t can hold: at alpha = 0 eps is y itself and says nothing of x_0."""
+    return "x0" if rows.level(t).alpha == 0 and rows.kind == "eps" else rows.kind
+
+
+def _one_step(
+    name: str,
+    schedule: Schedule,
+    times: Sequence[float],
+    eta: float,
+    prediction: str,
+    split: str = "posterior",
+    noise_scale: float = 1.0,
+) -> Plan:
     rows = PlanBuilder(name, schedule, times, prediction)
     for t, s in pairwise(rows.times):
-        source = rows.level(t)
         # the deterministic part stops at the level that tau z completes to sigma_s
-        reduced, tau = ancestral(source, rows.level(s), eta)
-        blind = source.alpha == 0 and rows.kind == "eps"  # eps is y itself there and says nothing of x_0
-        kind = "x0" if blind else rows.kind
-        rows.call(t, 0, Transfer(source, reduced, kind)(STATE, SLOT[0]) + tau * NOISE, s, kind=kind)
+        reduced, tau = ancestral(rows.level(t), rows.level(s), eta, split)
+        kind = _seen(rows, t)
+        phi = Transfer(rows.level(t), reduced, kind)
+        rows.call(t, 0, phi(STATE, SLOT[0]) + noise_scale * tau * NOISE, s, kind=kind)
     return rows.plan()
 
 

@@ -32,6 +32,7 @@ class SolverInfo:
         stores: what the slots hold.
         stochastic: whether it adds noise by default.
         inverts: whether it runs from data to noise, and so needs start=.
+        calls_by: the option that changes the number of calls, which are those of its default.
         space: scalar for solvers on a `Schedule`, phase for those on a phase-space process, both.
     """
 
@@ -46,6 +47,7 @@ class SolverInfo:
     stochastic: bool = False
     inverts: bool = False
     space: str = "scalar"
+    calls_by: str | None = None
 
     def calls(self, steps: int, final: str = "zero") -> int:
         """Network calls for a number of steps."""
