@@ -47,6 +47,10 @@ def test_the_peers_lists_are_whole():
                 (lambda name: name.comfy, lambda name: name.k))  # fmt: skip
     assert len(COMFY) == 44 and comfy == set(map(plain, COMFY))
     assert set(map(plain, K_DIFFUSION)) <= k
+    here = [len([one for row in table if own_name(what, row) for one in separate(row.comfy)]) for what, table in
+            TABLES.items()]  # fmt: skip
+    said = f"({here[0]} of ComfyUI's {len(COMFY)} samplers, {here[1]} of its {len(COMFY_GRIDS)} schedulers)"
+    assert said in " ".join((DOCS.parent / "README.md").read_text().split())
     assert {plain(name.comfy) for name in GRIDS} - {""} == set(map(plain, COMFY_GRIDS))
 
 
