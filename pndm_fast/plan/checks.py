@@ -17,8 +17,11 @@ _SCHEDULERS = {  # diffusers' classes, without their last word
     "DPMSolverMultistep": "dpmpp-2m", "DPMSolverSinglestep": "dpmpp-2s", "DEISMultistep": "deis",
     "UniPCMultistep": "unipc", "EulerDiscrete": "euler", "EulerAncestralDiscrete": "euler-ancestral",
     "HeunDiscrete": "heun", "LMSDiscrete": "lms", "DPMSolverSDE": "dpmpp-sde", "FlowMatchEulerDiscrete": "euler",
-    "FlowMatchHeunDiscrete": "heun",
+    "FlowMatchHeunDiscrete": "heun", "KDPM2Discrete": "dpm-2", "KDPM2AncestralDiscrete": "dpm-2-ancestral",
+    "SASolver": "sa-solver", "TCD": "tcd", "CMStochasticIterative": "consistency",
+    "LTXEulerAncestralRF": "euler-ancestral", "FlowMatchLCM": "lcm", "SCM": "tcd",
 }  # fmt: skip
+_PEERS |= {"res-multistep": "res-2m", "dpm-2-a": "dpm-2-ancestral", "dpmpp-2s-a": "dpmpp-2s-ancestral"}  # ComfyUI's
 _PEERS |= {f"{name}scheduler".lower(): solver for name, solver in _SCHEDULERS.items()}
 _SHORT = 80
 
