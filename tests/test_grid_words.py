@@ -306,6 +306,12 @@ def test_hints(word, said):
         ("euler_a", "euler-ancestral"),
         ("pndm", "f-pndm"),
         ("uni_pc", "unipc"),
+        ("res_multistep", "res-2m"),
+        ("res_multistep_ancestral", "res-multistep-ancestral"),
+        ("dpmpp_2s_ancestral", "dpmpp-2s-ancestral"),
+        ("seeds_3", "seeds-3"),
+        ("KDPM2AncestralDiscreteScheduler", "dpm-2-ancestral"),
+        ("SASolverScheduler", "sa-solver"),
     ],
 )
 def test_solvers_by_other_names(word, meant):

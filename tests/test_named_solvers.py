@@ -5,6 +5,9 @@ import math
 import named_loops as loops
 import numpy as np
 import pytest
+import torch
+from drawing import draw
+from golden_data import GUIDED
 from rows import evaluate, store
 
 import pndm_fast as pf
@@ -227,6 +230,30 @@ def test_cfg_pp(name, weight):
         plan = plan_of(solver, name, **options)
         assert plan.guided and plan.keeps_uncond == (solver == "dpmpp-2m-cfg-pp")
         near(run(plan.with_guidance(weight), uncond=weaker), direct(loop, name, **told, **more))
+
+
+@pytest.mark.parametrize("solver", GUIDED)
+def test_cfg_pp_in_the_engine(solver):
+    """Its factors and its second outputs, of a call with a condition, without, and a scale."""
+    schedule = GRIDS["vp"][0]
+
+    def both(x, t, weaker):
+        alpha, sigma = schedule.alpha(float(t[0])), schedule.sigma(float(t[0]))
+        pairs = zip(x.numpy(), weaker.tolist(), strict=True)
+        return torch.from_numpy(np.stack([(other if w else network)(y, alpha, sigma) for y, w in pairs]))
+
+    other, plan = weaker, plan_of(solver, "vp")
+    drawn = {i + 2: k for k, i in enumerate(i for i, noisy in enumerate(plan.noisy) if noisy)}
+    got = draw(
+        both,
+        solver=plan,
+        start=pf.State(torch.from_numpy(START)[None]),
+        cond={"weaker": torch.zeros(1)},
+        uncond={"weaker": torch.ones(1)},
+        guidance=0.7,
+        noise_sampler=lambda i: torch.from_numpy(NORMALS[drawn[i]])[None],
+    )
+    near(got[0].numpy(), run(plan.with_guidance(0.7), uncond=weaker))
 
 
 def test_cfg_pp_is_its_unguided_method_for_one_network():

@@ -23,7 +23,7 @@ def euler_cfg_pp(schedule: Schedule, times: Sequence[float], *, prediction: str 
 
     x_s = alpha_s D_g + (sigma_s/sigma_t)(x - alpha_t D_u), D_g = D_u + w (D_c - D_u). It is DDIM's step, linear in D,
     at the guidance w alpha_s/(alpha_s - alpha_t sigma_s/sigma_t): a row's guidance_factor. w of a call is the paper's
-    lambda, about 0 to 1, and ComfyUI's cfg; guided at w = 1 too. Without guidance's two outputs, DDIM.
+    lambda, about 0 to 1, and ComfyUI's cfg; guided at w = 1 too. Where both outputs are one, it is DDIM.
 
     Raises:
         ValueError: times not decreasing.

@@ -30,7 +30,7 @@ def consistency(
         time_scale: of prediction="edm", what multiplies the network's time log(t) / 4; released networks have 1000.
 
     Raises:
-        ValueError: times not decreasing, time_scale not positive, or another than 1000 without prediction="edm".
+        ValueError: times not decreasing, time_scale not positive, prediction="edm" on another schedule than EDM's.
     """
     if not 0 < time_scale < math.inf:
         raise ValueError(f"time_scale must be positive, got {time_scale}")
