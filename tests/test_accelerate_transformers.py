@@ -35,10 +35,16 @@ CASES: dict[str, tuple[Any, Any]] = {
     "PixArt-alpha told the resolution": (lambda: transformers.pixart(size=128), lambda: DPM(**V)),
     "PixArt-sigma": (lambda: transformers.pixart("Sigma", variance=False), lambda: DPM(**V)),
     "SD3": (tiny.stable_diffusion_3, lambda: FLOW(shift=3.0)),
-    "SD3 from an image": (transformers.stable_diffusion_3_from_image, lambda: FLOW(use_dynamic_shifting=True)),
+    "SD3 from an image": (
+        lambda: transformers.stable_diffusion_3("Img2Img"),
+        lambda: FLOW(use_dynamic_shifting=True),
+    ),
+    "SD3 in a part": (lambda: transformers.stable_diffusion_3("Inpaint"), lambda: FLOW(shift=3.0)),
+    "SD3 told the mask": (lambda: transformers.stable_diffusion_3("Inpaint", 33), lambda: FLOW(shift=3.0)),
     "FLUX": (tiny.flux, lambda: FLOW(use_dynamic_shifting=True)),
     "FLUX guided": (transformers.flux, lambda: FLOW(use_dynamic_shifting=True)),
     "FLUX from an image": (lambda: transformers.flux("Img2Img"), lambda: FLOW(use_dynamic_shifting=True)),
+    "FLUX in a part": (lambda: transformers.flux("Inpaint"), lambda: FLOW(use_dynamic_shifting=True)),
     "FLUX that fills": (lambda: transformers.flux_behind("Fill"), lambda: FLOW(use_dynamic_shifting=True)),
     "FLUX that is shown edges": (lambda: transformers.flux_behind("Control"), lambda: FLOW(use_dynamic_shifting=True)),
     "FLUX shown images": (transformers.flux_with_image, lambda: FLOW(use_dynamic_shifting=True)),
@@ -240,7 +246,7 @@ def test_the_one_step_of_a_consistency_model():
     check(transformers.pixart(), scheduler, steps=3)
 
 
-@pytest.mark.parametrize("name", ["SD3", "FLUX guided", "FLUX from an image", "Wan", "Wan from an image"])
+@pytest.mark.parametrize("name", ["SD3", "FLUX guided", "FLUX in a part", "Wan", "Wan from an image"])
 class TestCallbacks:
     def _run(self, made, scheduler, call, on_step, inputs):
         seen = []

@@ -49,17 +49,29 @@ def pixart(kind: str = "Alpha", variance: bool = True, size: int = 8) -> tuple[A
     return made, call | negative | tiny.SIZE | {"negative_prompt": None, "output_type": "latent"}
 
 
+def _filled() -> dict[str, Any]:
+    """An image, and a mask that leaves half of it."""
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., :4] = 1
+    return {"image": _image(8), "mask_image": mask}
+
+
 @cache
-def stable_diffusion_3_from_image() -> tuple[Any, dict[str, Any]]:
-    """StableDiffusion3Img2ImgPipeline."""
+def stable_diffusion_3(kind: str, channels: int = 16) -> tuple[Any, dict[str, Any]]:
+    """StableDiffusion3...Pipeline, "Img2Img" or "Inpaint" (of 16 or 33 channels)."""
     pipeline, call = tiny.stable_diffusion_3()
-    made = diffusers.StableDiffusion3Img2ImgPipeline(**pipeline.components)
-    return made, call | {"image": _image(8), "strength": 0.6}
+    parts = dict(pipeline.components)
+    if kind == "Inpaint":
+        config = {name: value for name, value in pipeline.transformer.config.items() if not name.startswith("_")}
+        config |= {"in_channels": channels, "out_channels": 16}
+        parts |= {"transformer": _seeded(diffusers.SD3Transformer2DModel, **config), "vae": tiny._vae(16)}
+    made = getattr(diffusers, f"StableDiffusion3{kind}Pipeline")(**parts)
+    return made, call | ({"image": _image(8)} if kind == "Img2Img" else _filled()) | {"strength": 0.6}
 
 
 @cache
 def flux(kind: str = "", negative: bool = True) -> tuple[Any, dict[str, Any]]:
-    """Flux...Pipeline, "" or "Img2Img", mostly guided by what is said against too."""
+    """Flux...Pipeline, "", "Img2Img" or "Inpaint", mostly guided by what is said against too."""
     pipeline, call = tiny.flux()
     if negative:
         embeddings = {"negative_prompt_embeds": (1, 5, 32), "negative_pooled_prompt_embeds": (1, 32)}
@@ -69,7 +81,8 @@ def flux(kind: str = "", negative: bool = True) -> tuple[Any, dict[str, Any]]:
     parts = {
         name: part for name, part in pipeline.components.items() if name not in ("image_encoder", "feature_extractor")
     }
-    return diffusers.FluxImg2ImgPipeline(**parts), call | {"image": _image(8), "strength": 0.6}
+    images = {"image": _image(8)} if kind == "Img2Img" else _filled()
+    return getattr(diffusers, f"Flux{kind}Pipeline")(**parts), call | images | {"strength": 0.6}
 
 
 @cache
@@ -85,9 +98,7 @@ def flux_behind(kind: str) -> tuple[Any, dict[str, Any]]:
     )  # fmt: skip
     if kind == "Control":
         return made, call | {"control_image": _image(8)}
-    mask = torch.zeros(1, 1, 8, 8)
-    mask[..., :4] = 1
-    return made, call | {"image": _image(8), "mask_image": mask}
+    return made, call | _filled()
 
 
 @cache
