@@ -39,6 +39,7 @@ CASES: dict[str, tuple[Any, Any]] = {
         lambda: transformers.stable_diffusion_3("Img2Img"),
         lambda: FLOW(use_dynamic_shifting=True),
     ),
+    "SD3 shown images": (transformers.stable_diffusion_3_with_image, lambda: FLOW(shift=3.0)),
     "SD3 in a part": (lambda: transformers.stable_diffusion_3("Inpaint"), lambda: FLOW(shift=3.0)),
     "SD3 told the mask": (lambda: transformers.stable_diffusion_3("Inpaint", 33), lambda: FLOW(shift=3.0)),
     "FLUX": (tiny.flux, lambda: FLOW(use_dynamic_shifting=True)),
@@ -158,6 +159,18 @@ def test_bars(name, bars):
         made(num_inference_steps=4, generator=torch.Generator().manual_seed(1), **call)
     ours, theirs = bars[1], bars[0]
     assert len(bars) == 2 and (ours.n, ours.total) == (theirs.n, theirs.total)
+
+
+@pytest.mark.parametrize("name", ["SD3", "FLUX guided"])
+def test_images_that_are_shown(name):
+    """Are seen, and so are those that are shown against them."""
+    shown = {"SD3": transformers.stable_diffusion_3_with_image, "FLUX guided": transformers.flux_with_image}[name]
+    pipeline, call = shown()
+    fast, scheduler = accelerate(pipeline), CASES[name][1]()
+    image = tiny.run(fast, scheduler, **call)
+    for word in [word for word in call if "ip_adapter" in word]:
+        changed = [-one for one in call[word]] if isinstance(call[word], list) else -call[word]
+        assert relative(tiny.run(fast, scheduler, **call | {word: changed}), image) > 1e-3
 
 
 UNGUIDED = [

@@ -10,6 +10,8 @@ import diffusers
 import tiny_pipelines as tiny
 import torch
 import transformers
+from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
+from diffusers.models.embeddings import IPAdapterTimeImageProjection
 
 
 def _seeded(make: Any, seed: int = 0, **config: Any) -> Any:
@@ -67,6 +69,21 @@ def stable_diffusion_3(kind: str, channels: int = 16) -> tuple[Any, dict[str, An
         parts |= {"transformer": _seeded(diffusers.SD3Transformer2DModel, **config), "vae": tiny._vae(16)}
     made = getattr(diffusers, f"StableDiffusion3{kind}Pipeline")(**parts)
     return made, call | ({"image": _image(8)} if kind == "Img2Img" else _filled()) | {"strength": 0.6}
+
+
+@cache
+def stable_diffusion_3_with_image() -> tuple[Any, dict[str, Any]]:
+    """StableDiffusion3Pipeline with an adapter of random weights that embeddings of images are given to."""
+    pipeline, call = tiny.stable_diffusion_3()
+    network = copy.deepcopy(pipeline.transformer)
+    network.image_proj = _seeded(
+        IPAdapterTimeImageProjection, embed_dim=6, output_dim=12, hidden_dim=16, depth=1, dim_head=4, heads=4,
+        num_queries=3, timestep_in_dim=16,
+    )  # fmt: skip
+    sizes = {"hidden_size": 32, "ip_hidden_states_dim": 12, "head_dim": 8, "timesteps_emb_dim": 16}
+    network.transformer_blocks[0].attn.set_processor(_seeded(SD3IPAdapterJointAttnProcessor2_0, **sizes))
+    made = diffusers.StableDiffusion3Pipeline(**{**pipeline.components, "transformer": network})
+    return made, call | {"ip_adapter_image_embeds": tiny._random((2, 5, 6), 4)}
 
 
 @cache
