@@ -46,6 +46,10 @@ CASES: dict[str, tuple[Any, Any]] = {
     "FLUX guided": (transformers.flux, lambda: FLOW(use_dynamic_shifting=True)),
     "FLUX from an image": (lambda: transformers.flux("Img2Img"), lambda: FLOW(use_dynamic_shifting=True)),
     "FLUX in a part": (lambda: transformers.flux("Inpaint"), lambda: FLOW(use_dynamic_shifting=True)),
+    "FLUX that is shown what to change": (
+        lambda: transformers.flux("Kontext"),
+        lambda: FLOW(use_dynamic_shifting=True),
+    ),
     "FLUX that fills": (lambda: transformers.flux_behind("Fill"), lambda: FLOW(use_dynamic_shifting=True)),
     "FLUX that is shown edges": (lambda: transformers.flux_behind("Control"), lambda: FLOW(use_dynamic_shifting=True)),
     "FLUX shown images": (transformers.flux_with_image, lambda: FLOW(use_dynamic_shifting=True)),

@@ -88,7 +88,7 @@ def stable_diffusion_3_with_image() -> tuple[Any, dict[str, Any]]:
 
 @cache
 def flux(kind: str = "", negative: bool = True) -> tuple[Any, dict[str, Any]]:
-    """Flux...Pipeline, "", "Img2Img" or "Inpaint", mostly guided by what is said against too."""
+    """Flux...Pipeline, "", "Img2Img", "Inpaint" or "Kontext", mostly guided by what is said against too."""
     pipeline, call = tiny.flux()
     if negative:
         embeddings = {"negative_prompt_embeds": (1, 5, 32), "negative_pooled_prompt_embeds": (1, 32)}
@@ -98,8 +98,10 @@ def flux(kind: str = "", negative: bool = True) -> tuple[Any, dict[str, Any]]:
     parts = {
         name: part for name, part in pipeline.components.items() if name not in ("image_encoder", "feature_extractor")
     }
-    images = {"image": _image(8)} if kind == "Img2Img" else _filled()
-    return getattr(diffusers, f"Flux{kind}Pipeline")(**parts), call | images | {"strength": 0.6}
+    images: dict[str, Any] = {"image": _image(8)} if kind != "Inpaint" else _filled()
+    images |= {"width": 16, "max_area": 128, "_auto_resize": False} if kind == "Kontext" else {"strength": 0.6}
+    made = {**parts, "image_encoder": None, "feature_extractor": None} if kind == "Kontext" else parts
+    return getattr(diffusers, f"Flux{kind}Pipeline")(**made), call | images
 
 
 @cache

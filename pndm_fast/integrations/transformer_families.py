@@ -117,6 +117,7 @@ TRANSFORMERS: dict[str, Family] = {
     "FluxImg2ImgPipeline": _FLUX,
     "FluxInpaintPipeline": replace(_FLUX, known=True),
     "FluxFillPipeline": replace(_FLUX, guidance=unguided),
+    "FluxKontextPipeline": replace(_FLUX, channels=1, answered=True),
     "FluxControlPipeline": replace(_FLUX, guidance=unguided),
     "WanPipeline": _WAN,
     "WanVideoToVideoPipeline": replace(_WAN, guidance=classifier_free, models=None),
