@@ -257,10 +257,11 @@ def test_schedulers_of_video(scheduler):
 
 
 def test_the_one_step_of_a_consistency_model():
-    """Of which PixArt's pipeline takes the data that was not noised again."""
+    """Of which PixArt-alpha's pipeline takes the data that was not noised again."""
     scheduler = diffusers.LCMScheduler(**V)
     check(transformers.pixart(), scheduler, steps=1)
     check(transformers.pixart(), scheduler, steps=3)
+    check(transformers.pixart("Sigma", variance=False), DPM(**V), steps=1)
 
 
 @pytest.mark.parametrize("name", ["SD3", "FLUX guided", "FLUX in a part", "Wan", "Wan from an image"])
