@@ -235,10 +235,10 @@ def test_hooks_of_offloading():
     for graph, found in (("auto", "eager"), ("eager", "eager")):
         kept = accelerate(pipeline, graph=graph)._kept
         loop = Call(pipeline, kept, {"callback_on_step_end": None})
-        assert loop._graph_of(pipeline.unet, torch.device("cuda"))[0] == found
+        assert loop._graph_of({"unet": pipeline.unet}, torch.device("cuda"))[0] == found
     kept.graph = "replay"
     with pytest.raises(ValueError, match="graph 'replay' cannot be had: the network has hooks"):
-        loop._graph_of(pipeline.unet, torch.device("cuda"))
+        loop._graph_of({"unet": pipeline.unet}, torch.device("cuda"))
 
 
 def seen_by(pipeline, name, change=None, **call):

@@ -5,6 +5,7 @@ import pytest
 diffusers = pytest.importorskip("diffusers", reason="the pipelines are diffusers'")
 pytest.importorskip("transformers", reason="diffusers' pipelines with text import it")
 import tiny_pipelines as tiny  # noqa: E402
+import tiny_transformers  # noqa: E402
 import torch  # noqa: E402
 from golden_data import relative  # noqa: E402
 
@@ -115,7 +116,9 @@ def test_flux(options):
 
 def test_wan():
     pipeline, _ = tiny.wan()
-    check(tiny.wan(), diffusers.UniPCMultistepScheduler.from_config(pipeline.scheduler.config, flow_shift=5.0))
+    shifted = diffusers.UniPCMultistepScheduler.from_config(pipeline.scheduler.config, flow_shift=5.0)
+    check(tiny.wan(), shifted)
+    check(tiny_transformers.wan_from_video(), shifted)  # noised to a time that is rounded
 
 
 @pytest.mark.parametrize("solver", ["unipc", "dpmpp-2m", "heun", "euler-ancestral"])

@@ -8,15 +8,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pndm_fast.integrations.families import Family
+from pndm_fast.integrations.family import Family
 from pndm_fast.integrations.stand_in import Recorded
 from pndm_fast.loop.conditioning import CONSTANTS, Shared, mapped
 from pndm_fast.loop.layers import Around
-from pndm_fast.loop.network import in_training
+from pndm_fast.loop.network import in_training, result_tensor
 from pndm_fast.runtime.cache import LRU
 from pndm_fast.runtime.sampler import Sampler
 
-BEHIND = "channels_behind"  # an argument of `AsDenoiser` alone
+# arguments of `AsDenoiser` alone
+BEHIND, WEIGHTS, IN_PLACE = "channels_behind", "time_weights", "in_place"
 KEPT = 8  # samplers: of shapes, dtypes and forms
 
 
@@ -27,7 +28,7 @@ class Form(NamedTuple):
         sample, time: their names, None where they have the first two places.
         times: how many, 0 for a time without dimensions, None for one for each sample.
         time_dtype: theirs; told: what is done to them then.
-        channels: where what stands behind x is joined to it.
+        channels: where what stands behind x is joined to it; answered: whether the network answers for that too.
     """
 
     sample: str | None
@@ -36,6 +37,7 @@ class Form(NamedTuple):
     time_dtype: torch.dtype
     told: Callable[[Tensor], Tensor] | None
     channels: int
+    answered: bool
 
 
 class AsDenoiser(Around):
@@ -45,15 +47,46 @@ class AsDenoiser(Around):
         super().__init__()
         self.model, self.form, self.training = network, form, in_training(network)
 
-    def forward(self, x: Tensor, t: Tensor, channels_behind: Tensor | None = None, **cond: Any) -> Any:
-        """What the network returns."""
+    def forward(
+        self, x: Tensor, t: Tensor, cache_context: tuple[str, Mapping[str, Any]] | None = None, **cond: Any
+    ) -> Any:
+        """What the network returns, called in a cache's context where there is one."""
+        if cache_context is None:
+            result = self._called(x, t, **cond)
+        else:
+            name, where = cache_context
+            with self.model.cache_context(name, **where):
+                result = self._called(x, t, **cond)
+        if not self.form.answered:
+            return result
+        return result_tensor(result).narrow(self.form.channels, 0, x.shape[self.form.channels]).contiguous()
+
+    def _called(
+        self,
+        x: Tensor,
+        t: Tensor,
+        channels_behind: Tensor | None = None,
+        time_weights: Tensor | None = None,
+        in_place: tuple[Tensor, Tensor] | None = None,
+        **cond: Any,
+    ) -> Any:
+        """What the network returns.
+
+        Args:
+            channels_behind: joined to x; time_weights: of t, [1, times], for a network that is told a time for each
+                token; in_place: (mask, data), of which the data stand where the mask is 0.
+        """
         form = self.form
         if channels_behind is not None:
             x = torch.cat([x, channels_behind], form.channels)
+        if in_place is not None:
+            mask, data = (part.to(x.dtype) for part in in_place)
+            x = (1 - mask) * data + mask * x
         if form.times is not None:
             t = t[: form.times] if form.times else t[0]
         t = t.to(form.time_dtype)
         t = t if form.told is None else form.told(t)
+        t = t if time_weights is None else t[:, None] * time_weights
         if form.sample is not None:
             return self.model(**{form.sample: x}, **{str(form.time): t}, **cond)
         return self.model(x, t, **cond) if form.time is None else self.model(x, **{form.time: t}, **cond)
@@ -64,17 +97,19 @@ def form_of(call: Recorded, family: Family) -> Form:
     (x, sample), (t, time) = call.get(0, family.sample), call.get(1, family.time)
     times = 0 if not t.dim() else None if len(t) == len(x) else 1
     # the dtype before `told`, which keeps that of floating point
-    return Form(sample, time, times, t.dtype, family.told, family.channels)
+    return Form(sample, time, times, t.dtype, family.told, family.channels, family.answered)
 
 
-def conditioning_of(call: Recorded, family: Family, sample: Tensor) -> dict[str, Any]:
-    """Its other arguments, each marked as what it is, with the channels behind the samples' own."""
-    x, _ = call.get(0, family.sample)
+def conditioning_of(call: Recorded, family: Family, sample: Tensor, first: Tensor) -> dict[str, Any]:
+    """Its other arguments, each marked as what it is, with what is joined to the sample and to the time, `first`."""
+    (x, _), (t, _) = call.get(0, family.sample), call.get(1, family.time)
     own = {family.sample, family.time}
     cond = {name: _marked(value, name, family) for name, value in call.keywords.items() if name not in own}
     channels = sample.shape[family.channels]
     if x.shape[family.channels] > channels:
         cond[BEHIND] = x.narrow(family.channels, channels, x.shape[family.channels] - channels)
+    if t.dim() > 1:
+        cond[WEIGHTS] = Shared(t[:1] / first)
     return cond
 
 
@@ -111,15 +146,15 @@ class Samplers:
         self._networks: tuple[Any, ...] = ()
         self._made: LRU[Sampler] = LRU(KEPT)
 
-    def of(self, network: Any, form: Form, sample: Tensor, dtype: torch.dtype, graph: str) -> Sampler:
+    def of(self, networks: tuple[Any, ...], form: Form, sample: Tensor, dtype: torch.dtype, graph: str) -> Sampler:
         """One for samples such as this."""
-        if self._networks != (network,):
-            self._networks, self._made = (network,), LRU(KEPT)
+        if self._networks != networks:
+            self._networks, self._made = networks, LRU(KEPT)
         shape, whole = (1, *sample.shape[1:]), not form.time_dtype.is_floating_point
 
         def make() -> Sampler:
             return Sampler(
-                AsDenoiser(network, form),
+                [AsDenoiser(network, form) for network in networks],
                 shape=shape,
                 device=sample.device,
                 dtype=dtype,
@@ -129,7 +164,8 @@ class Samplers:
             )
 
         sampler = self._made.get((form, shape, sample.device, dtype, graph), make)
-        adapter: Any = sampler.model
-        if adapter.training is not in_training(network):
-            adapter.training = in_training(network)
+        adapters: Any = sampler.models
+        for adapter in adapters:
+            if adapter.training is not in_training(adapter.model):
+                adapter.training = in_training(adapter.model)
         return sampler

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pndm_fast.integrations.as_denoiser import Samplers, conditioning_of, form_of, halves
+from pndm_fast.integrations.as_denoiser import IN_PLACE, Samplers, conditioning_of, form_of, halves
+from pndm_fast.integrations.contexts import check_caches, hooks_of, in_contexts
 from pndm_fast.integrations.diffusers import PlanScheduler, normals_like
-from pndm_fast.integrations.families import Family
+from pndm_fast.integrations.family import Family
 from pndm_fast.integrations.stand_in import Asked, Recorded, Recorder, StandIn, Times
-from pndm_fast.integrations.watching import Bar, Known, Watch
-from pndm_fast.loop.request import Request
+from pndm_fast.integrations.watching import Bar, Known, Watch, of_steps
+from pndm_fast.loop.conditioning import Shared
+from pndm_fast.loop.request import Conditioning, Request
 from pndm_fast.loop.results import Cancelled, Report
 from pndm_fast.loop.starts import State
 from pndm_fast.plan.plan import Plan
@@ -54,11 +56,15 @@ class Kept:
             known = self._scheduler = given, given.config, made
         return known[2]
 
-    def first_rows(self, plan: Plan, rows: int) -> Plan:
-        """A plan that ends early: the same for the same."""
-        if rows == plan.nfe:
+    def plan(self, plan: Plan, rows: int, models: Sequence[int]) -> Plan:
+        """A plan that ends early, or that calls several networks: the same for the same."""
+        if rows == plan.nfe and not any(models):
             return plan
-        return self._plans.get((id(plan), rows), lambda: (plan, replace(plan, rows=plan.rows[:rows])))[1]
+
+        def make() -> tuple[Plan, Plan]:
+            return plan, replace(plan, rows=plan.rows[:rows]).with_models(models)
+
+        return self._plans.get((id(plan), rows, tuple(models)), make)[1]
 
 
 class Call:
@@ -82,12 +88,18 @@ class Call:
         self.recorded: list[Recorded] = []
         self.scheduler = StandIn.of(kept.scheduler(pipe.scheduler), self)
         self.inner = self._stand_in()
-        self._bar: Bar | None = None
+        self.bar: Bar | None = None
         self._known = Known(self.inner) if self.family.known else None
+        self._in_place: tuple[Tensor, Tensor] | None = None
+        if self.family.in_place:
+            self.inner.__dict__["prepare_latents"] = self._prepare_latents
         self._asked: Asked | None = None
         self._callback: Callable[..., Any] | None = arguments.get("callback_on_step_end")
         # the body then goes on to there before the loop is run
         self._hooked = self._callback is not None or self._known is not None
+        if arguments.get("callback") is not None:
+            self._callback = of_steps(arguments["callback"], arguments["callback_steps"], self)
+            arguments["callback"] = None
         if self._hooked:
             names = getattr(self._callback, "tensor_inputs", arguments["callback_on_step_end_tensor_inputs"])
             arguments |= {"callback_on_step_end": self._after_body, "callback_on_step_end_tensor_inputs": names}
@@ -101,16 +113,22 @@ class Call:
         inner.__dict__["maybe_free_model_hooks"] = self.pipe.maybe_free_model_hooks  # of its own modules
         for name in self.family.networks:
             network = own.get(name)
-            if getattr(network, "is_cache_enabled", False) is True:
-                raise ValueError(f"{name} must have no cache enabled, whose contexts a Sampler does not enter")
             if network is not None:
                 inner.__dict__[name] = Recorder(network, self)
         return inner
 
+    def _prepare_latents(self, *arguments: Any, **keywords: Any) -> Any:
+        """Of a pipeline whose network may see data in parts of its input."""
+        made = type(self.inner).prepare_latents(self.inner, *arguments, **keywords)
+        if len(made) == 3:
+            _, data, mask = made
+            self._in_place = mask, data
+        return made
+
     def _progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
         order = self.scheduler.order if iterable is None else 1
         total = total if iterable is None else len(iterable)
-        self._bar = bar = Bar(type(self.inner).progress_bar(self.inner, total=total), total, order)
+        self.bar = bar = Bar(type(self.inner).progress_bar(self.inner, total=total), total, order)
         return bar if iterable is None else bar.over(iterable)
 
     def stepped(self, asked: Asked) -> Tensor:
@@ -118,7 +136,7 @@ class Call:
         if self._hooked:
             self._asked = asked
             return asked.sample
-        return self._denoise(asked, {})
+        return self._denoise(asked, {"latents": asked.sample})
 
     def _after_body(self, pipe: Any, i: int, t: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
         assert self._asked is not None
@@ -132,9 +150,12 @@ class Call:
         guidance = self.family.guidance(self.inner, self.arguments)
         twice = self.family.doubled and guidance is not None
         sample = asked.sample.chunk(2)[0] if twice else asked.sample
-        plan = self.kept.first_rows(asked.plan, len(self.times))
+        networks, models = self._networks()
+        plan = self.kept.plan(asked.plan, len(self.times), models)
+        if self.family.check_plan is not None:
+            self.family.check_plan(plan)
         watch = self._watch(asked, plan, tensors, sample)
-        cond, uncond = self._conditioning(guidance is not None, sample)
+        cond, uncond = self._conditioning(networks, guidance is not None, sample)
         if guidance is not None and len(self.recorded) > 1:
             guidance = replace(guidance, calls="separate")
         request = Request(
@@ -147,15 +168,31 @@ class Call:
             on_step=watch,
             on_nan=self.kept.on_nan,
         )
-        out = self._run(request, sample, watch).to(sample.dtype)
+        out = self._run(request, networks, sample, watch).to(sample.dtype)
         return torch.cat([out, out]) if twice else out
 
-    def _run(self, request: Request, sample: Tensor, watch: Watch | None) -> Tensor:
-        network = getattr(self.pipe, self.family.networks[0])
+    def _networks(self) -> tuple[dict[str, Any], list[int]]:
+        """Those that the loop calls, and which of them each of its rows.
+
+        Raises:
+            ValueError: the pipeline lacks one.
+        """
+        assert self.times is not None
+        models = [0] * len(self.times)
+        if self.family.models is not None:
+            models = list(self.family.models(self.inner, self.arguments))
+        used = sorted(set(models))
+        networks = {name: getattr(self.pipe, name) for name in [self.family.networks[i] for i in used]}
+        for name, network in networks.items():
+            if network is None:
+                raise ValueError(f"{name} must be a network where the loop calls it, got None")
+        return networks, [used.index(i) for i in models]
+
+    def _run(self, request: Request, networks: dict[str, Any], sample: Tensor, watch: Watch | None) -> Tensor:
         call = self.recorded[0]
         x, _ = call.get(0, self.family.sample)
-        graph, reason = self._graph_of(network, sample.device)
-        sampler = self.kept.samplers.of(network, form_of(call, self.family), sample, x.dtype, graph)
+        graph, reason = self._graph_of(networks, sample.device)
+        sampler = self.kept.samplers.of(tuple(networks.values()), form_of(call, self.family), sample, x.dtype, graph)
         try:
             result = sampler.run(request)
         except Cancelled:
@@ -164,15 +201,23 @@ class Call:
         self.report = result.report._replace(graph_reason=reason) if reason else result.report
         return result.samples
 
-    def _conditioning(self, guided: bool, sample: Tensor) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    def _conditioning(
+        self, networks: dict[str, Any], guided: bool, sample: Tensor
+    ) -> tuple[Conditioning, Conditioning | None]:
         """Of the network's calls in the body: both halves of one, or one each."""
-        trees = [conditioning_of(call, self.family, sample) for call in self.recorded]
-        if not guided:
-            return trees[0], None
-        if len(trees) > 1:
-            return trees[0], trees[1]
-        first, second = halves(trees[0], len(sample))
-        return (first, second) if self.family.cond_first else (second, first)
+        assert self.times is not None
+        cached = check_caches(networks, self.recorded)
+        trees = [conditioning_of(call, self.family, sample, self.times[0]) for call in self.recorded]
+        for tree in trees if self._in_place is not None else ():
+            tree[IN_PLACE] = Shared(self._in_place)
+        if guided and len(trees) == 1:
+            first, second = halves(trees[0], len(sample))
+            return (first, second) if self.family.cond_first else (second, first)
+        each: list[Conditioning] = [*trees]
+        if cached:
+            sigmas = self.scheduler.sigmas.tolist()
+            each = [in_contexts(*one, sigmas) for one in zip(trees, self.recorded, strict=True)]
+        return each[0], each[1] if guided else None
 
     def _noise(self, asked: Asked, batch: int) -> Callable[[int], Tensor]:
         """The pipeline's numbers, in its order."""
@@ -186,7 +231,7 @@ class Call:
                 "network that is not told the mask needs one of one call a step without a corrector, such as "
                 "DPMSolverMultistepScheduler"
             )
-        bar = self._bar if self._bar is not None and self._bar.shows else None
+        bar = self.bar if self.bar is not None and self.bar.shows else None
         if known is None and self._callback is None and bar is None:
             return None
         return Watch(self, asked, tensors, known, self._callback, bar)
@@ -195,7 +240,7 @@ class Call:
         x, _ = self.recorded[0].get(0, self.family.sample)
         return bool(x.shape[self.family.channels] == sample.shape[self.family.channels])
 
-    def _graph_of(self, network: Any, device: torch.device) -> tuple[str, str]:
+    def _graph_of(self, networks: dict[str, Any], device: torch.device) -> tuple[str, str]:
         """The graph mode, and why it is not the one that was asked for.
 
         Raises:
@@ -204,7 +249,8 @@ class Call:
         graph = self.kept.graph
         if graph == "eager" or device.type != "cuda":
             return graph, ""
-        if any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in network.modules()):
+        parts = [part for network in networks.values() for part in network.modules()]
+        if any(hasattr(part, "_hf_hook") for part in parts) or hooks_of(networks):
             reason = "the network has hooks, such as those of offloading, which a graph would leave out"
             if graph != "auto":
                 raise ValueError(f"graph {graph!r} cannot be had: {reason}")

@@ -357,12 +357,20 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
             return Level(float(schedule.alpha(row.t)), float(schedule.sigma(row.t)))
         return row.levels.call.position
 
+    def _of_loop(self, timesteps: Tensor, schedule: Schedule) -> Tensor:
+        """sigma of flow at times; at those of the loop, which may be rounded, the loop's own."""
+        sigma = timesteps / schedule.last
+        if self._plan is None:
+            return sigma
+        here = timesteps[:, None] == self.timesteps.to(timesteps)
+        return torch.where(here.any(1), self.sigmas.to(sigma)[here.int().argmax(1)], sigma)
+
     def _trained(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Levels of the schedule at times, shaped for the samples, without reading the times."""
         ones = [-1] + [1] * (like.dim() - 1)
         schedule = self._schedule()
         if not schedule.discrete:
-            sigma = (timesteps.to(like.device, torch.float32) / schedule.last).view(ones)
+            sigma = self._of_loop(timesteps.to(like.device, torch.float32), schedule).view(ones)
             return (1 - sigma).to(like.dtype), sigma.to(like.dtype)
         if timesteps.is_floating_point():
             raise ValueError(f"timesteps must be whole numbers outside of a loop, got {timesteps.dtype}")

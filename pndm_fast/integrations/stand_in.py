@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pndm_fast.integrations.diffusers import PlanScheduler
-from pndm_fast.integrations.families import Family
+from pndm_fast.integrations.family import Family
 from pndm_fast.integrations.settings import check_idle
+from pndm_fast.loop.conditioning import mapped
 from pndm_fast.plan.plan import Plan
 
 
@@ -20,6 +22,7 @@ class Recorded(NamedTuple):
 
     arguments: tuple[Any, ...]
     keywords: Mapping[str, Any]
+    context: tuple[str, Mapping[str, Any]] | None = None  # name and more of the cache's context that it was made in
 
     def get(self, place: int, name: str) -> tuple[Any, str | None]:
         """An argument, and the name by which it was given, None where it was given by its place."""
@@ -140,6 +143,7 @@ class Recorder:
     def __init__(self, network: Any, loop: Loop) -> None:
         object.__setattr__(self, "_network", network)
         object.__setattr__(self, "_loop", loop)
+        object.__setattr__(self, "_context", None)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
@@ -152,14 +156,23 @@ class Recorder:
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(object.__getattribute__(self, "_network"), name, value)
 
+    @contextlib.contextmanager
+    def cache_context(self, name: str, **where: Any) -> Iterator[None]:
+        """Of the calls within."""
+        object.__setattr__(self, "_context", (name, where))
+        yield
+        object.__setattr__(self, "_context", None)
+
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """Zeros of the output's shape."""
         network, loop = (object.__getattribute__(self, name) for name in ("_network", "_loop"))
         if loop.over:
             return network(*arguments, **keywords)
-        call = Recorded(arguments, keywords)
+        context = object.__getattribute__(self, "_context")
+        call = Recorded(arguments, mapped(lambda leaf: leaf, keywords), context)  # whose dicts are used again
         loop.recorded.append(call)
         sample, _ = call.get(0, loop.family.sample)
         shape = list(sample.shape)
-        shape[loop.family.channels] = getattr(network.config, "out_channels", None) or shape[loop.family.channels]
+        if not loop.family.answered:
+            shape[loop.family.channels] = getattr(network.config, "out_channels", None) or shape[loop.family.channels]
         return Output(sample.new_zeros(shape))

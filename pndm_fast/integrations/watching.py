@@ -26,10 +26,14 @@ class Bar:
         """Whether anybody sees it."""
         return not getattr(self._bar, "disable", False)
 
-    def tick(self, i: int, calls: int) -> None:
-        """After call i of so many: as pipelines do, which leave out calls before the first step."""
+    def ends_step(self, i: int, calls: int) -> bool:
+        """Whether pipelines count a step after call i of so many: they leave out calls before the first."""
         warmup = max(calls - self._total * self._order, 0)
-        if i == calls - 1 or (i + 1 > warmup and (i + 1) % self._order == 0):
+        return i == calls - 1 or (i + 1 > warmup and (i + 1) % self._order == 0)
+
+    def tick(self, i: int, calls: int) -> None:
+        """After call i of so many."""
+        if self.ends_step(i, calls):
             self._bar.update()
 
     def update(self, n: int = 1) -> None:
@@ -62,8 +66,8 @@ class Known:
 
         def prepare_latents(*arguments: Any, **keywords: Any) -> Any:
             made = latents(*arguments, **keywords)
-            if len(made) == 3:
-                _, self.noise, self.data = made
+            if len(made) > 2:
+                _, self.noise, self.data, *_ = made
             return made
 
         def prepare_mask_latents(*arguments: Any, **keywords: Any) -> Any:
@@ -92,6 +96,19 @@ class Loop(Protocol):
     inner: Any
     scheduler: StandIn
     times: Times | None
+    bar: Bar | None
+
+
+def of_steps(callback: Callable[..., Any], every: int, loop: Loop) -> Callable[..., dict[str, Any]]:
+    """diffusers' older kind of callback, (step, t, latents) after every so many steps, as the newer one."""
+
+    def called(pipe: Any, i: int, t: Tensor, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        assert loop.bar is not None and loop.times is not None
+        if loop.bar.ends_step(i, len(loop.times)) and i % every == 0:
+            callback(i // loop.scheduler.order, t, tensors["latents"])
+        return {}
+
+    return called
 
 
 class Watch:
@@ -113,9 +130,8 @@ class Watch:
         assert loop.times is not None
         self._loop, self._asked, self._known, self._callback, self._bar = loop, asked, known, callback, bar
         self._times = loop.times.unbind(0)
-        self._tensors = {name: value for name, value in tensors.items() if name != "latents"}
-        self._asks = "latents" in tensors
-        self._versions = {name: _version(value) for name, value in self._tensors.items()}
+        self._tensors, self._asks = dict(tensors), "latents" in tensors
+        self._versions = {name: _version(value) for name, value in tensors.items()}
         self._guidance = loop.inner.__dict__.get("_guidance_scale")
         self.latents: Tensor | None = None
 
@@ -148,6 +164,8 @@ class Watch:
         if self._asks:
             shown = given["latents"] = self._state(step) if latents is None else latents
         version = _version(shown)
+        if "_current_timestep" in self._loop.inner.__dict__:
+            self._loop.inner._current_timestep = self._times[i]
         returned = callback(self._loop.inner, i, self._times[i], given)
         if not isinstance(returned, Mapping):
             raise TypeError(f"callback_on_step_end must return a dict, got {type(returned).__name__}")
@@ -159,7 +177,8 @@ class Watch:
 
     def _check(self, returned: Mapping[str, Any]) -> None:
         for name, value in self._tensors.items():
-            if returned.get(name, value) is not value or _version(value) != self._versions[name]:
+            kept = returned.get(name, value) is value and _version(value) == self._versions[name]
+            if not kept and name != "latents":
                 raise ValueError(f"callback_on_step_end must leave {name} as it is: one loop has one conditioning")
         if self._loop.inner.__dict__.get("_guidance_scale") != self._guidance:
             raise ValueError("callback_on_step_end must leave the guidance scale as it is: one loop has one plan")
