@@ -19,7 +19,7 @@ test: $(VENV)/.test  ## the suite: every law
 	$(BIN)/pytest
 
 gpu-dry: $(VENV)/.test  ## the tests that need a GPU, on the CPU with the fake driver: half a minute
-	$(BIN)/pytest --fake-device -m gpu tests/test_gpu.py tests/test_gpu_graph.py tests/test_gpu_networks.py
+	$(BIN)/pytest --fake-device -m gpu tests/test_gpu.py tests/test_gpu_accelerate.py tests/test_gpu_graph.py tests/test_gpu_networks.py
 
 machine-code: $(VENV)/.test  ## the kernels compiled for GPUs that need not be there
 	$(BIN)/pytest -m machine_code

@@ -35,10 +35,21 @@ CASES: dict[str, tuple[Any, Any]] = {
     "PixArt-alpha told the resolution": (lambda: transformers.pixart(size=128), lambda: DPM(**V)),
     "PixArt-sigma": (lambda: transformers.pixart("Sigma", variance=False), lambda: DPM(**V)),
     "SD3": (tiny.stable_diffusion_3, lambda: FLOW(shift=3.0)),
-    "SD3 from an image": (transformers.stable_diffusion_3_from_image, lambda: FLOW(use_dynamic_shifting=True)),
+    "SD3 from an image": (
+        lambda: transformers.stable_diffusion_3("Img2Img"),
+        lambda: FLOW(use_dynamic_shifting=True),
+    ),
+    "SD3 shown images": (transformers.stable_diffusion_3_with_image, lambda: FLOW(shift=3.0)),
+    "SD3 in a part": (lambda: transformers.stable_diffusion_3("Inpaint"), lambda: FLOW(shift=3.0)),
+    "SD3 told the mask": (lambda: transformers.stable_diffusion_3("Inpaint", 33), lambda: FLOW(shift=3.0)),
     "FLUX": (tiny.flux, lambda: FLOW(use_dynamic_shifting=True)),
     "FLUX guided": (transformers.flux, lambda: FLOW(use_dynamic_shifting=True)),
     "FLUX from an image": (lambda: transformers.flux("Img2Img"), lambda: FLOW(use_dynamic_shifting=True)),
+    "FLUX in a part": (lambda: transformers.flux("Inpaint"), lambda: FLOW(use_dynamic_shifting=True)),
+    "FLUX that is shown what to change": (
+        lambda: transformers.flux("Kontext"),
+        lambda: FLOW(use_dynamic_shifting=True),
+    ),
     "FLUX that fills": (lambda: transformers.flux_behind("Fill"), lambda: FLOW(use_dynamic_shifting=True)),
     "FLUX that is shown edges": (lambda: transformers.flux_behind("Control"), lambda: FLOW(use_dynamic_shifting=True)),
     "FLUX shown images": (transformers.flux_with_image, lambda: FLOW(use_dynamic_shifting=True)),
@@ -154,6 +165,18 @@ def test_bars(name, bars):
     assert len(bars) == 2 and (ours.n, ours.total) == (theirs.n, theirs.total)
 
 
+@pytest.mark.parametrize("name", ["SD3", "FLUX guided"])
+def test_images_that_are_shown(name):
+    """Are seen, and so are those that are shown against them."""
+    shown = {"SD3": transformers.stable_diffusion_3_with_image, "FLUX guided": transformers.flux_with_image}[name]
+    pipeline, call = shown()
+    fast, scheduler = accelerate(pipeline), CASES[name][1]()
+    image = tiny.run(fast, scheduler, **call)
+    for word in [word for word in call if "ip_adapter" in word]:
+        changed = [-one for one in call[word]] if isinstance(call[word], list) else -call[word]
+        assert relative(tiny.run(fast, scheduler, **call | {word: changed}), image) > 1e-3
+
+
 UNGUIDED = [
     *[(name, {"guidance_scale": 1.0}) for name in ("DiT", "PixArt-alpha", "SD3", "Wan", "Wan of two networks")],
     *[("FLUX guided", {"true_cfg_scale": 1.0}), ("FLUX from an image", {"true_cfg_scale": 1.0})],
@@ -234,13 +257,14 @@ def test_schedulers_of_video(scheduler):
 
 
 def test_the_one_step_of_a_consistency_model():
-    """Of which PixArt's pipeline takes the data that was not noised again."""
+    """Of which PixArt-alpha's pipeline takes the data that was not noised again."""
     scheduler = diffusers.LCMScheduler(**V)
     check(transformers.pixart(), scheduler, steps=1)
     check(transformers.pixart(), scheduler, steps=3)
+    check(transformers.pixart("Sigma", variance=False), DPM(**V), steps=1)
 
 
-@pytest.mark.parametrize("name", ["SD3", "FLUX guided", "FLUX from an image", "Wan", "Wan from an image"])
+@pytest.mark.parametrize("name", ["SD3", "FLUX guided", "FLUX in a part", "Wan", "Wan from an image"])
 class TestCallbacks:
     def _run(self, made, scheduler, call, on_step, inputs):
         seen = []

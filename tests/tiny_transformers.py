@@ -10,6 +10,8 @@ import diffusers
 import tiny_pipelines as tiny
 import torch
 import transformers
+from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
+from diffusers.models.embeddings import IPAdapterTimeImageProjection
 
 
 def _seeded(make: Any, seed: int = 0, **config: Any) -> Any:
@@ -49,17 +51,44 @@ def pixart(kind: str = "Alpha", variance: bool = True, size: int = 8) -> tuple[A
     return made, call | negative | tiny.SIZE | {"negative_prompt": None, "output_type": "latent"}
 
 
+def _filled() -> dict[str, Any]:
+    """An image, and a mask that leaves half of it."""
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., :4] = 1
+    return {"image": _image(8), "mask_image": mask}
+
+
 @cache
-def stable_diffusion_3_from_image() -> tuple[Any, dict[str, Any]]:
-    """StableDiffusion3Img2ImgPipeline."""
+def stable_diffusion_3(kind: str, channels: int = 16) -> tuple[Any, dict[str, Any]]:
+    """StableDiffusion3...Pipeline, "Img2Img" or "Inpaint" (of 16 or 33 channels)."""
     pipeline, call = tiny.stable_diffusion_3()
-    made = diffusers.StableDiffusion3Img2ImgPipeline(**pipeline.components)
-    return made, call | {"image": _image(8), "strength": 0.6}
+    parts = dict(pipeline.components)
+    if kind == "Inpaint":
+        config = {name: value for name, value in pipeline.transformer.config.items() if not name.startswith("_")}
+        config |= {"in_channels": channels, "out_channels": 16}
+        parts |= {"transformer": _seeded(diffusers.SD3Transformer2DModel, **config), "vae": tiny._vae(16)}
+    made = getattr(diffusers, f"StableDiffusion3{kind}Pipeline")(**parts)
+    return made, call | ({"image": _image(8)} if kind == "Img2Img" else _filled()) | {"strength": 0.6}
+
+
+@cache
+def stable_diffusion_3_with_image() -> tuple[Any, dict[str, Any]]:
+    """StableDiffusion3Pipeline with an adapter of random weights that embeddings of images are given to."""
+    pipeline, call = tiny.stable_diffusion_3()
+    network = copy.deepcopy(pipeline.transformer)
+    network.image_proj = _seeded(
+        IPAdapterTimeImageProjection, embed_dim=6, output_dim=12, hidden_dim=16, depth=1, dim_head=4, heads=4,
+        num_queries=3, timestep_in_dim=16,
+    )  # fmt: skip
+    sizes = {"hidden_size": 32, "ip_hidden_states_dim": 12, "head_dim": 8, "timesteps_emb_dim": 16}
+    network.transformer_blocks[0].attn.set_processor(_seeded(SD3IPAdapterJointAttnProcessor2_0, **sizes))
+    made = diffusers.StableDiffusion3Pipeline(**{**pipeline.components, "transformer": network})
+    return made, call | {"ip_adapter_image_embeds": tiny._random((2, 5, 6), 4)}
 
 
 @cache
 def flux(kind: str = "", negative: bool = True) -> tuple[Any, dict[str, Any]]:
-    """Flux...Pipeline, "" or "Img2Img", mostly guided by what is said against too."""
+    """Flux...Pipeline, "", "Img2Img", "Inpaint" or "Kontext", mostly guided by what is said against too."""
     pipeline, call = tiny.flux()
     if negative:
         embeddings = {"negative_prompt_embeds": (1, 5, 32), "negative_pooled_prompt_embeds": (1, 32)}
@@ -69,7 +98,10 @@ def flux(kind: str = "", negative: bool = True) -> tuple[Any, dict[str, Any]]:
     parts = {
         name: part for name, part in pipeline.components.items() if name not in ("image_encoder", "feature_extractor")
     }
-    return diffusers.FluxImg2ImgPipeline(**parts), call | {"image": _image(8), "strength": 0.6}
+    images: dict[str, Any] = {"image": _image(8)} if kind != "Inpaint" else _filled()
+    images |= {"width": 16, "max_area": 128, "_auto_resize": False} if kind == "Kontext" else {"strength": 0.6}
+    made = {**parts, "image_encoder": None, "feature_extractor": None} if kind == "Kontext" else parts
+    return getattr(diffusers, f"Flux{kind}Pipeline")(**made), call | images
 
 
 @cache
@@ -85,9 +117,7 @@ def flux_behind(kind: str) -> tuple[Any, dict[str, Any]]:
     )  # fmt: skip
     if kind == "Control":
         return made, call | {"control_image": _image(8)}
-    mask = torch.zeros(1, 1, 8, 8)
-    mask[..., :4] = 1
-    return made, call | {"image": _image(8), "mask_image": mask}
+    return made, call | _filled()
 
 
 @cache

@@ -26,6 +26,7 @@ SUITES = {  # the file, and an expression
     "plan_time": ("speed/test_calls.py", "make_plan"),
     "start": ("speed/test_start.py", ""),
     "schedulers": ("speed/test_schedulers.py", ""),
+    "accelerate": ("speed/test_accelerate.py", ""),
 }
 KEPT = ("min", "median", "iqr")
 

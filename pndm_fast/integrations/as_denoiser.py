@@ -12,7 +12,7 @@ from pndm_fast.integrations.family import Family
 from pndm_fast.integrations.stand_in import Recorded
 from pndm_fast.loop.conditioning import CONSTANTS, Shared, mapped
 from pndm_fast.loop.layers import Around
-from pndm_fast.loop.network import in_training
+from pndm_fast.loop.network import in_training, result_tensor
 from pndm_fast.runtime.cache import LRU
 from pndm_fast.runtime.sampler import Sampler
 
@@ -28,7 +28,7 @@ class Form(NamedTuple):
         sample, time: their names, None where they have the first two places.
         times: how many, 0 for a time without dimensions, None for one for each sample.
         time_dtype: theirs; told: what is done to them then.
-        channels: where what stands behind x is joined to it.
+        channels: where what stands behind x is joined to it; answered: whether the network answers for that too.
     """
 
     sample: str | None
@@ -37,6 +37,7 @@ class Form(NamedTuple):
     time_dtype: torch.dtype
     told: Callable[[Tensor], Tensor] | None
     channels: int
+    answered: bool
 
 
 class AsDenoiser(Around):
@@ -51,10 +52,14 @@ class AsDenoiser(Around):
     ) -> Any:
         """What the network returns, called in a cache's context where there is one."""
         if cache_context is None:
-            return self._called(x, t, **cond)
-        name, where = cache_context
-        with self.model.cache_context(name, **where):
-            return self._called(x, t, **cond)
+            result = self._called(x, t, **cond)
+        else:
+            name, where = cache_context
+            with self.model.cache_context(name, **where):
+                result = self._called(x, t, **cond)
+        if not self.form.answered:
+            return result
+        return result_tensor(result).narrow(self.form.channels, 0, x.shape[self.form.channels]).contiguous()
 
     def _called(
         self,
@@ -92,7 +97,7 @@ def form_of(call: Recorded, family: Family) -> Form:
     (x, sample), (t, time) = call.get(0, family.sample), call.get(1, family.time)
     times = 0 if not t.dim() else None if len(t) == len(x) else 1
     # the dtype before `told`, which keeps that of floating point
-    return Form(sample, time, times, t.dtype, family.told, family.channels)
+    return Form(sample, time, times, t.dtype, family.told, family.channels, family.answered)
 
 
 def conditioning_of(call: Recorded, family: Family, sample: Tensor, first: Tensor) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Kept:
         known = self._scheduler
         if known is None or known[0] is not given or known[1] is not given.config:
             made = PlanScheduler.from_config(given)
-            made._prepared_for = made.config
+            made._follow_config()
             known = self._scheduler = given, given.config, made
         return known[2]
 

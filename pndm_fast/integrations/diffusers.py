@@ -88,6 +88,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         self._original: int | None = None
         self._prepared: dict[Any, Prepared] = {}
         self._prepared_for: Any = None
+        self._flow = False
         self._plan: Plan | None = None
         self._begin_index: int | None = None
         self._run: Stepper | None = None
@@ -200,8 +201,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         told = [int(t) for t in plan.times] if whole else plan.times
         self.timesteps = torch.tensor(told, dtype=torch.int64 if whole else torch.float32).to(device)
         at = [row.levels.call.position for row in plan] + [plan.rows[-1].levels.y.position]
-        flow = self._schedule().scale == "flow"
-        sigmas = [s if flow else s / a if a else math.inf for a, s in at]
+        sigmas = [s if self._flow else s / a if a else math.inf for a, s in at]
         self.sigmas = torch.tensor(sigmas, dtype=torch.float32)
         self.num_inference_steps, self._consistency = plan.steps, plan.solver.startswith("lcm")
         self._begin_index = self._run = None
@@ -222,7 +222,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         if not self._asked:
             raise ValueError("set_timesteps must be called before step")
         if self._prepared_for is not self.config:  # pipelines may put another there
-            self._prepared, self._prepared_for, self._levels = {}, self.config, None
+            self._follow_config()
         if len(self._prepared) >= KEPT:
             self._prepared.clear()
         lists = (
@@ -234,6 +234,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
             plan = plan_like({**self.config, **original}, **self._asked, begin=first, eta=eta)
             self._prepared[key] = Prepared.of(unscaled(plan) if self._in_sigma else plan)
         return self._prepared[key]
+
+    def _follow_config(self) -> None:
+        self._prepared, self._prepared_for, self._levels = {}, self.config, None
+        self._flow = schedule_of(self.config, mu=1.0)[0].scale == "flow"
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The network's input: the sample, of schedulers that keep unscaled data alpha times the sample."""

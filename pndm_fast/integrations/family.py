@@ -41,6 +41,7 @@ class Family:
         doubled: whether the scheduler steps both halves of that batch, which are alike.
         told: what is done to the time before it is told.
         channels: the dimension of the network's input that may hold more than the samples, behind them.
+        answered: whether the network answers for what stands behind the samples too.
         in_place: whether `prepare_latents` gives data and a mask too, which stand in the network's input alone.
         known: whether `prepare_latents` and `prepare_mask_latents` give parts of the samples, put back after each step
             where the network takes no more than those.
@@ -58,6 +59,7 @@ class Family:
     doubled: bool = False
     told: Callable[[Tensor], Tensor] | None = None
     channels: int = 1
+    answered: bool = False
     in_place: bool = False
     known: bool = False
     refused: Mapping[str, tuple[Any, str]] = field(default_factory=dict)

@@ -173,5 +173,6 @@ class Recorder:
         loop.recorded.append(call)
         sample, _ = call.get(0, loop.family.sample)
         shape = list(sample.shape)
-        shape[loop.family.channels] = getattr(network.config, "out_channels", None) or shape[loop.family.channels]
+        if not loop.family.answered:
+            shape[loop.family.channels] = getattr(network.config, "out_channels", None) or shape[loop.family.channels]
         return Output(sample.new_zeros(shape))

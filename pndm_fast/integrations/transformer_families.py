@@ -31,14 +31,14 @@ def _unscaled(plan: Plan) -> None:
 
 
 def _several_steps(plan: Plan) -> None:
-    """PixArt's loop takes of a single step not the sample, but what a scheduler returns second.
+    """PixArt-alpha's loop takes of a single step not the sample, but what a scheduler returns second.
 
     Raises:
         ValueError: that is not the sample without noise.
     """
     if len(plan) == 1 and not plan.solver.startswith("lcm"):
         raise ValueError(
-            "num_inference_steps must be 2 or more in an accelerated PixArt pipeline, got 1: of a single step the "
+            "num_inference_steps must be 2 or more in an accelerated PixArtAlphaPipeline, got 1: of a single step the "
             "pipeline takes the second thing that a scheduler returns, known of LCMScheduler alone"
         )
 
@@ -109,12 +109,15 @@ _WAN = replace(
 TRANSFORMERS: dict[str, Family] = {
     "DiTPipeline": _DIT,
     "PixArtAlphaPipeline": _PIXART,
-    "PixArtSigmaPipeline": _PIXART,
+    "PixArtSigmaPipeline": replace(_PIXART, check_plan=None),
     "StableDiffusion3Pipeline": _SD3,
     "StableDiffusion3Img2ImgPipeline": _SD3,
+    "StableDiffusion3InpaintPipeline": replace(_SD3, known=True),
     "FluxPipeline": _FLUX,
     "FluxImg2ImgPipeline": _FLUX,
+    "FluxInpaintPipeline": replace(_FLUX, known=True),
     "FluxFillPipeline": replace(_FLUX, guidance=unguided),
+    "FluxKontextPipeline": replace(_FLUX, channels=1, answered=True),
     "FluxControlPipeline": replace(_FLUX, guidance=unguided),
     "WanPipeline": _WAN,
     "WanVideoToVideoPipeline": replace(_WAN, guidance=classifier_free, models=None),

@@ -66,8 +66,8 @@ class Known:
 
         def prepare_latents(*arguments: Any, **keywords: Any) -> Any:
             made = latents(*arguments, **keywords)
-            if len(made) == 3:
-                _, self.noise, self.data = made
+            if len(made) > 2:
+                _, self.noise, self.data, *_ = made
             return made
 
         def prepare_mask_latents(*arguments: Any, **keywords: Any) -> Any:
