@@ -21,8 +21,8 @@ SPACINGS = ("leading", "trailing", "linspace", "quadratic", "logsnr", "karras", 
 FINALS = ("zero", "min")
 KARRAS_RHO = 7.0
 BETA = 0.6  # both parameters of the Beta distribution
-HERE["spacing"].update(SPACINGS)
 SAME = 1e-6  # relative difference of numbers that are equal but for float32's rounding, some operations of it
+HERE["spacing"].update(SPACINGS)
 
 
 def make_grid(
