@@ -55,6 +55,27 @@ def pixels(width, side):
     return diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()), {"output_type": "np"}
 
 
+TRANSFORMERS = {"tiny": (2, 2, 8), "mid": (3, 4, 16)}  # layers, heads and side: about 3 and 10 ms a call
+
+
+def flux(layers, heads, side):
+    """A random network without encoders, told its guidance, and a call for latents."""
+    torch.manual_seed(0)
+    network = diffusers.FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=layers, num_single_layers=layers, attention_head_dim=32,
+        num_attention_heads=heads, joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=[8, 12, 12],
+        guidance_embeds=True,
+    ).eval()  # fmt: skip
+    vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).eval()
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipeline = diffusers.FluxPipeline(
+        transformer=network, vae=vae, scheduler=scheduler, text_encoder=None, tokenizer=None, text_encoder_2=None,
+        tokenizer_2=None,
+    )  # fmt: skip
+    text = {"prompt_embeds": torch.randn(1, 16, 32), "pooled_prompt_embeds": torch.randn(1, 32)}
+    return pipeline, {**text, "height": side, "width": side, "output_type": "latent"}
+
+
 def deeper(frames, run):
     """Called from further down the stack.
 
@@ -102,3 +123,9 @@ def test_with_a_callback(benchmark, rounds, one_thread):
 def test_pixels(benchmark, rounds, one_thread, network):
     """With noise in each step."""
     duel(benchmark, rounds, *pixels(*NETWORKS[network]))
+
+
+@pytest.mark.parametrize("network", TRANSFORMERS)
+def test_flux(benchmark, rounds, one_thread, network):
+    """One evaluation a step, of the scheduler whose steps cost the least."""
+    duel(benchmark, rounds, *flux(*TRANSFORMERS[network]))
