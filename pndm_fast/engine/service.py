@@ -1,0 +1,362 @@
+"""What a worker's thread and those who submit to it share, and the thread's loop."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import heapq
+import math
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from pndm_fast.engine.errors import DeadlineMissed, EngineDown, QueueFull
+from pndm_fast.engine.metrics import Metrics
+from pndm_fast.engine.queue import Costs, Job, Queue, begins_after
+from pndm_fast.engine.stream import Stream
+from pndm_fast.engine.ticket import Preview, Ticket
+from pndm_fast.loop.request import Request
+from pndm_fast.loop.results import Cancelled, Result
+
+OPEN, CLOSING, CLOSED, DOWN = "open", "closing", "closed", "down"
+_ALL: weakref.WeakSet[Service] = weakref.WeakSet()
+
+
+class Ended(Protocol):
+    """What an engine says of a request that has ended."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def result(self) -> Result | None: ...
+    @property
+    def error(self) -> BaseException | None: ...
+
+
+class Lanes(Protocol):
+    """What is asked of an engine. All but `checked` is for one thread."""
+
+    capacity: int
+    device: torch.device
+
+    @property
+    def idle(self) -> bool: ...
+    @property
+    def calls(self) -> int: ...
+    @property
+    def lane_rows(self) -> int: ...
+    def checked(self, request: Request) -> Any: ...
+    def add(self, request: Any, *, priority: int = 0) -> int: ...
+    def step(self) -> Sequence[Ended]: ...
+    def cancel(self, id: int) -> bool: ...
+    def begun(self) -> Sequence[int]: ...
+    def done(self, id: int) -> int: ...
+    def x0(self, id: int) -> torch.Tensor: ...
+    def costs(self) -> Mapping[int, float]: ...
+
+
+class Service:
+    """Jobs on their way through an engine, and the thread that has it; `_own` begins what is the thread's alone."""
+
+    def __init__(self, engine: Lanes, bound: int | None) -> None:
+        self._engine, self._state, self._process = engine, OPEN, os.getpid()
+        self._cause: BaseException | None = None
+        self._changed = threading.Condition()
+        self._queue, self._metrics, self._costs = Queue(bound), Metrics(engine.capacity), Costs(engine.costs())
+        self._jobs: dict[Ticket, Job] = {}  # all that are not done
+        self._running: set[Job] = set()
+        self._watched: set[Job] = set()
+        self._inbox: list[Job] = []
+        self._gone: list[Job] = []  # done, which the engine does not know yet
+        self._own_jobs: dict[int, Job] = {}
+        self._own_clock: list[tuple[float, int, Job]] = []
+        self._stream = Stream(engine.device)
+        self._thread = threading.Thread(target=self._run, name="pndm_fast worker", daemon=True)
+        _ALL.add(self)
+        self._thread.start()
+
+    # for those who submit
+
+    def submit(self, owner: object, request: Request, priority: int, deadline: float | None, late: str) -> Ticket:
+        """See `Worker.submit`."""
+        now = time.monotonic()
+        with self._taking():
+            self._queue.check(self._idle())
+        try:
+            call = self._engine.checked(request)
+        except Exception:
+            with self._changed:
+                self._metrics.refused["invalid"] += 1
+            raise
+        ticket = Ticket(self, owner, call.nfe, call.real, priority, deadline, late)
+        job = Job(ticket, call, now, math.inf if deadline is None else now + deadline, self._stream.mark())
+        with self._taking():
+            self._queue.check(self._idle())
+            if deadline is not None and late == "refuse":
+                needed = time.monotonic() - now + self._predicted(ticket)
+                if needed > deadline:
+                    raise DeadlineMissed(deadline, needed, 0, ticket.rows)
+            self._metrics.submitted += 1
+            self._queue.add(job)
+            self._jobs[ticket] = job
+            self._inbox.append(job)
+            self._changed.notify_all()
+        return ticket
+
+    @contextlib.contextmanager
+    def _taking(self) -> Iterator[None]:
+        """With the lock, while requests are taken; refusals are counted.
+
+        Raises:
+            RuntimeError: they are not taken any more.
+        """
+        self.check_process()
+        with self._changed:
+            try:
+                if self._state == DOWN:
+                    raise EngineDown(f"the engine is down: {_words(self._cause)}") from self._cause
+                if self._state != OPEN:
+                    raise RuntimeError("the worker is closed: nothing can be submitted any more")
+                yield
+            except Exception as error:
+                reasons = {QueueFull: "queue_full", DeadlineMissed: "deadline", EngineDown: "down"}
+                self._metrics.refused[reasons.get(type(error), "closed")] += 1
+                raise
+
+    def _predicted(self, ticket: Ticket) -> float:
+        """Seconds until it would be done: 0 where no call's cost is known."""
+        calls, lanes = self._engine.calls, self._metrics.lanes
+        running = [(job.ticket.lanes, max(job.ticket.rows - calls + (job.began or 0), 1)) for job in self._running]
+        ahead = [(one.lanes, one.rows) for one in self._queue.ahead(ticket.priority)]
+        before = begins_after(lanes, running, ahead, ticket.lanes)
+        together = min(lanes, sum(count for count, _ in (*running, *ahead)) + ticket.lanes)
+        return before * self._costs.of(lanes) + ticket.rows * self._costs.of(together)
+
+    def _idle(self) -> int:
+        """Lanes that nobody has: as many requests begin at once, and do not count as waiting."""
+        return max(self._metrics.lanes - sum(job.ticket.lanes for job in self._running), 0)
+
+    def position(self, ticket: Ticket) -> int | None:
+        """How many are before it in line."""
+        self.check_process()
+        with self._changed:
+            job = self._jobs.get(ticket)
+            return None if job is None else self._queue.position(job)
+
+    def dropped(self, ticket: Ticket) -> None:
+        """A ticket was cancelled."""
+        self.check_process()
+        with self._changed:
+            job = self._jobs.get(ticket)
+            if job is not None:
+                self._forget(job, "cancelled")
+                self._gone.append(job)
+                self._changed.notify_all()
+
+    def watched(self, ticket: Ticket) -> None:
+        """Somebody waits for a preview of it."""
+        self.check_process()
+        with self._changed:
+            if ticket in self._jobs:
+                self._watched.add(self._jobs[ticket])
+
+    def numbers(self) -> dict[str, Any]:
+        """See `Worker.metrics`."""
+        self.check_process()
+        with self._changed:
+            return self._metrics.numbers(len(self._queue), len(self._running))
+
+    def drain(self, timeout: float | None) -> bool:
+        """Wait until all are done. Whether they are."""
+        self.check_process()
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("drain must not be called by a callback: the worker's thread would wait for itself")
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._jobs, timeout)
+
+    def close(self, cancel: bool) -> None:
+        """Take nothing more, and end the thread when all are done: at once where they are cancelled."""
+        if os.getpid() != self._process:
+            return
+        with self._changed:
+            if self._state == OPEN:
+                self._state = CLOSING
+            tickets = list(self._jobs) if cancel else []
+            self._changed.notify_all()
+        for ticket in tickets:
+            ticket.cancel()
+
+    def join(self, timeout: float | None) -> bool:
+        """Wait for the thread's end. Whether it has ended; one that asks for itself does not wait."""
+        if os.getpid() != self._process:
+            return True
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def check_process(self) -> None:
+        """Whether the thread is in this process."""
+        if os.getpid() != self._process:
+            raise RuntimeError("a worker must be used in the process that made it: this one was forked from it")
+
+    # the thread
+
+    def _run(self) -> None:
+        try:
+            with torch.no_grad(), self._stream.current():
+                while self._turn():
+                    pass
+            state, cause = CLOSED, None
+        except BaseException as error:  # of the network, or ours: nobody may wait for what never comes
+            state, cause = DOWN, error
+        with self._changed:
+            self._state, self._cause = state, cause
+            jobs = list(self._jobs.values())
+        for job in jobs:
+            self._end(job, None, cause, "failed")
+        for held in (self._own_jobs, self._own_clock, self._inbox, self._gone):
+            held.clear()
+
+    def _turn(self) -> bool:
+        """What was submitted and dropped since, and a call of the network. False at the end."""
+        with self._changed:
+            while not (self._inbox or self._gone) and self._engine.idle:
+                if self._state != OPEN and not self._jobs:
+                    return False
+                self._changed.wait()
+            inbox, self._inbox = self._inbox, []
+            gone, self._gone = self._gone, []
+        for job in inbox:
+            self._own_add(job)
+        for job in gone:
+            self._own_drop(job)
+        self._own_look_at_clock()
+        if not self._engine.idle:
+            self._own_step()
+        return True
+
+    def _own_add(self, job: Job) -> None:
+        if job.ticket.done():
+            return
+        call, job.call = job.call, None
+        self._stream.wait(job.mark)
+        job.id = self._engine.add(call, priority=job.ticket.priority)
+        self._own_jobs[job.id] = job
+        if job.ticket.deadline is not None:
+            if len(self._own_clock) > 2 * len(self._own_jobs) + 64:  # most of them are done
+                self._own_clock = [one for one in self._own_clock if not one[2].ticket.done()]
+                heapq.heapify(self._own_clock)
+            self._own_wake(job)
+
+    def _own_drop(self, job: Job) -> None:
+        if job.id is not None and self._own_jobs.pop(job.id, None) is not None:
+            self._engine.cancel(job.id)
+
+    def _own_latest(self, job: Job) -> float:
+        """When its fate is decided: its end is due, or before it has begun, its beginning."""
+        return job.until - (job.ticket.rows * self._costs.least() if job.began is None else 0.0)
+
+    def _own_wake(self, job: Job) -> None:
+        assert job.id is not None
+        heapq.heappush(self._own_clock, (self._own_latest(job), job.id, job))
+
+    def _own_look_at_clock(self) -> None:
+        while self._own_clock and self._own_clock[0][0] <= time.monotonic():
+            job = heapq.heappop(self._own_clock)[2]
+            if job.ticket.done() or (job.began is not None and job.ticket.late == "refuse"):
+                continue
+            if self._own_latest(job) > time.monotonic():  # it has begun since, or calls are quicker
+                self._own_wake(job)
+            else:
+                self._own_miss(job)
+
+    def _own_miss(self, job: Job) -> None:
+        assert job.id is not None and job.ticket.deadline is not None
+        now, rows, needed = time.monotonic(), job.ticket.rows, None
+        if now < job.until:
+            needed = now - job.submitted + rows * self._costs.least()
+        error = DeadlineMissed(job.ticket.deadline, needed, self._engine.done(job.id), rows)
+        self._own_drop(job)
+        self._end(job, None, error, "missed")
+
+    def _own_step(self) -> None:
+        """One call of the network, and what came of it."""
+        engine, began = self._engine, time.monotonic()
+        calls, rows = engine.calls, engine.lane_rows
+        ended = engine.step()
+        seconds, run, rows = time.monotonic() - began, engine.calls - calls, engine.lane_rows - rows
+        first = [self._own_jobs[id] for id in engine.begun() if id in self._own_jobs]
+        with self._changed:
+            if run:
+                self._metrics.called(rows, run, seconds)
+                self._costs.add(rows, seconds)
+            for job in first:
+                self._queue.remove(job)
+                job.began = calls
+                job.ticket.begin()
+                self._metrics.wait.add(began - job.submitted)
+                if job.ticket in self._jobs:
+                    self._running.add(job)
+            watched = list(self._watched)
+        for one in ended:
+            self._own_end(one)
+        for job in watched:
+            self._own_show(job)
+
+    def _own_end(self, ended: Ended) -> None:
+        job = self._own_jobs.pop(ended.id, None)
+        if job is None:  # it was cancelled
+            return
+        if ended.result is not None:
+            self._stream.hand_over(ended.result.samples, job.mark)
+        how = "cancelled" if isinstance(ended.error, Cancelled) else "failed" if ended.error else "finished"
+        self._end(job, ended.result, ended.error, how)
+
+    def _own_show(self, job: Job) -> None:
+        """A preview to those who wait for one and are to have it."""
+        if job.id in self._own_jobs and job.began is not None:
+            done = self._engine.done(job.id)
+            if job.ticket.asked(done):
+                x0 = self._engine.x0(job.id)
+                self._stream.hand_over(x0, job.mark)
+                job.ticket.show(Preview(done - 1, job.ticket.rows, x0))
+        with self._changed:
+            if not job.ticket.asked():
+                self._watched.discard(job)
+
+    def _end(self, job: Job, result: Result | None, error: BaseException | None, how: str) -> None:
+        if job.ticket.end(result, error):
+            with self._changed:
+                self._forget(job, how)
+
+    def _forget(self, job: Job, how: str) -> None:
+        """It is done, in this way."""
+        if self._jobs.pop(job.ticket, None) is None:
+            return
+        self._running.discard(job)
+        self._watched.discard(job)
+        self._queue.remove(job)
+        now = time.monotonic()
+        self._metrics.ended[how] += 1
+        if how == "finished":
+            self._metrics.finished(job.ticket.priority, now - job.submitted, late=now > job.until)
+        if not self._jobs:
+            self._changed.notify_all()
+
+
+def _words(error: BaseException | None) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@atexit.register
+def _leave() -> None:
+    """Before the interpreter ends, while the threads can still end: daemons are stopped in the middle of a call."""
+    for service in list(_ALL):
+        service.close(cancel=True)
+        service.join(None)
