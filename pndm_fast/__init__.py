@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pndm_fast import phase_space, solvers
+    from pndm_fast.engine.errors import DeadlineMissed, EngineDown, QueueFull
+    from pndm_fast.engine.ticket import Preview, Ticket
+    from pndm_fast.engine.worker import Worker
     from pndm_fast.loop.conditioning import PerSample, Shared
     from pndm_fast.loop.guidance import Guidance
     from pndm_fast.loop.nvtx import nvtx_ranges
@@ -34,6 +37,8 @@ _LATER = {
     "BadSample": "loop.results",
     "Cancel": "loop.results",
     "Cancelled": "loop.results",
+    "DeadlineMissed": "engine.errors",
+    "EngineDown": "engine.errors",
     "Guidance": "loop.guidance",
     "Image": "loop.starts",
     "Inpaint": "loop.starts",
@@ -44,7 +49,9 @@ _LATER = {
     "OutputMap": "plan",
     "PerSample": "loop.conditioning",
     "Plan": "plan",
+    "Preview": "engine.ticket",
     "Prologue": "plan",
+    "QueueFull": "engine.errors",
     "Report": "loop.results",
     "Request": "loop.request",
     "Result": "loop.results",
@@ -55,6 +62,8 @@ _LATER = {
     "State": "loop.starts",
     "Step": "loop.results",
     "Thresholded": "loop.wrappers",
+    "Ticket": "engine.ticket",
+    "Worker": "engine.worker",
     "clear": "runtime.cache",
     "make_plan": "solvers.make",
     "nvtx_ranges": "loop.nvtx",
@@ -70,6 +79,8 @@ __all__ = [
     "BadSample",
     "Cancel",
     "Cancelled",
+    "DeadlineMissed",
+    "EngineDown",
     "Guidance",
     "Image",
     "Inpaint",
@@ -80,7 +91,9 @@ __all__ = [
     "OutputMap",
     "PerSample",
     "Plan",
+    "Preview",
     "Prologue",
+    "QueueFull",
     "Report",
     "Request",
     "Result",
@@ -91,6 +104,8 @@ __all__ = [
     "State",
     "Step",
     "Thresholded",
+    "Ticket",
+    "Worker",
     "clear",
     "make_plan",
     "nvtx_ranges",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -18,91 +19,106 @@ def request(rows=5, seeds=0, **more):
 
 
 @dataclass(eq=False)
-class Running:
-    id: int
+class Taken:
+    """A request that was checked, and then runs."""
+
+    request: pf.Request
     priority: int
     call: Any
+    number: int = 0
     done: int = 0
+    look: Any = None
 
 
 @dataclass(eq=False)
 class FakeEngine:
-    """First in, first out within a priority; a request's samples are its seeds, [B, 1].
+    """First in, first out within a priority; a request's samples are its seeds, [B, 1], and so are estimates.
 
     Attributes:
-        network: called with the ids of the requests whose rows are run.
+        network: called with the numbers of the requests whose rows are run.
         bad: seeds whose requests end in an ArithmeticError.
         estimates: how many of x_0 were made.
     """
 
     capacity: int = 4
-    network: Any = lambda ids: None
+    network: Any = lambda numbers: None
     bad: tuple[int, ...] = ()
-    known: dict[int, float] = field(default_factory=dict)
+    costs: dict[int, float] = field(default_factory=dict)
     device: torch.device = torch.device("cpu")
-    calls: int = 0
-    lane_rows: int = 0
+    on_begin: Any = None
     estimates: int = 0
 
     def __post_init__(self):
-        self.line, self.active, self.fresh, self.cancelled, self.next = [], [], [], [], 0
+        self.line, self.active, self.over, self.next = [], [], [], 0
+        self.counts = Counter()
 
     @property
     def idle(self):
-        return not self.line and not self.active
+        return not (self.line or self.active or self.over)
 
-    def costs(self):
-        return self.known
-
-    def checked(self, request):
+    def checked(self, request, priority):
         if request.plan is None:
             raise ValueError("plan must be given: the engine has none")
-        return SimpleNamespace(request=request, nfe=request.plan.nfe, real=len(request.seeds))
+        return Taken(request, priority, SimpleNamespace(nfe=request.plan.nfe, real=len(request.seeds)))
 
-    def add(self, call, *, priority=0):
+    def enter(self, taken):
         self.next += 1
-        self.line.append(Running(self.next, priority, call))
-        return self.next
+        taken.number = self.next
+        self.line.append(taken)
+        return taken.number
 
-    def cancel(self, id):
-        self.cancelled.append(id)
-        before = len(self.line) + len(self.active)
-        self.line = [one for one in self.line if one.id != id]
-        self.active = [one for one in self.active if one.id != id]
-        return len(self.line) + len(self.active) < before
+    def cancel(self, number):
+        for place in (self.line, self.active):
+            for one in [one for one in place if one.number == number]:
+                place.remove(one)
+                self.over.append(SimpleNamespace(id=number, result=None, error=pf.Cancelled(one.done - 1, None, None)))
+                return True
+        return False
 
-    def begun(self):
-        fresh, self.fresh = self.fresh, []
-        return fresh
+    def done(self, number):
+        return next((one.done for one in self.active if one.number == number), 0)
 
-    def done(self, id):
-        return next((one.done for one in self.active if one.id == id), 0)
-
-    def x0(self, id):
-        self.estimates += 1
-        return torch.tensor([[float(seed)] for one in self.active if one.id == id for seed in one.call.request.seeds])
+    def watch(self, number, look):
+        for one in [*self.line, *self.active]:
+            if one.number == number:
+                one.look = look
 
     def step(self):
-        self.line.sort(key=lambda one: (-one.priority, one.id))
+        self.line.sort(key=lambda one: (-one.priority, one.number))
         used = sum(one.call.real for one in self.active)
         while self.line and used + self.line[0].call.real <= self.capacity:
-            self.active.append(self.line.pop(0))
-            self.fresh.append(self.active[-1].id)
-            used += self.active[-1].call.real
-        if not self.active:
-            return []
-        self.network([one.id for one in self.active])
-        self.calls += 1
-        self.lane_rows += used
+            one = self.line.pop(0)
+            self.active.append(one)
+            used += one.call.real
+            if self.on_begin:
+                self.on_begin(one.number)
+        if self.active:
+            self._row(used)
+        over, self.over = self.over, []
+        return over
+
+    def _row(self, used):
+        try:
+            self.network([one.number for one in self.active])
+        except Exception as error:
+            self.over += [SimpleNamespace(id=one.number, result=None, error=error) for one in self.active]
+            self.active = []
+            return
+        self.counts.update(rows=1, network_calls=1, lane_rows=used)
         for one in self.active:
             one.done += 1
-        ended = [one for one in self.active if one.done == one.call.nfe]
+            look, one.look = one.look, None
+            if look is not None:
+                self.estimates += 1
+                look(SimpleNamespace(index=one.done - 1, nfe=one.call.nfe, x0=samples(one)))
+        self.over += [self._ended(one) for one in self.active if one.done == one.call.nfe]
         self.active = [one for one in self.active if one.done < one.call.nfe]
-        return [self._ended(one) for one in ended]
 
     def _ended(self, one):
-        seeds = one.call.request.seeds
-        if any(seed in self.bad for seed in seeds):
-            return SimpleNamespace(id=one.id, result=None, error=ArithmeticError(f"bad seed {seeds}"))
-        samples = torch.tensor([[float(seed)] for seed in seeds])
-        return SimpleNamespace(id=one.id, result=pf.Result(samples, None), error=None)
+        if any(seed in self.bad for seed in one.request.seeds):
+            return SimpleNamespace(id=one.number, result=None, error=ArithmeticError(f"bad: {one.request.seeds}"))
+        return SimpleNamespace(id=one.number, result=pf.Result(samples(one), None), error=None)
+
+
+def samples(one):
+    return torch.tensor([[float(seed)] for seed in one.request.seeds])

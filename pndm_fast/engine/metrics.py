@@ -85,7 +85,7 @@ class Metrics:
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
-        self.submitted = self.calls = self.rows = self.late = 0
+        self.submitted = self.iterations = self.calls = self.rows = self.late = 0
         self.busy = 0.0
         self.refused: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
@@ -94,7 +94,8 @@ class Metrics:
         self._recent = Rate()
 
     def called(self, lanes: int, calls: int, seconds: float) -> None:
-        """The network was called for so many lanes."""
+        """A row of so many lanes was run, by so many calls of the network."""
+        self.iterations += 1
         self.calls += calls
         self.rows += lanes
         self.busy += seconds
@@ -122,7 +123,7 @@ class Metrics:
             "calls": self.calls,
             "busy_seconds": self.busy,
             "rows_per_second": self._recent.per_second(),
-            "occupancy": self.rows / (self.calls * self.lanes) if self.calls else 0.0,
+            "occupancy": self.rows / (self.iterations * self.lanes) if self.iterations else 0.0,
             "wait": self.wait.numbers(),
             "latency": {name: times.numbers() for name, times in self._latency.items()},
         }

@@ -19,15 +19,15 @@ class Job:
     """A ticket that is not done, on its way.
 
     Attributes:
-        call: what the engine is to run; None once it has it.
+        taken: what the engine is to run; None once it has it.
         submitted: by the clock; until: its deadline.
         mark: what its tensors wait for on the device.
         id: the engine's, None before it has it.
-        began: calls of the network before its first; None before it has begun.
+        began: rows that the engine had run before its first; None before it has begun.
     """
 
     ticket: Ticket
-    call: Any
+    taken: Any
     submitted: float
     until: float = math.inf
     mark: Any = None

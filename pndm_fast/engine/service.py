@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import heapq
 import math
 import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,8 +22,9 @@ from pndm_fast.engine.metrics import Metrics
 from pndm_fast.engine.queue import Costs, Job, Queue, begins_after
 from pndm_fast.engine.stream import Stream
 from pndm_fast.engine.ticket import Preview, Ticket
+from pndm_fast.loop.call import Call
 from pndm_fast.loop.request import Request
-from pndm_fast.loop.results import Cancelled, Result
+from pndm_fast.loop.results import Cancelled, Result, Step
 
 OPEN, CLOSING, CLOSED, DOWN = "open", "closing", "closed", "down"
 _ALL: weakref.WeakSet[Service] = weakref.WeakSet()
@@ -38,26 +41,34 @@ class Ended(Protocol):
     def error(self) -> BaseException | None: ...
 
 
+class Taken(Protocol):
+    """A request that an engine has checked."""
+
+    @property
+    def call(self) -> Call: ...
+
+
 class Lanes(Protocol):
-    """What is asked of an engine. All but `checked` is for one thread."""
+    """What is asked of an engine: `Engine`. All but `checked` is for one thread."""
 
-    capacity: int
-    device: torch.device
+    on_begin: Callable[[int], None] | None
 
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
     @property
     def idle(self) -> bool: ...
     @property
-    def calls(self) -> int: ...
+    def counts(self) -> Mapping[str, int]: ...
     @property
-    def lane_rows(self) -> int: ...
-    def checked(self, request: Request) -> Any: ...
-    def add(self, request: Any, *, priority: int = 0) -> int: ...
-    def step(self) -> Sequence[Ended]: ...
-    def cancel(self, id: int) -> bool: ...
-    def begun(self) -> Sequence[int]: ...
-    def done(self, id: int) -> int: ...
-    def x0(self, id: int) -> torch.Tensor: ...
     def costs(self) -> Mapping[int, float]: ...
+    def checked(self, request: Request, priority: int) -> Any: ...
+    def enter(self, taken: Any) -> int: ...
+    def step(self) -> Sequence[Ended]: ...
+    def cancel(self, number: int) -> bool: ...
+    def done(self, number: int) -> int: ...
+    def watch(self, number: int, look: Callable[[Step], None]) -> None: ...
 
 
 class Service:
@@ -67,15 +78,17 @@ class Service:
         self._engine, self._state, self._process = engine, OPEN, os.getpid()
         self._cause: BaseException | None = None
         self._changed = threading.Condition()
-        self._queue, self._metrics, self._costs = Queue(bound), Metrics(engine.capacity), Costs(engine.costs())
+        self._queue, self._metrics, self._costs = Queue(bound), Metrics(engine.capacity), Costs(engine.costs)
         self._jobs: dict[Ticket, Job] = {}  # all that are not done
         self._running: set[Job] = set()
         self._watched: set[Job] = set()
         self._inbox: list[Job] = []
         self._gone: list[Job] = []  # done, which the engine does not know yet
         self._own_jobs: dict[int, Job] = {}
-        self._own_clock: list[tuple[float, int, Job]] = []
+        self._own_clock: list[tuple[float, int]] = []
         self._stream = Stream(engine.device)
+        self._own_began = 0.0  # when the last step did
+        engine.on_begin = self._own_begin
         self._thread = threading.Thread(target=self._run, name="pndm_fast worker", daemon=True)
         _ALL.add(self)
         self._thread.start()
@@ -88,13 +101,13 @@ class Service:
         with self._taking():
             self._queue.check(self._idle())
         try:
-            call = self._engine.checked(request)
+            taken = self._engine.checked(request, priority)
         except Exception:
             with self._changed:
                 self._metrics.refused["invalid"] += 1
             raise
-        ticket = Ticket(self, owner, call.nfe, call.real, priority, deadline, late)
-        job = Job(ticket, call, now, math.inf if deadline is None else now + deadline, self._stream.mark())
+        ticket = Ticket(self, owner, taken.call.nfe, taken.call.real, priority, deadline, late)
+        job = Job(ticket, taken, now, math.inf if deadline is None else now + deadline, self._stream.mark())
         with self._taking():
             self._queue.check(self._idle())
             if deadline is not None and late == "refuse":
@@ -130,7 +143,7 @@ class Service:
 
     def _predicted(self, ticket: Ticket) -> float:
         """Seconds until it would be done: 0 where no call's cost is known."""
-        calls, lanes = self._engine.calls, self._metrics.lanes
+        calls, lanes = self._metrics.iterations, self._metrics.lanes
         running = [(job.ticket.lanes, max(job.ticket.rows - calls + (job.began or 0), 1)) for job in self._running]
         ahead = [(one.lanes, one.rows) for one in self._queue.ahead(ticket.priority)]
         before = begins_after(lanes, running, ahead, ticket.lanes)
@@ -219,6 +232,7 @@ class Service:
             jobs = list(self._jobs.values())
         for job in jobs:
             self._end(job, None, cause, "failed")
+        self._engine.on_begin = None
         for held in (self._own_jobs, self._own_clock, self._inbox, self._gone):
             held.clear()
 
@@ -243,13 +257,13 @@ class Service:
     def _own_add(self, job: Job) -> None:
         if job.ticket.done():
             return
-        call, job.call = job.call, None
+        taken, job.taken = job.taken, None
         self._stream.wait(job.mark)
-        job.id = self._engine.add(call, priority=job.ticket.priority)
+        job.id = self._engine.enter(taken)
         self._own_jobs[job.id] = job
         if job.ticket.deadline is not None:
             if len(self._own_clock) > 2 * len(self._own_jobs) + 64:  # most of them are done
-                self._own_clock = [one for one in self._own_clock if not one[2].ticket.done()]
+                self._own_clock = [one for one in self._own_clock if one[1] in self._own_jobs]
                 heapq.heapify(self._own_clock)
             self._own_wake(job)
 
@@ -263,12 +277,12 @@ class Service:
 
     def _own_wake(self, job: Job) -> None:
         assert job.id is not None
-        heapq.heappush(self._own_clock, (self._own_latest(job), job.id, job))
+        heapq.heappush(self._own_clock, (self._own_latest(job), job.id))
 
     def _own_look_at_clock(self) -> None:
         while self._own_clock and self._own_clock[0][0] <= time.monotonic():
-            job = heapq.heappop(self._own_clock)[2]
-            if job.ticket.done() or (job.began is not None and job.ticket.late == "refuse"):
+            job = self._own_jobs.get(heapq.heappop(self._own_clock)[1])
+            if job is None or job.ticket.done() or (job.began is not None and job.ticket.late == "refuse"):
                 continue
             if self._own_latest(job) > time.monotonic():  # it has begun since, or calls are quicker
                 self._own_wake(job)
@@ -286,27 +300,47 @@ class Service:
 
     def _own_step(self) -> None:
         """One call of the network, and what came of it."""
-        engine, began = self._engine, time.monotonic()
-        calls, rows = engine.calls, engine.lane_rows
-        ended = engine.step()
-        seconds, run, rows = time.monotonic() - began, engine.calls - calls, engine.lane_rows - rows
-        first = [self._own_jobs[id] for id in engine.begun() if id in self._own_jobs]
+        self._own_watch()
+        before, self._own_began = Counter(self._engine.counts), time.monotonic()
+        ended = self._engine.step()
+        seconds, ran = time.monotonic() - self._own_began, Counter(self._engine.counts)
+        ran.subtract(before)
         with self._changed:
-            if run:
-                self._metrics.called(rows, run, seconds)
-                self._costs.add(rows, seconds)
-            for job in first:
-                self._queue.remove(job)
-                job.began = calls
-                job.ticket.begin()
-                self._metrics.wait.add(began - job.submitted)
-                if job.ticket in self._jobs:
-                    self._running.add(job)
-            watched = list(self._watched)
+            if ran["rows"]:
+                self._metrics.called(ran["lane_rows"], ran["network_calls"], seconds)
+                self._costs.add(ran["lane_rows"], seconds)
         for one in ended:
             self._own_end(one)
+            if isinstance(one.error, torch.AcceleratorError):  # the device answers nothing more
+                raise one.error
+
+    def _own_begin(self, number: int) -> None:
+        """The engine begins a request."""
+        job = self._own_jobs.get(number)
+        if job is None:
+            return
+        with self._changed:
+            self._queue.remove(job)
+            job.began = self._metrics.iterations
+            job.ticket.begin()
+            self._metrics.wait.add(self._own_began - job.submitted)
+            if job.ticket in self._jobs:
+                self._running.add(job)
+
+    def _own_watch(self) -> None:
+        """Have the next row seen of those of which somebody waits for a preview that it may give."""
+        if not self._watched:
+            return
+        with self._changed:
+            self._watched = {job for job in self._watched if job.ticket.asked()}
+            watched = list(self._watched)
         for job in watched:
-            self._own_show(job)
+            if job.id in self._own_jobs and job.ticket.asked(self._engine.done(job.id) + 1):
+                self._engine.watch(job.id, functools.partial(self._own_show, job))
+
+    def _own_show(self, job: Job, step: Step) -> None:
+        self._stream.hand_over(step.x0, job.mark)
+        job.ticket.show(Preview(step.index, step.nfe, step.x0))
 
     def _own_end(self, ended: Ended) -> None:
         job = self._own_jobs.pop(ended.id, None)
@@ -316,18 +350,6 @@ class Service:
             self._stream.hand_over(ended.result.samples, job.mark)
         how = "cancelled" if isinstance(ended.error, Cancelled) else "failed" if ended.error else "finished"
         self._end(job, ended.result, ended.error, how)
-
-    def _own_show(self, job: Job) -> None:
-        """A preview to those who wait for one and are to have it."""
-        if job.id in self._own_jobs and job.began is not None:
-            done = self._engine.done(job.id)
-            if job.ticket.asked(done):
-                x0 = self._engine.x0(job.id)
-                self._stream.hand_over(x0, job.mark)
-                job.ticket.show(Preview(done - 1, job.ticket.rows, x0))
-        with self._changed:
-            if not job.ticket.asked():
-                self._watched.discard(job)
 
     def _end(self, job: Job, result: Result | None, error: BaseException | None, how: str) -> None:
         if job.ticket.end(result, error):
