@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pndm_fast import phase_space, solvers
+    from pndm_fast.engine.engine import Engine, Finished, QueueFull
     from pndm_fast.loop.conditioning import PerSample, Shared
     from pndm_fast.loop.guidance import Guidance
     from pndm_fast.loop.nvtx import nvtx_ranges
@@ -34,6 +35,8 @@ _LATER = {
     "BadSample": "loop.results",
     "Cancel": "loop.results",
     "Cancelled": "loop.results",
+    "Engine": "engine.engine",
+    "Finished": "engine.engine",
     "Guidance": "loop.guidance",
     "Image": "loop.starts",
     "Inpaint": "loop.starts",
@@ -45,6 +48,7 @@ _LATER = {
     "PerSample": "loop.conditioning",
     "Plan": "plan",
     "Prologue": "plan",
+    "QueueFull": "engine.engine",
     "Report": "loop.results",
     "Request": "loop.request",
     "Result": "loop.results",
@@ -70,6 +74,8 @@ __all__ = [
     "BadSample",
     "Cancel",
     "Cancelled",
+    "Engine",
+    "Finished",
     "Guidance",
     "Image",
     "Inpaint",
@@ -81,6 +87,7 @@ __all__ = [
     "PerSample",
     "Plan",
     "Prologue",
+    "QueueFull",
     "Report",
     "Request",
     "Result",
