@@ -20,12 +20,16 @@ class Alone:
 
     Args:
         take: an executor of a segment.
+
+    Attributes:
+        calls: of the network, in a row; places: in each of them.
     """
 
     def __init__(self, take: Take) -> None:
         self._take = take
         self._stack = contextlib.ExitStack()
         self._executor: Executor | None = None
+        self.calls = self.places = 0
         self.members: list[Member] = []
 
     @property
@@ -33,16 +37,12 @@ class Alone:
         """Samples under way."""
         return sum([member.call.real for member in self.members])
 
-    @property
-    def calls(self) -> int:
-        """Network calls of a row."""
-        return 1 if self._executor is None else self._executor.segment.evaluation.calls
-
     def join(self, member: Member, segment: Segment, coming: int) -> None:
         """Begin a segment."""
         self.members.append(member)
         self._executor = self._stack.enter_context(self._take(segment, member.positions))
         member.ran.append(self._executor)
+        self.calls, self.places = self._executor.segment.evaluation.calls, member.call.batch
         member.begin(0)
 
     def row(self) -> list[Member]:

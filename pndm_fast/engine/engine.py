@@ -4,43 +4,35 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pndm_fast.engine.alone import Alone
-from pndm_fast.engine.group import Group
+from pndm_fast.engine.groups import Groups
 from pndm_fast.engine.member import Member
-from pndm_fast.engine.policy import Policy, Waiting, admitted
-from pndm_fast.loop import lanes
-from pndm_fast.loop.call import Call, resolve
+from pndm_fast.engine.policy import Waiting, admitted
+from pndm_fast.loop.call import resolve
 from pndm_fast.loop.checks import check_sizes
-from pndm_fast.loop.evaluation import Evaluation
-from pndm_fast.loop.network import Identity
-from pndm_fast.loop.positions import Kind, Positions
 from pndm_fast.loop.request import Request, check_request
 from pndm_fast.loop.results import Cancelled, NonFiniteError, Result
-from pndm_fast.loop.segment import Segment
-from pndm_fast.loop.workspace import BufferSpec, Workspace
-from pndm_fast.plan.checks import choose
+from pndm_fast.plan.checks import choose, shown
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row.device import Fetched, fetch
-from pndm_fast.row.table import layout_for
-from pndm_fast.runtime.cuda import cuda_of
-from pndm_fast.runtime.executor import Executor, Held, Pace, hold, report_of, take_executor
+from pndm_fast.runtime import executor
+from pndm_fast.runtime.executor import Pace, report_of
+from pndm_fast.runtime.progress import progress_lines
 from pndm_fast.runtime.sampler import Sampler
 
-IDLE = 8  # groups without a request that keep their buffers
-MODES = ("auto", "replay", "eager")
+GRAPHS = ("auto", "replay", "eager")
 
 
 class QueueFull(RuntimeError):
-    """A request was refused: as many as `max_queue` allows are waiting."""
+    """A request was refused, for as many as `max_queue` allows are waiting."""
 
 
 class Finished(NamedTuple):
@@ -56,8 +48,33 @@ class Finished(NamedTuple):
     error: BaseException | None
 
 
+@dataclass
+class Stats:
+    """What an engine has done so far.
+
+    Attributes:
+        rows: batches that were one row further.
+        network_calls: two a row where guidance takes two.
+        lane_rows: rows of samples; places: of the batches that they were in, those of nobody included.
+        finished, failed, cancelled: requests.
+    """
+
+    rows: int = 0
+    network_calls: int = 0
+    lane_rows: int = 0
+    places: int = 0
+    finished: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+    @property
+    def occupancy(self) -> float:
+        """Of the network's places the fraction that was somebody's."""
+        return self.lane_rows / self.places if self.places else 0.0
+
+
 class Landing(NamedTuple):
-    """A request whose samples may still be on their way."""
+    """A request whose last row was launched."""
 
     member: Member
     samples: Tensor
@@ -67,11 +84,23 @@ class Landing(NamedTuple):
 class Engine:
     """A network that many requests share: each call of it carries samples of several, at rows of their own plans.
 
+    `add` and `cancel` may be called by any thread, all else by one at a time. A request's result has the bytes that
+    `Sampler` gives, where what the network says of a sample does not depend on those beside it (`Sampler.prepare`
+    measures that), or with `fixed_batch`, where calls of that size treat all places alike. Requests whose conditioning
+    has another form, or shares other values, are in batches of their own; so is one with a `noise_sampler`.
+
+    The first row of a batch size that was not prepared is preceded by one more call of the network, which tells of its
+    outputs. Where the network raises, all requests in that batch end with its error, for nobody knows whose it is, and
+    the engine goes on with the others. A request's conditioning, and the network's weights, must stay as they are while
+    it runs; graphs of weights that were replaced are made anew when the next request joins.
+
     Args:
         model, plan, device, dtype, time_dtype, backend, memory_format, fixed_batch: of `Sampler`.
-        shape: (capacity, *sample shape): how many samples may be under way, and be in one call of the network.
-        graph: auto, replay or eager.
-        buckets: batch sizes of network calls; default powers of two up to the capacity, or `fixed_batch`.
+        shape: (capacity, *sample shape): how many samples may be under way, and so in one call of the network.
+        graph: `replay` (network and row as one graph, launched for each row), `eager`, or `auto`, which is `replay`
+            where that can be had on a CUDA device.
+        buckets: batch sizes of network calls, the last one the capacity; default powers of two and the capacity, or
+            `fixed_batch`.
         max_queue: how many requests may wait; None for any number.
 
     Raises:
@@ -94,7 +123,7 @@ class Engine:
         buckets: Iterable[int] | None = None,
         max_queue: int | None = None,
     ) -> None:
-        choose("graph", graph, MODES)
+        choose("graph", graph, GRAPHS)
         self._sampler = Sampler(
             model,
             plan,
@@ -108,259 +137,27 @@ class Engine:
             fixed_batch=fixed_batch,
         )
         self.max_queue = None if max_queue is None else check_sizes("max_queue", [max_queue])[0]
-        self.buckets = self._check_buckets(buckets)
-        self._lock = threading.Lock()
+        self._groups = Groups(self._sampler, _check_buckets(buckets, self.capacity, fixed_batch))
+        self._lock = threading.Lock()  # of the line, of the requests that are known, and of the flags
         self._line: list[Member] = []
         self._known: dict[int, Member] = {}
+        self._changed = self._cancelling = False  # whether one may begin, or end
+        self._next = 0
         self._running: list[Member] = []
         self._landing: deque[Landing] = deque()
         self._over: list[Finished] = []
-        self._groups: OrderedDict[Hashable, Group | Alone] = OrderedDict()
-        self._costs: dict[Kind, dict[int, float]] = {}
         self._pace = Pace(self._sampler.device)
-        self._next = 0
-        self._cancelling = False
-        self.counts: Counter[str] = Counter()
+        self.stats = Stats()
 
     @property
     def capacity(self) -> int:
         """How many samples may be under way."""
         return self._sampler.shape[0]
 
-    def _check_buckets(self, buckets: Iterable[int] | None) -> tuple[int, ...]:
-        fixed, capacity = self._sampler.fixed_batch, self.capacity
-        if fixed is not None:
-            if buckets is not None and list(buckets) != [fixed]:
-                raise ValueError(f"buckets must be [{fixed}], the engine's fixed_batch, got {list(buckets)}")
-            return (fixed,)
-        if buckets is None:
-            return tuple(sorted({*[1 << k for k in range(capacity.bit_length())], capacity}))
-        sizes = sorted(set(check_sizes("buckets", buckets)))
-        if sizes[-1] != capacity:
-            raise ValueError(f"buckets must end with the capacity, {capacity}, got {sizes}")
-        return tuple(sizes)
-
-    def add(self, request: Request, *, priority: int = 0) -> int:
-        """Put a request in line. Any thread may. Its tensors must stay as they are until it has finished.
-
-        Args:
-            priority: larger ones go first, of equal ones the earlier.
-
-        Returns:
-            What `Finished` and `cancel` know it by.
-
-        Raises:
-            TypeError, ValueError: naming the argument; nothing is in line then.
-            QueueFull: too many wait.
-        """
-        if not is_integer(priority):
-            raise TypeError(f"priority must be an integer, got {priority!r}")
-        sampler = self._sampler
-        sampler._look_at_modes()
-        with sampler._modes():
-            call = resolve(check_request(request), sampler._setup)
-            if call.batch > self.capacity:
-                raise ValueError(
-                    f"a request must have at most as many samples as the engine has lanes, {self.capacity}, got "
-                    f"{call.batch}"
-                )
-            evaluations = sampler._evaluations(call)
-            keys = {kind: self._key(call, kind, evaluations[kind]) for kind, _ in call.segments}
-            if None in keys.values():  # for all of its rows
-                call = call.padded(sampler.fixed_batch or call.batch)
-                evaluations = sampler._evaluations(call)
-                keys = dict.fromkeys(keys, call)
-            sampler._table(call.distinct, call.state_dtype)
-        with self._lock:
-            if self.max_queue is not None and len(self._line) >= self.max_queue:
-                raise QueueFull(f"{len(self._line)} requests wait, and max_queue is {self.max_queue}")
-            member = Member(self._next, request, call, evaluations, keys, int(priority))
-            self._next += 1
-            self._known[member.number] = member
-            self._line.append(member)
-            self._line.sort(key=lambda one: one.order)
-        return member.number
-
-    def cancel(self, number: int) -> bool:
-        """End a request: the next `step` gives it back with `Cancelled`. Any thread may. False where it has ended."""
-        with self._lock:
-            member = self._known.get(number)
-            if member is None:
-                return False
-            member.cancelled = self._cancelling = True
-            return True
-
-    def _key(self, call: Call, kind: Kind, evaluation: Evaluation) -> Hashable:
-        """What samples of one batch have in common; None where no other request's can be beside them."""
-        if call.noise is not None:
-            return None
-        captured = self._sampler.graph != "eager" and cuda_of(call.device) is not None
-        try:
-            form = lanes.form(evaluation.marked, by_row=call.by_row is not None, lists=not captured)
-        except lanes.NoLanes:
-            return None
-        how = kind, Identity(evaluation.weaker.network), evaluation.rescale, evaluation.split_reason is None
-        batched = call.guidance.calls == "batched"
-        return how, batched, form, call.state_dtype, layout_for(call.distinct).width
-
-    def step(self) -> list[Finished]:
-        """One row of the requests in the group of the first one; what has finished since the last time."""
-        with self._sampler._modes():
-            self._cancel()
-            self._admit()
-            if self._running:
-                self._row()
-            self._land()
-        over, self._over = self._over, []
-        return over
-
-    def _row(self) -> None:
-        first = self._running[0]
-        group = self._groups[first.key]
-        count, calls = group.lanes, group.calls
-        try:
-            left = group.row()
-        except BaseException:
-            self._end([member for member in self._running if member.error is not None])
-            raise
-        self._pace.tick()
-        self.counts.update(rows=1, network_calls=calls, lane_rows=count)
-        if left:
-            self._end(left)
-
-    def _end(self, left: list[Member]) -> None:
-        for member in left:
-            if member.error is not None:
-                self._finish(member, None, member.error)
-            elif member.over:
-                self._running.remove(member)
-                self._arrive(member)
-            else:
-                member.next_segment()
-                self._place(member, len(member.live()))
-
-    def _cancel(self) -> None:
-        """Take out what is to end before its next row."""
-        waiting = [member for member in self._line if member.cancel_asked()]
-        running = [member for member in self._running if member.cancelled] if self._cancelling else []
-        self._cancelling = False
-        for member in waiting:
-            with self._lock:
-                self._line.remove(member)
-            self._finish(member, None, Cancelled(-1, None, None))
-        for member in running:
-            self._groups[member.key].drop(member)
-            self._finish(member, None, member.error)
-
-    def _admit(self) -> None:
-        with self._lock:
-            line = list(self._line)
-        if not line:
-            return
-        waiting = [Waiting(member.call.real, member.key) for member in line]
-        running = {key: group.lanes for key, group in self._groups.items()}
-        allowed = {one.group: self._policy(member).lanes() for one, member in zip(waiting, line, strict=True)}
-        free = self.capacity - sum([len(member.live()) for member in self._running])
-        begin = [line[place] for place in admitted(waiting, running, allowed, free)]
-        if not begin:
-            return
-        with self._lock:
-            self._line = [member for member in self._line if member not in begin]
-        coming = Counter[Hashable]()
-        for member in begin:
-            coming[member.key] += member.call.real
-        for member in begin:
-            self._running.append(member)
-            self._place(member, coming[member.key])
-            coming[member.key] -= member.call.real
-        self._running.sort(key=lambda one: one.order)
-
-    def _policy(self, member: Member) -> Policy:
-        known = self._groups.get(member.key)
-        if isinstance(known, Group):
-            return known.policy
-        costs = self._costs.get(member.kind, {})
-        return Policy({size: costs.get(size) for size in self.buckets})
-
-    def _place(self, member: Member, coming: int) -> None:
-        """Into the group of its next rows."""
-        segment = self._segment(member.call, member.evaluations, member.kind, member.left, member.positions)
-        segment = segment._replace(snapshot=member.snapshot)
-        try:
-            group = self._group(member)
-            group.join(member, segment, coming)
-        except Exception as error:
-            member.error = error
-            self._groups[member.key].leave(member)
-            self._finish(member, None, error)
-
-    def _group(self, member: Member) -> Group | Alone:
-        key = member.key
-        if key not in self._groups:
-            self._groups[key] = Alone(self._executor) if key is member.call else self._new(member)
-        self._groups.move_to_end(key)
-        idle = [other for other, group in self._groups.items() if not group.lanes and other != key]
-        for other in idle[: max(len(idle) - IDLE, 0)]:
-            del self._groups[other]
-        return self._groups[key]
-
-    def _new(self, member: Member) -> Group:
-        call, kind, left, at = member.call, member.kind, member.left, tuple(member.positions.at)
-
-        def example(batch: int) -> Segment:
-            some = call.resized(batch)
-            positions = Positions(some.plans, [*at[:batch], *at[:1] * (batch - len(at))])
-            return self._segment(some, self._sampler._evaluations(some), kind, left, positions)
-
-        return Group(self, self._policy(member), example)
-
-    def _segment(
-        self, call: Call, evaluations: dict[Kind, Evaluation], kind: Kind, count: int, positions: Positions
-    ) -> Segment:
-        return self._sampler._segment(call, evaluations[kind], positions, kind, count, None)
-
-    def _arrive(self, member: Member) -> None:
-        """Its last row was launched: read what becomes of it, without waiting."""
-        workspace = member.ran[-1].workspace
-        samples = member.samples(workspace.registers.n, workspace.registers.channels)
-        self._landing.append(Landing(member, samples, fetch(*[raw for _, _, raw in member.marks], samples.sum())))
-
-    def _land(self) -> None:
-        """Give out what has arrived; where nothing else is to be done, wait for it."""
-        while self._landing and (self._landing[0].numbers.ready() or not (self._running or self._over)):
-            member, samples, numbers = self._landing.popleft()
-            *marks, _ = numbers()
-            bad = () if member.request.on_nan == "ignore" else member.bad(marks, samples)
-            seconds = time.perf_counter() - (member.began or 0.0)
-            report = report_of(self._sampler.cache, member.ran, seconds, self._sampler.batch_error)
-            error = NonFiniteError(bad, samples, report) if bad and member.request.on_nan == "raise" else None
-            if bad:
-                samples[[b.sample for b in bad]] = float("nan")
-            self._finish(member, Result(samples, report, bad), error)
-
-    def _finish(self, member: Member, result: Result | None, error: BaseException | None) -> None:
-        if member in self._running:
-            self._running.remove(member)
-        with self._lock:
-            del self._known[member.number]
-        self._over.append(Finished(member.number, None if error is not None else result, error))
-
-    # what groups ask for
-
-    def _executor(self, segment: Segment, positions: Positions) -> AbstractContextManager[Executor]:
-        sampler = self._sampler
-        return take_executor(sampler.cache, segment, positions, sampler.graph, self.capacity)
-
-    def hold(self, segment: Segment, rows: int) -> Held:
-        """Buffers that stay."""
-        return hold(self._sampler.cache, segment, rows, self._sampler.graph)
-
-    def take(self, spec: BufferSpec) -> Workspace:
-        """Buffers for a time."""
-        return Workspace(spec)
-
-    def give(self, workspace: Workspace) -> None:
-        """They are free again."""
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Batch sizes of network calls."""
+        return self._groups.buckets
 
     @property
     def running(self) -> int:
@@ -374,5 +171,236 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Whether no request is in the engine, and none to be given back."""
+        """Whether no request is in the engine, and none is to be given back."""
         return not self._known and not self._over
+
+    def __repr__(self) -> str:
+        return f"<Engine of {self._sampler!r}: {self.running} requests running, {self.waiting} waiting>"
+
+    def add(self, request: Request, *, priority: int = 0) -> int:
+        """Put a request in line. All that can be refused is refused here, in the caller's thread.
+
+        Args:
+            priority: larger ones go first, of equal ones the earlier.
+
+        Returns:
+            What `Finished` and `cancel` know it by.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+            QueueFull: too many wait.
+        """
+        if not is_integer(priority):
+            raise TypeError(f"priority must be an integer, got {shown(priority)}")
+        self._refuse_memory()
+        sampler = self._sampler
+        sampler._look_at_modes()
+        with sampler._modes():
+            call = resolve(check_request(request), sampler._setup)
+            if call.batch > self.capacity:
+                rule = f"at most as many samples as the engine has lanes, {self.capacity}"
+                raise ValueError(f"a request must have {rule}, got {call.batch}")
+            plot = self._groups.plot(call)
+            cuda = executor.cuda_of(sampler.device)
+            arrived = None if cuda is None else cuda.event()
+            if arrived is not None:
+                arrived.record()
+        with self._lock:
+            if self.max_queue is not None and len(self._line) >= self.max_queue:
+                raise QueueFull(f"{len(self._line)} requests are waiting, and max_queue is {self.max_queue}")
+            member = Member(self._next, request, plot.call, plot.evaluations, plot.keys, int(priority), arrived)
+            self._next += 1
+            self._known[member.number] = member
+            self._line.append(member)
+            self._line.sort(key=lambda one: one.order)
+            self._changed = True
+        return member.number
+
+    def cancel(self, number: int) -> bool:
+        """End a request: the next `step` gives it back with `Cancelled`. False where it has ended already."""
+        with self._lock:
+            member = self._known.get(number)
+            if member is None:
+                return False
+            member.cancelled = self._cancelling = True
+            return True
+
+    def prepare(self, example: Request | None = None, buckets: Iterable[int] | None = None) -> None:
+        """Make everything for these batch sizes now, and measure what a call of each costs.
+
+        From then on as many samples share a call as gain by it, down to one: where a call for two takes as long as two
+        calls, requests run one after another.
+
+        Args:
+            example: of later requests, for a batch of the capacity: values do not matter, forms do, and where there is
+                guidance.
+            buckets: some of the engine's; default all.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+            RuntimeError: requests are running.
+        """
+        sizes = self.buckets if buckets is None else sorted(set(check_sizes("buckets", buckets)))
+        if not set(sizes) <= set(self.buckets):
+            raise ValueError(f"buckets must be some of {list(self.buckets)}, the engine's own, got {list(sizes)}")
+        if self._running:
+            raise RuntimeError(f"prepare must be called while no request is running, got {self.running}")
+        self._refuse_memory()
+        asked = Request() if example is None else check_request(example, "example")
+        with self._sampler._modes():
+            call = resolve(replace(asked, noise_sampler=None), self._sampler._setup, example=True)
+            self._groups.prepare(call, sizes)
+
+    def _refuse_memory(self) -> None:
+        if self._sampler._remembers():
+            raise ValueError("model must not remember its calls, which are of several requests: its cache is enabled")
+
+    def step(self) -> list[Finished]:
+        """One row for all samples in the batch of the first request; which requests have ended since the last time.
+
+        Where there is no row to run, it waits for results that are on their way.
+        """
+        with self._sampler._modes():
+            if self._cancelling:
+                self._take_out()
+            if self._changed:
+                self._admit()
+            if self._running:
+                self._row()
+            if self._landing:
+                self._land()
+        over, self._over = self._over, []
+        return over
+
+    def _row(self) -> None:
+        group = self._running[0].group
+        lanes = group.lanes
+        try:
+            left = group.row()
+        except BaseException:
+            self._end([member for member in self._running if member.error is not None])
+            raise
+        self._pace.tick()
+        stats = self.stats
+        stats.rows += 1
+        stats.network_calls += group.calls
+        stats.lane_rows += lanes
+        stats.places += group.places
+        if left:
+            self._end(left)
+
+    def _end(self, left: list[Member]) -> None:
+        """Requests that have left their groups: done with, or on their way to another."""
+        self._changed = True
+        for member in left:
+            if member.error is not None:
+                self._finish(member, None, member.error)
+            elif member.over:
+                self._running.remove(member)
+                self._arrive(member)
+            else:
+                member.next_segment()
+                self._place(member, len(member.live()))
+
+    def _take_out(self) -> None:
+        """Requests that are to end before their next row."""
+        with self._lock:
+            self._cancelling = False
+            asked = [member for member in self._line if member.cancel_asked()]
+            self._line = [member for member in self._line if member not in asked]
+            running = [member for member in self._running if member.cancelled]
+        for member in asked:
+            self._finish(member, None, Cancelled(-1, None, None))
+        for member in running:
+            member.group.drop(member)
+            self._finish(member, None, member.error)
+
+    def _admit(self) -> None:
+        """Those in line that may begin now, begin."""
+        groups, policies = self._groups, dict[Hashable, int]()
+        with self._lock:
+            self._changed = False
+            for member in self._line:
+                if member.key not in policies:
+                    policies[member.key] = groups.policy(member).lanes()
+            under_way = groups.lanes()
+            waiting = [Waiting(member.call.real, member.key) for member in self._line]
+            places = set(admitted(waiting, under_way, policies, self.capacity - sum(under_way.values())))
+            begin = [member for place, member in enumerate(self._line) if place in places]
+            self._line = [member for place, member in enumerate(self._line) if place not in places]
+        coming = Counter[Hashable]()
+        for member in begin:
+            coming[member.key] += member.call.real
+        self._running = sorted([*self._running, *begin], key=lambda one: one.order)
+        for member in begin:
+            if member.request.progress:
+                member.advance = progress_lines(member.call.plans[0].solver, member.call.nfe)
+            if member.arrived is not None:
+                member.arrived.wait()
+            self._place(member, coming[member.key])
+            coming[member.key] -= member.call.real
+
+    def _place(self, member: Member, coming: int) -> None:
+        """Into the group of its next rows."""
+        group = self._groups.of(member)
+        segment = self._groups.segment(member.call, member.evaluations, member.kind, member.left, member.positions)
+        try:
+            group.join(member, segment._replace(snapshot=member.snapshot), coming)
+        except Exception as error:
+            group.leave(member)
+            self._finish(member, None, error)
+
+    def _arrive(self, member: Member) -> None:
+        """Its last row was launched: begin to read what becomes of it."""
+        r = member.ran[-1].workspace.registers
+        samples = member.samples(r.n, r.channels)
+        self._landing.append(Landing(member, samples, fetch(*[raw for _, _, raw in member.marks], samples.sum())))
+
+    def _land(self) -> None:
+        """Give out what has arrived."""
+        while self._landing and (self._landing[0].numbers.ready() or not (self._running or self._over)):
+            member, samples, numbers = self._landing.popleft()
+            bad = () if member.request.on_nan == "ignore" else member.bad(numbers(), samples)
+            seconds = time.perf_counter() - (member.began or 0.0)
+            report = report_of(self._sampler.cache, member.ran, seconds, self._sampler.batch_error)
+            error = NonFiniteError(bad, samples, report) if bad and member.request.on_nan == "raise" else None
+            if bad and error is None:
+                samples[[b.sample for b in bad]] = float("nan")
+            self._finish(member, Result(samples, report, bad), error)
+
+    def _finish(self, member: Member, result: Result | None, error: BaseException | None) -> None:
+        if member in self._running:
+            self._running.remove(member)
+        self._groups.ended(member)
+        with self._lock:
+            del self._known[member.number]
+            self._changed = True
+        if isinstance(error, Cancelled):
+            self.stats.cancelled += 1
+        elif error is not None:
+            self.stats.failed += 1
+        else:
+            self.stats.finished += 1
+        self._over.append(Finished(member.number, None if error is not None else result, error))
+
+    def report(self) -> dict[str, float]:
+        """`stats` and what is in the engine now, as plain numbers."""
+        now = {"running": self.running, "waiting": self.waiting, "lanes": sum(self._groups.lanes().values())}
+        return {**asdict(self.stats), "occupancy": self.stats.occupancy, **now}
+
+
+def _check_buckets(buckets: Iterable[int] | None, capacity: int, fixed: int | None) -> tuple[int, ...]:
+    """Increasing batch sizes that hold any number of lanes.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    own = (fixed,) if fixed is not None else tuple(sorted({*[1 << k for k in range(capacity.bit_length())], capacity}))
+    if buckets is None:
+        return own
+    sizes = tuple(sorted(set(check_sizes("buckets", buckets))))
+    if fixed is not None and sizes != own:
+        raise ValueError(f"buckets must be [{fixed}], the engine's fixed_batch, got {list(sizes)}")
+    if fixed is None and sizes[-1] != capacity:
+        raise ValueError(f"buckets must end with the capacity, {capacity}, got {list(sizes)}")
+    return sizes

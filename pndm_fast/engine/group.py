@@ -47,6 +47,8 @@ class Group:
         self.members: list[Member] = []
         self._watched: list[Member] = []
         self.ran, self._due = 0, -1
+        self._last: Resident
+        self._fitted = 0
 
     @property
     def lanes(self) -> int:
@@ -54,9 +56,14 @@ class Group:
         return len(self._owners)
 
     @property
+    def places(self) -> int:
+        """Of a network call, those of idle lanes included."""
+        return self._last.batch
+
+    @property
     def calls(self) -> int:
         """Network calls of a row."""
-        return self.resident.evaluation.calls
+        return self._last.evaluation.calls
 
     @property
     def resident(self) -> Resident:
@@ -78,8 +85,12 @@ class Group:
 
     def fit(self, lanes: int) -> None:
         """Go on in buffers of the size for so many lanes."""
-        batch, old = self.policy.bucket(lanes), self._resident
+        old = self._resident
+        if lanes == self._fitted and old is not None:
+            return
+        batch = self.policy.bucket(lanes)
         if old is not None and old.batch == batch and self._residents.get(batch) is old:
+            self._fitted = lanes
             return
         self._resident = new = self.prepared(batch)
         for member, b in self._owners:
@@ -88,6 +99,9 @@ class Group:
             for member in self.members:
                 self._condition(member)
         new.free(len(self._owners), new.batch)
+        if old is not None:
+            old.free(0, old.batch)
+        self._fitted = lanes
 
     def _write(self, member: Member, sample: int) -> None:
         assert member.segment is not None
@@ -119,6 +133,7 @@ class Group:
         live = member.live()
         if self._resident is not None and self._resident.held.stale():
             self._residents.pop(self._resident.batch, None)
+            self._fitted = 0
         self.fit(len(self._owners) + coming)
         member.segment = segment = segment._replace(evaluation=self._evaluation(member))
         own = self._begun(member, segment)
@@ -149,6 +164,7 @@ class Group:
             while entry is None:
                 self.lines.rows *= 2
                 self._residents.clear()
+                self._fitted = 0
                 self.fit(self.resident.batch)
                 entry = self.lines.take(member.call.plans[b])
             member.entries[b] = entry
@@ -176,7 +192,8 @@ class Group:
         try:
             self.fit(len(self._owners))
             follows = [(member, self._before(member)) for member in self._watched]
-            self.resident.held.executor.rows(1)
+            self._last = self.resident
+            self._last.held.executor.rows(1)
         except BaseException as error:
             left = self.fail(error)
             if not isinstance(error, Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -19,6 +20,7 @@ from pndm_fast.loop.workspace import Workspace
 from pndm_fast.row.device import upload
 from pndm_fast.row.layout import unflatten
 from pndm_fast.row.registers import NEVER, Registers
+from pndm_fast.runtime.cuda import Event
 from pndm_fast.runtime.executor import Executor
 
 NOWHERE = -1  # the lane of a sample that is not in one
@@ -30,12 +32,14 @@ class Member:
     Attributes:
         number: how the caller knows it; order: smaller ones go first.
         evaluations: how its rows call the network; keys: the group of each kind.
+        group: where its samples are.
         segment: of its rows, the one that is under way or comes next; snapshot: of what was before it.
         left: rows to the segment's end; due: when its group will have run as many rows as bring it to a next end.
         lanes: of its samples; entries: their plans' lines.
         own: buffers of its own batch, kept in step with its lanes where something is done to states between rows.
         final: states of samples that have ended, [B, stride]; marks: (samples, lines of their plans, first_bad).
-        error: why it ends before its rows do.
+        error: why it ends before its rows do; cancelled: whether it was asked to.
+        arrived: when its tensors are there; began: when it did; advance: tells of a row.
         ran: by what its segments were run.
     """
 
@@ -47,12 +51,14 @@ class Member:
         evaluations: dict[Kind, Evaluation],
         keys: dict[Kind, Hashable],
         priority: int,
+        arrived: Event | None = None,
     ) -> None:
         self.number, self.request, self.call, self.evaluations, self.keys = number, request, call, evaluations, keys
-        self.order = -priority, number
+        self.order, self.arrived = (-priority, number), arrived
         self.positions = call.positions()
         self._segments = iter(call.segments)
         self.kind, self.left = next(self._segments)
+        self.group: Any = None
         self.segment: Segment | None = None
         self.snapshot: Registers | None = None
         self.due = self._since = 0
@@ -65,7 +71,6 @@ class Member:
         self.ran: list[Executor] = []
         self.began: float | None = None
         self.advance: Callable[[], None] | None = None
-        self.arrived: Any = None
 
     @property
     def key(self) -> Hashable:
@@ -146,14 +151,21 @@ class Member:
         return unflatten(self.final[:, :n].contiguous(), self.call.shape, channels).contiguous()
 
     def bad(self, numbers: list[Any], samples: Tensor) -> tuple[BadSample, ...]:
-        """Which samples are not finite: the first rows of which that is said, or the last where the state alone is."""
-        first = [NEVER] * self.call.real
-        for (places, bases, _), found in zip(self.marks, numbers, strict=True):
+        """Which samples are not finite, at the first row of which that was said, or the last where the state alone is.
+
+        Args:
+            numbers: those of `marks`, and the sum of all samples, which is finite where each of its terms is.
+        """
+        *marks, total = numbers
+        real, plans = self.call.real, self.call.plans
+        first = [NEVER] * real
+        for (places, bases, _), found in zip(self.marks, marks, strict=True):
             for b, base, row in zip(places, bases, found, strict=True):
                 first[b] = min(first[b], NEVER if row == NEVER else row - base)
+        if math.isfinite(total) and min(first) == NEVER:
+            return ()
         finite = samples.flatten(1).isfinite().all(1).tolist()
-        plans = self.call.plans
-        rows = [row if fine else min(row, plan.nfe - 1) for row, fine, plan in zip(first, finite, plans, strict=False)]
+        rows = [first[b] if finite[b] else min(first[b], plans[b].nfe - 1) for b in range(real)]
         return tuple([BadSample(b, row, plans[b].times[row]) for b, row in enumerate(rows) if row != NEVER])
 
 

@@ -25,7 +25,8 @@ from pndm_fast.row.device import stream_of
 from pndm_fast.row.table import LAYOUTS
 from pndm_fast.runtime.cache import Cache
 from pndm_fast.runtime.capture import CannotCapture, release
-from pndm_fast.runtime.cuda import Cuda, Event, cuda_of
+from pndm_fast.runtime.cuda import Cuda, Event
+from pndm_fast.runtime.cuda import cuda_of as cuda_of  # the engine asks here, as this module does
 from pndm_fast.runtime.graphs import AUTO, AUTO_REASON, GRAPHS, MODES, Graph, Pool, graph_key, graph_spec, modules_of
 
 
@@ -182,11 +183,11 @@ class Held(NamedTuple):
     stale: Callable[[], bool]
 
 
-def hold(cache: Cache, segment: Segment, rows: int, graph: str) -> Held:
+def hold(cache: Cache, segment: Segment, lines: int, graph: str) -> Held:
     """For any plans of the segment's layout and for requests with other conditioning of its form.
 
     Args:
-        rows: lines of the table.
+        lines: of the table.
 
     Raises:
         ValueError: a graph mode was named and cannot be had, with the reason.
@@ -196,14 +197,14 @@ def hold(cache: Cache, segment: Segment, rows: int, graph: str) -> Held:
     if cuda is not None:
         release()
         try:
-            return _held_graph(cuda, cache, segment, rows)
+            return _held_graph(cuda, cache, segment, lines)
         except CannotCapture as refusal:
             if graph in MODES:
                 raise ValueError(f"graph {graph!r} cannot be had: {refusal}") from refusal
             reason = str(refusal)
     output, _ = _output_spec(cache, segment, capture=False)
     segment = segment.as_learned(output)
-    workspace = Workspace(held_spec(segment, output, rows))
+    workspace = Workspace(held_spec(segment, output, lines))
     trees = conditioning.copied(segment.evaluation.marked)
     segment.begin(workspace)
     evaluate = segment.evaluation.bind(workspace, trees)
@@ -211,7 +212,7 @@ def hold(cache: Cache, segment: Segment, rows: int, graph: str) -> Held:
     return Held(Executor(segment, workspace, run, reason=reason, copied=workspace.copied), trees, lambda: False)
 
 
-def _held_graph(cuda: Cuda, cache: Cache, segment: Segment, rows: int) -> Held:
+def _held_graph(cuda: Cuda, cache: Cache, segment: Segment, lines: int) -> Held:
     output, _ = _output_spec(cache, segment)
     segment = segment.as_learned(output)
     key = graph_key(segment, output)
@@ -219,7 +220,7 @@ def _held_graph(cuda: Cuda, cache: Cache, segment: Segment, rows: int) -> Held:
     if refused is not None:
         raise CannotCapture(refused)
     try:
-        graph = Graph(cuda, segment, held_spec(segment, output, rows), ("replay",))
+        graph = Graph(cuda, segment, held_spec(segment, output, lines), ("replay",))
     except CannotCapture as refusal:
         cache.refuse(key, refusal)
         raise
@@ -233,12 +234,12 @@ def _held_graph(cuda: Cuda, cache: Cache, segment: Segment, rows: int) -> Held:
     return Held(executor, graph.trees, graph.stale)
 
 
-def held_spec(segment: Segment, output: OutputSpec, rows: int) -> BufferSpec:
+def held_spec(segment: Segment, output: OutputSpec, lines: int) -> BufferSpec:
     """Buffers that any plan of the layout finds room in; the network's input is apart, and slots hold any output."""
     spec = segment.buffers(output)
     width = spec.table[1]
     state = segment.call.state_dtype
-    return spec._replace(slots=LAYOUTS[width].slots, direct=False, slot=state, table=(rows, width))
+    return spec._replace(slots=LAYOUTS[width].slots, direct=False, slot=state, table=(lines, width))
 
 
 def _output_spec(cache: Cache, segment: Segment, capture: bool = True) -> tuple[OutputSpec, int]:
@@ -269,7 +270,7 @@ def _eager(cache: Cache, segment: Segment, positions: Positions, reason: str) ->
 
     def take(spec: BufferSpec) -> Workspace:
         nonlocal idle
-        idle = _idle(cache, spec)
+        idle = idle_workspaces(cache, spec)
         try:
             return idle.pop()
         except IndexError:
@@ -285,7 +286,8 @@ def _eager(cache: Cache, segment: Segment, positions: Positions, reason: str) ->
         idle.append(told.workspace)
 
 
-def _idle(cache: Cache, spec: BufferSpec) -> deque[Workspace]:
+def idle_workspaces(cache: Cache, spec: BufferSpec) -> deque[Workspace]:
+    """Buffers of a form that nobody uses."""
     # buffers go back while their last kernels may still run: only the same stream may take them up
     return cache.idle.get((spec, stream_of(spec.device)), deque)
 
