@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pndm_fast import phase_space, solvers
+    from pndm_fast.engine.engine import Engine, Finished
     from pndm_fast.engine.errors import DeadlineMissed, EngineDown, QueueFull
     from pndm_fast.engine.ticket import Preview, Ticket
     from pndm_fast.engine.worker import Worker
@@ -38,7 +39,9 @@ _LATER = {
     "Cancel": "loop.results",
     "Cancelled": "loop.results",
     "DeadlineMissed": "engine.errors",
+    "Engine": "engine.engine",
     "EngineDown": "engine.errors",
+    "Finished": "engine.engine",
     "Guidance": "loop.guidance",
     "Image": "loop.starts",
     "Inpaint": "loop.starts",
@@ -80,7 +83,9 @@ __all__ = [
     "Cancel",
     "Cancelled",
     "DeadlineMissed",
+    "Engine",
     "EngineDown",
+    "Finished",
     "Guidance",
     "Image",
     "Inpaint",

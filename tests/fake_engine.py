@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -50,7 +49,7 @@ class FakeEngine:
 
     def __post_init__(self):
         self.line, self.active, self.over, self.next = [], [], [], 0
-        self.counts = Counter()
+        self.stats = SimpleNamespace(rows=0, network_calls=0, lane_rows=0)
 
     @property
     def idle(self):
@@ -104,7 +103,9 @@ class FakeEngine:
             self.over += [SimpleNamespace(id=one.number, result=None, error=error) for one in self.active]
             self.active = []
             return
-        self.counts.update(rows=1, network_calls=1, lane_rows=used)
+        self.stats.rows += 1
+        self.stats.network_calls += 1
+        self.stats.lane_rows += used
         for one in self.active:
             one.done += 1
             look, one.look = one.look, None

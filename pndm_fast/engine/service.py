@@ -11,7 +11,6 @@ import os
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -48,6 +47,14 @@ class Taken(Protocol):
     def call(self) -> Call: ...
 
 
+class Stats(Protocol):
+    """What an engine has done so far, as `engine.Stats` has it."""
+
+    rows: int
+    network_calls: int
+    lane_rows: int
+
+
 class Lanes(Protocol):
     """What is asked of an engine: `Engine`. All but `checked` is for one thread."""
 
@@ -60,7 +67,7 @@ class Lanes(Protocol):
     @property
     def idle(self) -> bool: ...
     @property
-    def counts(self) -> Mapping[str, int]: ...
+    def stats(self) -> Stats: ...
     @property
     def costs(self) -> Mapping[int, float]: ...
     def checked(self, request: Request, priority: int) -> Any: ...
@@ -301,14 +308,14 @@ class Service:
     def _own_step(self) -> None:
         """One call of the network, and what came of it."""
         self._own_watch()
-        before, self._own_began = Counter(self._engine.counts), time.monotonic()
+        stats = self._engine.stats
+        rows, calls, lanes, self._own_began = stats.rows, stats.network_calls, stats.lane_rows, time.monotonic()
         ended = self._engine.step()
-        seconds, ran = time.monotonic() - self._own_began, Counter(self._engine.counts)
-        ran.subtract(before)
-        with self._changed:
-            if ran["rows"]:
-                self._metrics.called(ran["lane_rows"], ran["network_calls"], seconds)
-                self._costs.add(ran["lane_rows"], seconds)
+        seconds = time.monotonic() - self._own_began
+        if stats.rows > rows:
+            with self._changed:
+                self._metrics.called(stats.lane_rows - lanes, stats.network_calls - calls, seconds)
+                self._costs.add(stats.lane_rows - lanes, seconds)
         for one in ended:
             self._own_end(one)
             if isinstance(one.error, torch.AcceleratorError):  # the device answers nothing more

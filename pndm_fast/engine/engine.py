@@ -1,0 +1,461 @@
+"""`Engine`: requests join a running batch and leave it, and each gets the bytes that it would get alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pndm_fast.engine.errors import QueueFull
+from pndm_fast.engine.groups import Groups, Plot
+from pndm_fast.engine.member import Member
+from pndm_fast.engine.policy import Waiting, admitted
+from pndm_fast.loop.call import Call, resolve
+from pndm_fast.loop.checks import check_sizes
+from pndm_fast.loop.request import Request, check_request
+from pndm_fast.loop.results import Cancelled, NonFiniteError, Result, Step
+from pndm_fast.plan.checks import choose, shown
+from pndm_fast.plan.numbers import is_integer
+from pndm_fast.plan.plan import Plan
+from pndm_fast.row.device import Fetched, fetch
+from pndm_fast.runtime import executor
+from pndm_fast.runtime.cuda import Event
+from pndm_fast.runtime.executor import Pace, report_of
+from pndm_fast.runtime.progress import progress_lines
+from pndm_fast.runtime.sampler import Sampler
+
+GRAPHS = ("auto", "replay", "eager")
+
+
+class Finished(NamedTuple):
+    """A request that is no longer in the engine.
+
+    Attributes:
+        id: that `add` gave it.
+        result: what `Sampler.run` would return; error: what it would raise. One of them is None.
+    """
+
+    id: int
+    result: Result | None
+    error: BaseException | None
+
+
+@dataclass
+class Stats:
+    """What an engine has done so far.
+
+    Attributes:
+        rows: batches that were one row further.
+        network_calls: two a row where guidance takes two.
+        lane_rows: rows of samples; places: of the batches that they were in, those of nobody included.
+        finished, failed, cancelled: requests.
+    """
+
+    rows: int = 0
+    network_calls: int = 0
+    lane_rows: int = 0
+    places: int = 0
+    finished: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+    @property
+    def occupancy(self) -> float:
+        """Of the network's places the fraction that was somebody's."""
+        return self.lane_rows / self.places if self.places else 0.0
+
+
+class Checked(NamedTuple):
+    """A request that may get in line.
+
+    Attributes:
+        arrived: when its tensors are on the device.
+    """
+
+    request: Request
+    plot: Plot
+    priority: int
+    arrived: Event | None
+
+    @property
+    def call(self) -> Call:
+        """As it was understood."""
+        return self.plot.call
+
+
+class Landing(NamedTuple):
+    """A request whose last row was launched."""
+
+    member: Member
+    samples: Tensor
+    numbers: Fetched
+
+
+class Engine:
+    """A network that many requests share: each call of it carries samples of several, at rows of their own plans.
+
+    `add` and `cancel` may be called by any thread, all else by one at a time. A request's result has the bytes that
+    `Sampler` gives, where what the network says of a sample does not depend on those beside it (`Sampler.prepare`
+    measures that), or with `fixed_batch`, where calls of that size treat all places alike. Requests whose conditioning
+    has another form, or shares other values, are in batches of their own; so is one with a `noise_sampler`.
+
+    The first row of a batch size that was not prepared is preceded by one more call of the network, which tells of its
+    outputs. Where the network raises, all requests in that batch end with its error, for nobody knows whose it is, and
+    the engine goes on with the others. A request's conditioning, and the network's weights, must stay as they are while
+    it runs; graphs of weights that were replaced are made anew when the next request joins.
+
+    Args:
+        model, plan, device, dtype, time_dtype, backend, memory_format, fixed_batch: of `Sampler`.
+        shape: (capacity, *sample shape): how many samples may be under way, and so in one call of the network.
+        graph: `replay` (network and row as one graph, launched for each row), `eager`, or `auto`, which is `replay`
+            where that can be had on a CUDA device.
+        buckets: batch sizes of network calls, the last one the capacity; default powers of two and the capacity, or
+            `fixed_batch`.
+        max_queue: how many requests may wait; None for any number.
+
+    Attributes:
+        on_begin: called by `step` with the number of each request that leaves the line for the network.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | Sequence[Callable[..., Any]],
+        plan: Plan | None = None,
+        *,
+        shape: Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        time_dtype: torch.dtype | None = None,
+        backend: str = "auto",
+        graph: str = "auto",
+        memory_format: torch.memory_format | None = None,
+        fixed_batch: int | None = None,
+        buckets: Iterable[int] | None = None,
+        max_queue: int | None = None,
+    ) -> None:
+        choose("graph", graph, GRAPHS)
+        self._sampler = Sampler(
+            model,
+            plan,
+            shape=shape,
+            device=device,
+            dtype=dtype,
+            time_dtype=time_dtype,
+            backend=backend,
+            graph=graph,
+            memory_format=memory_format,
+            fixed_batch=fixed_batch,
+        )
+        self.max_queue = None if max_queue is None else check_sizes("max_queue", [max_queue])[0]
+        self._groups = Groups(self._sampler, _check_buckets(buckets, self.capacity, fixed_batch))
+        self._lock = threading.Lock()  # of the line, of the requests that are known, and of the flags
+        self._line: list[Member] = []
+        self._known: dict[int, Member] = {}
+        self._changed = self._cancelling = False  # whether one may begin, or end
+        self._next = 0
+        self._running: list[Member] = []
+        self._landing: deque[Landing] = deque()
+        self._over: list[Finished] = []
+        self._pace = Pace(self._sampler.device)
+        self.stats = Stats()
+        self.on_begin: Callable[[int], None] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network, and so everything, is."""
+        return self._sampler.device
+
+    @property
+    def costs(self) -> dict[int, float]:
+        """Seconds of a network call by batch size, as `prepare` has measured: of rows of the dearest kind."""
+        return self._groups.costs
+
+    @property
+    def capacity(self) -> int:
+        """How many samples may be under way."""
+        return self._sampler.shape[0]
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Batch sizes of network calls."""
+        return self._groups.buckets
+
+    @property
+    def running(self) -> int:
+        """Requests with samples under way."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in line."""
+        return len(self._line)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is in the engine, and none is to be given back."""
+        return not self._known and not self._over
+
+    def __repr__(self) -> str:
+        return f"<Engine of {self._sampler!r}: {self.running} requests running, {self.waiting} waiting>"
+
+    def add(self, request: Request, *, priority: int = 0) -> int:
+        """Put a request in line. All that can be refused is refused here, in the caller's thread.
+
+        Args:
+            priority: larger ones go first, of equal ones the earlier.
+
+        Returns:
+            What `Finished` and `cancel` know it by.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+            QueueFull: too many wait.
+        """
+        return self.enter(self.checked(request, priority))
+
+    def checked(self, request: Request, priority: int) -> Checked:
+        """The first half of `add`: all that can be refused but for the line's length."""
+        if not is_integer(priority):
+            raise TypeError(f"priority must be an integer, got {shown(priority)}")
+        self._refuse_memory()
+        sampler = self._sampler
+        sampler._look_at_modes()
+        with sampler._modes():
+            call = resolve(check_request(request), sampler._setup)
+            if call.batch > self.capacity:
+                rule = f"at most as many samples as the engine has lanes, {self.capacity}"
+                raise ValueError(f"a request must have {rule}, got {call.batch}")
+            plot = self._groups.plot(call)
+            cuda = executor.cuda_of(sampler.device)
+            arrived = None if cuda is None else cuda.event()
+            if arrived is not None:
+                arrived.record()
+        return Checked(request, plot, int(priority), arrived)
+
+    def enter(self, checked: Checked) -> int:
+        """The second half: a place in line."""
+        request, plot, priority, arrived = checked
+        with self._lock:
+            if self.max_queue is not None and len(self._line) >= self.max_queue:
+                raise QueueFull(len(self._line), self.max_queue)
+            member = Member(self._next, request, plot.call, plot.evaluations, plot.keys, priority, arrived)
+            self._next += 1
+            self._known[member.number] = member
+            self._line.append(member)
+            self._line.sort(key=lambda one: one.order)
+            self._changed = True
+        return member.number
+
+    def done(self, number: int) -> int:
+        """How many of a request's rows were run; 0 where it waits, or is not here."""
+        member = self._known.get(number)
+        return 0 if member is None or member.group is None else member.done(member.group.ran)
+
+    def watch(self, number: int, look: Callable[[Step], None]) -> None:
+        """Show a request's next row to `look`, once, as `on_step` would see it. Nothing where it is not here."""
+        member = self._known.get(number)
+        if member is not None:
+            member.look = look
+            if member.group is not None:
+                member.group.watch(member)
+
+    def cancel(self, number: int) -> bool:
+        """End a request: the next `step` gives it back with `Cancelled`. False where it has ended already."""
+        with self._lock:
+            member = self._known.get(number)
+            if member is None:
+                return False
+            member.cancelled = self._cancelling = True
+            return True
+
+    def prepare(self, example: Request | None = None, buckets: Iterable[int] | None = None) -> None:
+        """Make everything for these batch sizes now, and measure what a call of each costs.
+
+        From then on as many samples share a call as gain by it, down to one: where a call for two takes as long as two
+        calls, requests run one after another.
+
+        Args:
+            example: of later requests, for a batch of the capacity: values do not matter, forms do, and where there is
+                guidance.
+            buckets: some of the engine's; default all.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+            RuntimeError: requests are running.
+        """
+        sizes = self.buckets if buckets is None else sorted(set(check_sizes("buckets", buckets)))
+        if not set(sizes) <= set(self.buckets):
+            raise ValueError(f"buckets must be some of {list(self.buckets)}, the engine's own, got {list(sizes)}")
+        if self._running:
+            raise RuntimeError(f"prepare must be called while no request is running, got {self.running}")
+        self._refuse_memory()
+        asked = Request() if example is None else check_request(example, "example")
+        with self._sampler._modes():
+            call = resolve(replace(asked, noise_sampler=None), self._sampler._setup, example=True)
+            self._groups.prepare(call, sizes)
+
+    def _refuse_memory(self) -> None:
+        if self._sampler._remembers():
+            raise ValueError("model must not remember its calls, which are of several requests: its cache is enabled")
+
+    def step(self) -> list[Finished]:
+        """One row for all samples in the batch of the first request; which requests have ended since the last time.
+
+        Where there is no row to run, it waits for results that are on their way.
+        """
+        with self._sampler._modes():
+            if self._cancelling:
+                self._take_out()
+            if self._changed:
+                self._admit()
+            if self._running:
+                self._row()
+            if self._landing:
+                self._land()
+        over, self._over = self._over, []
+        return over
+
+    def _row(self) -> None:
+        group = self._running[0].group
+        lanes = group.lanes
+        try:
+            left = group.row()
+        except BaseException:
+            self._end([member for member in self._running if member.error is not None])
+            raise
+        self._pace.tick()
+        stats = self.stats
+        stats.rows += 1
+        stats.network_calls += group.calls
+        stats.lane_rows += lanes
+        stats.places += group.places
+        if left:
+            self._end(left)
+
+    def _end(self, left: list[Member]) -> None:
+        """Requests that have left their groups: done with, or on their way to another."""
+        self._changed = True
+        for member in left:
+            if member.error is not None:
+                self._finish(member, None, member.error)
+            elif member.over:
+                self._running.remove(member)
+                self._arrive(member)
+            else:
+                member.next_segment()
+                self._place(member, len(member.live()))
+
+    def _take_out(self) -> None:
+        """Requests that are to end before their next row."""
+        with self._lock:
+            self._cancelling = False
+            asked = [member for member in self._line if member.cancel_asked()]
+            self._line = [member for member in self._line if member not in asked]
+            running = [member for member in self._running if member.cancelled]
+        for member in asked:
+            self._finish(member, None, Cancelled(-1, None, None))
+        for member in running:
+            member.group.drop(member)
+            self._finish(member, None, member.error)
+
+    def _admit(self) -> None:
+        """Those in line that may begin now, begin."""
+        groups, policies = self._groups, dict[Hashable, int]()
+        with self._lock:
+            self._changed = False
+            for member in self._line:
+                if member.key not in policies:
+                    policies[member.key] = groups.policy(member).lanes()
+            under_way = groups.lanes()
+            waiting = [Waiting(member.call.real, member.key) for member in self._line]
+            places = set(admitted(waiting, under_way, policies, self.capacity - sum(under_way.values())))
+            begin = [member for place, member in enumerate(self._line) if place in places]
+            self._line = [member for place, member in enumerate(self._line) if place not in places]
+        coming = Counter[Hashable]()
+        for member in begin:
+            coming[member.key] += member.call.real
+        self._running = sorted([*self._running, *begin], key=lambda one: one.order)
+        if self.on_begin is not None:
+            for member in begin:
+                self.on_begin(member.number)
+        for member in begin:
+            if member.request.progress:
+                member.advance = progress_lines(member.call.plans[0].solver, member.call.nfe)
+            if member.arrived is not None:
+                member.arrived.wait()
+            self._place(member, coming[member.key])
+            coming[member.key] -= member.call.real
+
+    def _place(self, member: Member, coming: int) -> None:
+        """Into the group of its next rows."""
+        group = self._groups.of(member)
+        segment = self._groups.segment(member.call, member.evaluations, member.kind, member.left, member.positions)
+        try:
+            group.join(member, segment._replace(snapshot=member.snapshot), coming)
+        except Exception as error:
+            group.leave(member)
+            self._finish(member, None, error)
+
+    def _arrive(self, member: Member) -> None:
+        """Its last row was launched: begin to read what becomes of it."""
+        r = member.ran[-1].workspace.registers
+        samples = member.samples(r.n, r.channels)
+        self._landing.append(Landing(member, samples, fetch(*[raw for _, _, raw in member.marks], samples.sum())))
+
+    def _land(self) -> None:
+        """Give out what has arrived."""
+        while self._landing and (self._landing[0].numbers.ready() or not (self._running or self._over)):
+            member, samples, numbers = self._landing.popleft()
+            bad = () if member.request.on_nan == "ignore" else member.bad(numbers(), samples)
+            seconds = time.perf_counter() - (member.began or 0.0)
+            report = report_of(self._sampler.cache, member.ran, seconds, self._sampler.batch_error)
+            error = NonFiniteError(bad, samples, report) if bad and member.request.on_nan == "raise" else None
+            if bad and error is None:
+                samples[[b.sample for b in bad]] = float("nan")
+            self._finish(member, Result(samples, report, bad), error)
+
+    def _finish(self, member: Member, result: Result | None, error: BaseException | None) -> None:
+        if member in self._running:
+            self._running.remove(member)
+        self._groups.ended(member)
+        with self._lock:
+            del self._known[member.number]
+            self._changed = True
+        if isinstance(error, Cancelled):
+            self.stats.cancelled += 1
+        elif error is not None:
+            self.stats.failed += 1
+        else:
+            self.stats.finished += 1
+        self._over.append(Finished(member.number, None if error is not None else result, error))
+
+    def report(self) -> dict[str, float]:
+        """`stats` and what is in the engine now, as plain numbers."""
+        now = {"running": self.running, "waiting": self.waiting, "lanes": sum(self._groups.lanes().values())}
+        return {**asdict(self.stats), "occupancy": self.stats.occupancy, **now}
+
+
+def _check_buckets(buckets: Iterable[int] | None, capacity: int, fixed: int | None) -> tuple[int, ...]:
+    """Increasing batch sizes that hold any number of lanes.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    own = (fixed,) if fixed is not None else tuple(sorted({*[1 << k for k in range(capacity.bit_length())], capacity}))
+    if buckets is None:
+        return own
+    sizes = tuple(sorted(set(check_sizes("buckets", buckets))))
+    if fixed is not None and sizes != own:
+        raise ValueError(f"buckets must be [{fixed}], the engine's fixed_batch, got {list(sizes)}")
+    if fixed is None and sizes[-1] != capacity:
+        raise ValueError(f"buckets must end with the capacity, {capacity}, got {list(sizes)}")
+    return sizes
