@@ -29,6 +29,8 @@ RESULT = pf.Sampler(network, PLAN, shape=(2, 8)).run(pf.Request(seeds=0))
 HELD = {
     "BadSample": BAD,
     "Cancelled": pf.Cancelled(3, X, None),
+    "DeadlineMissed": pf.DeadlineMissed(2.0, None, 3, 50),
+    "EngineDown": pf.EngineDown("the engine is down: RuntimeError: no memory"),
     "Guidance": pf.Guidance((2.0, 3.0, 4.0), interval=(0.1, 2.0), rescale=0.5),
     "Image": pf.Image(X, noise=X + 1),
     "Inpaint": pf.Inpaint(X, torch.ones(8), start=pf.Noise(X)),
@@ -40,6 +42,8 @@ HELD = {
     "PerSample": pf.PerSample(["a", X]),
     "Plan": PLAN,
     "Prologue": pf.Prologue(2.0),
+    "Preview": pf.Preview(3, 10, X),
+    "QueueFull": pf.QueueFull(9, 8),
     "Report": RESULT.report,
     "Request": pf.Request(plan=PLAN, seeds=(1, 2), start=pf.Noise(X), cond={"y": X}, guidance=2.0),
     "Result": RESULT,
@@ -54,6 +58,8 @@ OTHERS = {
     "Cancel": "an event that another thread sets: a copy would be deaf",
     "Sampler": "locks and captured graphs: tests/test_sampler.py",
     "Step": "a look at buffers that move on",
+    "Ticket": "a future: who copies it would wait for nobody",
+    "Worker": "a thread",
     "SOLVERS": "a registry",
     "clear": "a function",
     "make_plan": "a function",
@@ -85,10 +91,22 @@ def same(a, b):
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(
-        a, (pf.Guidance, pf.Request, pf.Result, pf.Image, pf.Inpaint, pf.Noise, pf.State, pf.Shared, pf.PerSample)
+        a,
+        (
+            pf.Guidance,
+            pf.Request,
+            pf.Result,
+            pf.Image,
+            pf.Inpaint,
+            pf.Noise,
+            pf.State,
+            pf.Shared,
+            pf.PerSample,
+            pf.Preview,
+        ),
     ):
         return all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
-    if isinstance(a, (pf.Cancelled, pf.NonFiniteError)):
+    if isinstance(a, Exception):
         return str(a) == str(b) and same(vars(a), vars(b))
     if isinstance(a, torch.nn.Module):
         own = {k: v for k, v in vars(a).items() if not k.startswith("_")}

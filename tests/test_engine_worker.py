@@ -736,3 +736,123 @@ def test_results_are_not_kept_by_the_worker():
             assert samples() is None
         finally:
             gc.enable()
+
+
+# the real engine
+
+SHAPE = (3, 8, 8)
+PLANS = [
+    pf.make_plan(solver, steps=steps, spacing="trailing", **options)
+    for solver, steps, options in (
+        ("ddim", 4, {}), ("unipc", 7, {}), ("f-pndm", 5, {}), ("dpmpp-2m-sde", 9, {}), ("deis", 12, {}),
+        ("ddim", 20, {"eta": 1.0}), ("heun", 3, {}),
+    )
+]  # fmt: skip
+
+
+def network(x, t, y=None):
+    """Sample by sample, so that a batch changes no bits."""
+    out = x * 0.3 + torch.sin(t * 0.01).view(-1, 1, 1, 1) * 0.1
+    return out if y is None else out + y.view(-1, 1, 1, 1) * 0.01
+
+
+def mixed(draw):
+    """A request of any kind."""
+    batch = draw.choice((1, 1, 1, 2, 3))
+    asked = {"plan": draw.choice(PLANS), "seeds": [draw.randrange(10**9) for _ in range(batch)]}
+    if draw.random() < 0.5:
+        asked["cond"] = {"y": torch.tensor([draw.uniform(-1, 1) for _ in range(batch)])}
+        if draw.random() < 0.5:
+            asked |= {"uncond": {"y": torch.zeros(batch)}, "guidance": draw.choice((1.5, 3.0, 7.5))}
+    if draw.random() < 0.1:
+        asked["start"] = pf.Image(torch.full((batch, *SHAPE), 0.25))
+    return pf.Request(**asked)
+
+
+def engine(**options):
+    return pf.Engine(network, shape=(options.pop("capacity", 8), *SHAPE), device="cpu", **options)
+
+
+@pytest.mark.filterwarnings("ignore:the grid starts")
+@pytest.mark.parametrize("count", [120, pytest.param(500, marks=pytest.mark.stress)])
+def test_in_a_storm_each_has_the_bytes_that_it_has_alone(count):
+    """From 8 threads at random times, cancels and deadlines among them: none lost, none doubled."""
+    alone, made, refused = pf.Sampler(network, PLANS[0], shape=(1, *SHAPE)), [], []
+
+    def submit(draw):
+        for _ in range(count // 8):
+            asked = mixed(draw)
+            try:
+                ticket = worker.submit(
+                    asked,
+                    priority=draw.choice((0, 0, 1)),
+                    deadline=draw.choice((None, None, None, 0.005, 60.0)),
+                    late=draw.choice(("refuse", "end")),
+                )
+            except (pf.QueueFull, pf.DeadlineMissed) as error:
+                refused.append(error)
+                continue
+            made.append((asked, ticket))
+            if draw.random() < 0.1:
+                draw.choice(made)[1].cancel()
+            if draw.random() < 0.1:
+                next(ticket.previews(every=2), None)
+            time.sleep(draw.random() * 2e-3)
+
+    with pf.Worker(engine(), max_queue=40) as worker:
+        threads = [threading.Thread(target=submit, args=(random.Random(seed),)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    told = worker.metrics()
+    assert len(made) + len(refused) == count // 8 * 8 == told["submitted"] + sum(told["refused"].values())
+    assert sum(told[end] for end in ENDS) == len(made) and told["failed"] == 0
+    finished = [(asked, ticket) for asked, ticket in made if not ticket.cancelled() and ticket.exception() is None]
+    assert len(finished) == told["finished"] > count / 3
+    for asked, ticket in finished:
+        assert torch.equal(ticket.result().samples, alone.run(asked).samples)
+    for _, ticket in made:
+        assert ticket.cancelled() or ticket.exception() is None or isinstance(ticket.exception(), pf.DeadlineMissed)
+
+
+@pytest.mark.filterwarnings("ignore:the grid starts")
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("alone", [False, True])
+def test_previews_are_the_estimates_that_a_call_alone_shows(own, alone):
+    """Of requests in a batch, or in none; with an `on_step` of their own too; samples of several lengths among them."""
+    plans, seeds = [PLANS[0], PLANS[5], PLANS[4]], [5, 6, 7]
+    source = {"noise_sampler": lambda index: torch.full((3, *SHAPE), 0.1 * index)} if alone else {}
+    wanted, steps, seen = {}, [], []
+    asked = pf.Request(plan=plans, seeds=seeds, **source)
+    watched = pf.Request(
+        plan=plans, seeds=seeds, **source, on_step=lambda step: wanted.__setitem__(step.index, step.x0)
+    )
+    samples = pf.Sampler(network, shape=(1, *SHAPE)).run(watched).samples
+    if own:
+        asked = pf.Request(plan=plans, seeds=seeds, **source, on_step=lambda step: steps.append(step.index))
+    with pf.Worker(engine()) as worker:
+        beside = worker.submit(pf.Request(plan=PLANS[5], seeds=[1]))
+        ticket = worker.submit(asked)
+        seen = list(ticket.previews())
+        assert torch.equal(ticket.result(60).samples, samples) and beside.result(60)
+    assert seen and all(torch.equal(one.x0, wanted[one.index]) and one.nfe == 20 for one in seen)
+    assert steps == (list(range(20)) if own else [])
+
+
+@pytest.mark.filterwarnings("ignore:the grid starts")
+def test_a_look_does_not_end_with_a_group():
+    """Guidance in an interval takes a request from one group to another, and back."""
+    seen, asked = [], pf.Request(
+        plan=PLANS[4], seeds=[3], cond={"y": torch.ones(1)}, uncond={"y": torch.zeros(1)},
+        guidance=pf.Guidance(2.0, interval=(0.3, 2.0)),
+    )  # fmt: skip
+    wanted = pf.Sampler(network, shape=(1, *SHAPE)).run(asked).samples
+    lanes = engine()
+    number, done = lanes.add(asked), []
+    while not done:
+        lanes.watch(number, lambda step: seen.append((step.index, step.x0.sum().item())))
+        before = lanes.done(number)
+        done = lanes.step()
+        assert done or lanes.done(number) == before + 1
+    assert [index for index, _ in seen] == list(range(12)) and torch.equal(done[0].result.samples, wanted)
