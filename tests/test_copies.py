@@ -84,27 +84,18 @@ MORE = {
 }
 
 
+# dataclasses that hold tensors
+RECORDS = (pf.Guidance, pf.Request, pf.Result, pf.Image, pf.Inpaint, pf.Noise, pf.State, pf.Shared, pf.PerSample)
+RECORDS += (pf.Preview,)
+
+
 def same(a, b):
     """Of one type, with equal contents."""
     if type(a) is not type(b):
         return False
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
-    if isinstance(
-        a,
-        (
-            pf.Guidance,
-            pf.Request,
-            pf.Result,
-            pf.Image,
-            pf.Inpaint,
-            pf.Noise,
-            pf.State,
-            pf.Shared,
-            pf.PerSample,
-            pf.Preview,
-        ),
-    ):
+    if isinstance(a, RECORDS):
         return all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
     if isinstance(a, Exception):
         return str(a) == str(b) and same(vars(a), vars(b))

@@ -1,19 +1,21 @@
 """Queues in front of a network whose calls cost what is known: what each way of batching makes of the same arrivals.
 
 No network and no clock: a call of B samples takes cost(B), nothing else takes time. So this is what a way of batching
-can do at best, and what a measurement is compared with.
+can do at best, and what a measurement is compared with. The engine's way asks its own `policy`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from serving.load import Arrival
 
-Cost = Callable[[int], float]
+from pndm_fast.engine.policy import Policy, Waiting, admitted
+
+Costs = Mapping[int, float]  # of a call, by its batch
 
 
 @dataclass
@@ -31,13 +33,15 @@ class Trace:
     samples: int = 0
     busy: float = 0.0
 
-    def call(self, size: int, seconds: float) -> None:
-        self.calls += 1
-        self.samples += size
-        self.busy += seconds
+    def call(self, size: int, cost: float, times: int = 1) -> float:
+        """So many calls of the network; how long they take."""
+        self.calls += times
+        self.samples += times * size
+        self.busy += times * cost
+        return times * cost
 
 
-Way = Callable[[Sequence[Arrival], Cost], Trace]
+Way = Callable[[Sequence[Arrival], Costs], Trace]
 
 
 def static(most: int, alike: bool = False) -> Way:
@@ -49,20 +53,16 @@ def static(most: int, alike: bool = False) -> Way:
         alike: only requests of equal settings go together; else only those of one form.
     """
 
-    def way(asked: Sequence[Arrival], cost: Cost) -> Trace:
-        trace, queue, now, coming = Trace([math.nan] * len(asked)), deque[int](), 0.0, 0
-        while coming < len(asked) or queue:
-            if not queue:
+    def way(asked: Sequence[Arrival], costs: Costs) -> Trace:
+        trace, line, now, coming = Trace([math.nan] * len(asked)), deque[int](), 0.0, 0
+        while coming < len(asked) or line:
+            if not line:
                 now = max(now, asked[coming].at)
             while coming < len(asked) and asked[coming].at <= now:
-                queue.append(coming)
+                line.append(coming)
                 coming += 1
-            batch = take(queue, lambda i: asked[i].setting if alike else asked[i].form, most)
-            rows = max(asked[i].rows for i in batch)
-            began = now
-            for _ in range(rows):
-                trace.call(len(batch), cost(len(batch)))
-            now = began + rows * cost(len(batch))
+            batch = take(line, lambda i: key_of(asked[i], alike), most)
+            now += trace.call(len(batch), costs[len(batch)], max(asked[i].rows for i in batch))
             for i in batch:
                 trace.done[i] = now
         return trace
@@ -70,57 +70,39 @@ def static(most: int, alike: bool = False) -> Way:
     return way
 
 
-def take(queue: deque[int], key: Callable[[int], object], most: int) -> list[int]:
+def key_of(one: Arrival, alike: bool) -> object:
+    """What requests of one static batch have in common."""
+    return one.setting if alike else one.form
+
+
+def take(line: deque[int], key: Callable[[int], object], most: int) -> list[int]:
     """The first in line, and those behind it that are like it."""
-    wanted, taken, left = key(queue[0]), [], []
-    while queue and len(taken) < most:
-        one = queue.popleft()
+    wanted, taken, left = key(line[0]), list[int](), list[int]()
+    while line and len(taken) < most:
+        one = line.popleft()
         (taken if key(one) == wanted else left).append(one)
-    queue.extendleft(reversed(left))
+    line.extendleft(reversed(left))
     return taken
 
 
-@dataclass
-class _Lanes:
-    """Requests under way: (arrival, rows left) by form."""
+def engine(buckets: Sequence[int]) -> Way:
+    """Requests join a running batch and leave it, as `pf.Engine` has it once `prepare` has measured these buckets."""
 
-    under_way: dict[bool, dict[int, int]] = field(default_factory=lambda: {False: {}, True: {}})
-
-    def __len__(self) -> int:
-        return sum(map(len, self.under_way.values()))
-
-
-def engine(
-    capacity: int, buckets: Sequence[int], lanes: Callable[[bool], int] | None = None, best: bool = False
-) -> Way:
-    """Requests join and leave a running batch; the group of the first in line runs.
-
-    Args:
-        capacity: lanes of a group.
-        buckets: batches that the network is called with.
-        lanes: how many may run in a group of that form, default all.
-        best: each call is of the bucket that does most lanes for its cost, and the youngest lanes may stand still;
-            else of the smallest one that has room for all.
-    """
-
-    def way(asked: Sequence[Arrival], cost: Cost) -> Trace:
-        trace, queue, now, coming, running = Trace([math.nan] * len(asked)), deque[int](), 0.0, 0, _Lanes()
-        while coming < len(asked) or queue or len(running):
-            if not queue and not len(running):
+    def way(asked: Sequence[Arrival], costs: Costs) -> Trace:
+        policy = Policy({size: costs[size] for size in buckets})
+        trace, line, now, coming = Trace([math.nan] * len(asked)), list[int](), 0.0, 0
+        groups: dict[bool, dict[int, int]] = {False: {}, True: {}}  # (arrival, rows left) by form
+        while coming < len(asked) or line or any(groups.values()):
+            if not line and not any(groups.values()):
                 now = max(now, asked[coming].at)
             while coming < len(asked) and asked[coming].at <= now:
-                queue.append(coming)
+                line.append(coming)
                 coming += 1
-            _admit(queue, asked, running, lambda form: capacity if lanes is None else lanes(form))
-            form = min((i, form) for form, group in running.under_way.items() for i in group)[1]
-            group = running.under_way[form]
-            size = next(bucket for bucket in buckets if bucket >= len(group))
-            if best:
-                size = max(buckets, key=lambda bucket: (min(bucket, len(group)) / cost(bucket), bucket))
-            spent = cost(size)
-            trace.call(size, spent)
-            now += spent
-            for i in sorted(group)[:size]:
+            line = _admit(line, asked, groups, policy)
+            group = min((group for group in groups.values() if group), key=min)  # of the first in line
+            size = policy.bucket(len(group))
+            now += trace.call(size, costs[size])
+            for i in list(group):
                 group[i] -= 1
                 if not group[i]:
                     del group[i]
@@ -130,27 +112,26 @@ def engine(
     return way
 
 
-def _admit(queue: deque[int], asked: Sequence[Arrival], running: _Lanes, lanes: Callable[[bool], int]) -> None:
-    """In the order of the line, each where its group has a lane; nobody passes another of its own group."""
-    left = []
-    while queue:
-        one = queue.popleft()
-        group = running.under_way[asked[one].form]
-        if len(group) < lanes(asked[one].form):
-            group[one] = asked[one].rows
-        else:
-            left.append(one)
-    queue.extend(left)
+def _admit(line: list[int], asked: Sequence[Arrival], groups: dict[bool, dict[int, int]], policy: Policy) -> list[int]:
+    """Who begins now; the rest of the line."""
+    running = {form: len(group) for form, group in groups.items()}
+    waiting = [Waiting(1, asked[i].form) for i in line]
+    free = policy.buckets[-1] - sum(running.values())
+    begin = set(admitted(waiting, running, dict.fromkeys(groups, policy.lanes()), free))
+    for place in begin:
+        groups[asked[line[place]].form][line[place]] = asked[line[place]].rows
+    return [i for place, i in enumerate(line) if place not in begin]
 
 
 def quantile(values: Sequence[float], q: float) -> float:
     """The smallest value that at least a part q of them does not exceed."""
     ordered = sorted(values)
-    return ordered[max(math.ceil(q * len(ordered)) - 1, 0)]
+    return ordered[max(math.ceil(q * len(ordered) - 1e-9) - 1, 0)]
 
 
-def latencies(asked: Sequence[Arrival], trace: Trace) -> list[float]:
-    return [done - one.at for one, done in zip(asked, trace.done, strict=True)]
+def latencies(asked: Sequence[Arrival], done: Sequence[float]) -> list[float]:
+    """From arriving to being done."""
+    return [end - one.at for one, end in zip(asked, done, strict=True)]
 
 
 def highest_rate(p99: Callable[[float], float], limit: float, low: float, high: float, rounds: int = 12) -> float:
