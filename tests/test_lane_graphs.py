@@ -6,6 +6,7 @@ from lanecase import SHAPE, network, plan, same, served
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pndm_fast as pf
+from pndm_fast.engine import engine as engines
 
 pytestmark = [pytest.mark.filterwarnings("ignore:the grid starts"), pytest.mark.usefixtures("stand_in")]
 GUIDED = {"uncond": {"shift": torch.zeros(1)}, "guidance": 2.0}
@@ -71,22 +72,34 @@ def test_nothing_is_read_between_rows(monkeypatch):
         monkeypatch.setattr(
             torch.Tensor, name, lambda self, *a, true=true, name=name: read.append(name) or true(self, *a)
         )
-    requests = [asked(s, steps) for s, steps in enumerate([5, 3, 7, 4])]
+    todo = [asked(s, steps) for s, steps in enumerate([5, 3, 7, 4])]
     counts = []
     with Reads() as reads:
-        for request in requests:
-            engine.add(request)
-            read.clear()  # what it holds is checked
-            reads.count = 0
-            engine.step()
-            counts.append((reads.count, list(read)))
-        while not engine.idle:
-            read.clear()
+        while todo or not engine.idle:
+            if todo:
+                engine.add(todo.pop())
+            read.clear()  # what a request holds is checked
             reads.count = 0
             over = engine.step()
             fetched = 2 * len(over)  # the rows of NaN, and the sum
             counts.append((reads.count, read[fetched:]))
     assert set(map(str, counts)) == {"(0, [])"}
+
+
+def test_results_on_their_way_hold_nobody_up(monkeypatch):
+    there, fetched = [], engines.fetch
+
+    def slow(*tensors):
+        return fetched(*tensors)._replace(ready=lambda: bool(there))
+
+    monkeypatch.setattr(engines, "fetch", slow)
+    engine = pf.Engine(Scaled(), shape=(4, *SHAPE))
+    ids = [engine.add(asked(s, steps)) for s, steps in enumerate([2, 4, 9])]
+    assert [engine.step() for _ in range(6)] == [[]] * 6 and engine.running == 1
+    there.append(True)
+    assert [one.id for one in engine.step()] == ids[:2]
+    there.clear()
+    assert [one.id for _ in range(2) for one in engine.step()] == ids[2:]  # nothing else is to be done: it waits
 
 
 def test_other_weights_are_captured_when_the_next_request_joins(stand_in):
