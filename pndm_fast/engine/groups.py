@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from time import perf_counter
 from typing import NamedTuple
 
 from pndm_fast.engine.alone import Alone
@@ -188,13 +188,13 @@ class Groups:
         rows, cuda = resident.held.executor.rows, executor.cuda_of(self._sampler.device)
 
         def timed(count: int) -> float:
-            began = time.perf_counter()
+            began = perf_counter()
             rows(count)
             if cuda is not None:
                 event = cuda.event()
                 event.record()
                 event.synchronize()
-            return (time.perf_counter() - began) / count
+            return (perf_counter() - began) / count
 
         timed(1)
         count = max(1, math.ceil(MEASURED / timed(1)))

@@ -13,6 +13,7 @@ from pndm_fast.loop import lanes
 from pndm_fast.loop.conditioning import PerSample
 from pndm_fast.loop.evaluation import Evaluation
 from pndm_fast.loop.workspace import Workspace
+from pndm_fast.row.device import upload
 from pndm_fast.row.table import HALT, Table
 from pndm_fast.runtime.executor import Held
 
@@ -47,7 +48,7 @@ class Resident:
         if entry not in self._written:
             self._written = {other for other in self._written if other.end <= entry.base or other.base >= entry.end}
             lines = table.data[first : first + entry.end - entry.base]
-            self.workspace.table[entry.base : entry.end].copy_(lines, non_blocking=True)
+            self.workspace.table[entry.base : entry.end].copy_(upload(lines, self.workspace.spec.device))
             self._written.add(entry)
 
     def put(self, lane: int, workspace: Workspace, sample: int, values: list[Any], entries: list[Any]) -> None:
