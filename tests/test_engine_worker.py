@@ -273,12 +273,12 @@ def test_deadlines_of_what_is_done_are_forgotten():
 def test_a_full_queue_refuses_loudly_and_recovers(gated):
     worker, gate = gated
     tickets = [worker.submit(request(2, seed)) for seed in range(12)]  # 4 lanes are idle, 8 may wait
-    with pytest.raises(pf.QueueFull, match="12 requests wait, and max_queue is 8") as full:
+    with pytest.raises(pf.QueueFull, match="12 requests are waiting, and max_queue is 8") as full:
         worker.submit(request(2, 99))
     assert (full.value.length, full.value.bound) == (12, 8)
     gate.wait()
     for _ in range(3):
-        with pytest.raises(pf.QueueFull, match="8 requests wait"):
+        with pytest.raises(pf.QueueFull, match="8 requests are waiting"):
             worker.submit(request(2, 99))
     assert tickets[-1].cancel()
     tickets[-1] = worker.submit(request(2, 11))

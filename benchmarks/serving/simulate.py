@@ -15,7 +15,7 @@ from serving.load import Arrival
 
 from pndm_fast.engine.policy import Policy, Waiting, admitted
 
-Costs = Mapping[int, float]  # of a call, by its batch
+Costs = Mapping[tuple[bool, int], float]  # of a row, by whether it has guidance and how many samples
 
 
 @dataclass
@@ -24,18 +24,18 @@ class Trace:
 
     Attributes:
         done: when each ended, in the order of arrivals.
-        calls: of the network; samples: their batches' sum, those that nobody asked for included.
+        rows: of the network; samples: their batches' sum, those that nobody asked for included.
         busy: time in network calls.
     """
 
     done: list[float]
-    calls: int = 0
+    rows: int = 0
     samples: int = 0
     busy: float = 0.0
 
     def call(self, size: int, cost: float, times: int = 1) -> float:
         """So many calls of the network; how long they take."""
-        self.calls += times
+        self.rows += times
         self.samples += times * size
         self.busy += times * cost
         return times * cost
@@ -62,7 +62,8 @@ def static(most: int, alike: bool = False) -> Way:
                 line.append(coming)
                 coming += 1
             batch = take(line, lambda i: key_of(asked[i], alike), most)
-            now += trace.call(len(batch), costs[len(batch)], max(asked[i].rows for i in batch))
+            form, rows = asked[batch[0]].form, max(asked[i].rows for i in batch)
+            now += trace.call(len(batch), costs[form, len(batch)], rows)
             for i in batch:
                 trace.done[i] = now
         return trace
@@ -89,7 +90,7 @@ def engine(buckets: Sequence[int]) -> Way:
     """Requests join a running batch and leave it, as `pf.Engine` has it once `prepare` has measured these buckets."""
 
     def way(asked: Sequence[Arrival], costs: Costs) -> Trace:
-        policy = Policy({size: costs[size] for size in buckets})
+        policies = {form: Policy({size: costs[form, size] for size in buckets}) for form in (False, True)}
         trace, line, now, coming = Trace([math.nan] * len(asked)), list[int](), 0.0, 0
         groups: dict[bool, dict[int, int]] = {False: {}, True: {}}  # (arrival, rows left) by form
         while coming < len(asked) or line or any(groups.values()):
@@ -98,10 +99,10 @@ def engine(buckets: Sequence[int]) -> Way:
             while coming < len(asked) and asked[coming].at <= now:
                 line.append(coming)
                 coming += 1
-            line = _admit(line, asked, groups, policy)
-            group = min((group for group in groups.values() if group), key=min)  # of the first in line
-            size = policy.bucket(len(group))
-            now += trace.call(size, costs[size])
+            line = _admit(line, asked, groups, policies)
+            form = min((form for form in groups if groups[form]), key=lambda form: min(groups[form]))  # first in line
+            group, size = groups[form], policies[form].bucket(len(groups[form]))
+            now += trace.call(size, costs[form, size])
             for i in list(group):
                 group[i] -= 1
                 if not group[i]:
@@ -112,12 +113,14 @@ def engine(buckets: Sequence[int]) -> Way:
     return way
 
 
-def _admit(line: list[int], asked: Sequence[Arrival], groups: dict[bool, dict[int, int]], policy: Policy) -> list[int]:
+def _admit(
+    line: list[int], asked: Sequence[Arrival], groups: dict[bool, dict[int, int]], policies: Mapping[bool, Policy]
+) -> list[int]:
     """Who begins now; the rest of the line."""
     running = {form: len(group) for form, group in groups.items()}
     waiting = [Waiting(1, asked[i].form) for i in line]
-    free = policy.buckets[-1] - sum(running.values())
-    begin = set(admitted(waiting, running, dict.fromkeys(groups, policy.lanes()), free))
+    free = policies[False].buckets[-1] - sum(running.values())
+    begin = set(admitted(waiting, running, {form: policy.lanes() for form, policy in policies.items()}, free))
     for place in begin:
         groups[asked[line[place]].form][line[place]] = asked[line[place]].rows
     return [i for place, i in enumerate(line) if place not in begin]

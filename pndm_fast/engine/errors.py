@@ -15,7 +15,7 @@ class QueueFull(Exception):
         self.length, self.bound = length, bound
 
     def __str__(self) -> str:
-        return f"{self.length} requests wait, and max_queue is {self.bound}: this one was not taken"
+        return f"{self.length} requests are waiting, and max_queue is {self.bound}"
 
 
 class DeadlineMissed(Exception):
