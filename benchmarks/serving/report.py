@@ -23,7 +23,7 @@ def text(tree: One) -> str:
 Requests of one sample arrive by chance and need 4 to 50 network calls, by one of four solvers. A rate is the highest at
 which the 99th percentile of latency keeps to the limit: simulated from the costs of calls, and measured, from that rate
 up or down in steps of 12 %, with the same arrivals. Latencies are of the last rate that kept it; "short" ones are of
-requests of at most 10 calls. Static batches are of the size, up to 16, that does best in the simulation. The engine has
+requests of at most 10 calls. Rates are requests a second, times ms. Static batches are of the size, up to 16, that does best in the simulation. The engine has
 {tree["lanes"]} lanes and any batch size up to that. Costs but for the U-Net's are slept.""",
         *map(table, tree["results"]),
     ]
@@ -41,7 +41,7 @@ def table(result: One) -> str:
         said = f"\n\nTarget: at least {target['least']:g} times {target['rival']}; {target['ratio']:.2f}, {met}."
     return f"""## {result["name"]}
 
-A call takes, by its batch, in ms: {costs}. Limit of p99: {result["limit"]:.2f} s. Rates are requests a second, times ms.
+A call takes, by its batch, in ms: {costs}. Limit of p99: {result["limit"]:.2f} s.
 
 {lines}{said}"""
 

@@ -1,7 +1,7 @@
 """Requests of mixed lengths in front of one network: one after another, static batches, and `pf.Engine`.
 
-Writes benchmarks/results/cpu/serving.json and .md: for each way the highest arrival rate at which the 99th percentile of
-latency keeps to a limit, as simulated and as measured.
+Writes benchmarks/results/cpu/serving.json and .md: for each way the highest arrival rate at which the 99th percentile
+of latency keeps to a limit, as simulated and as measured.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ class Bench:
             self.shape = (8,)
             self.network = contest.Counted(contest.halved, lambda batch: UNIT * law(batch))
         self.exact = law is not None
-        self.costs: Costs = {(form, size): self._cost(size * (1 + form)) for form in (False, True) for size in BUCKETS}
+        forms = (False, True) if scenario.mix.guided else (False,)
+        self.costs: Costs = {(form, size): self._cost(size * (1 + form)) for form in forms for size in BUCKETS}
         self.engine = pf.Engine(self.network, shape=(LANES, *self.shape), device="cpu", buckets=BUCKETS)
-        for scale in {None, 2.0} if scenario.mix.guided else {None}:
-            asked = [one for one in arrivals(replace(scenario.mix, guided=float(scale is not None)), 1.0, LANES, 0)]
-            self.engine.prepare(contest.request_of(asked))
+        for form in forms:
+            self.engine.prepare(contest.request_of(arrivals(replace(scenario.mix, guided=float(form)), 1.0, LANES, 0)))
 
     def _cost(self, batch: int) -> float:
         x, t = torch.randn(batch, *self.shape), torch.full((batch,), 500.0)
@@ -92,7 +92,7 @@ class Bench:
         with torch.no_grad():
             for _ in range(4):
                 began = time.perf_counter()
-                self.network(x, t, y)
+                self.network(x, t, y=y)
                 found.append(time.perf_counter() - began)
         return statistics.median(found[1:])
 
@@ -114,8 +114,7 @@ class Bench:
 
     def simulated(self, way: Way) -> tuple[float, int]:
         """The highest rate, and how many arrivals at it fill the scenario's time: what is found for fewer is noise."""
-        mix, best = self.scenario.mix, 1 / (mix.mean_rows * self.costs[False, 1])
-        count = 400
+        best, count = 1 / (self.scenario.mix.mean_rows * self.costs[False, 1]), 400
         for _ in range(2):
             p99 = functools.partial(self._p99, way, count)
             rate = highest_rate(p99, self.limit, 0.02 * best, 40 * best)

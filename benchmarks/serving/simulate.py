@@ -90,9 +90,9 @@ def engine(buckets: Sequence[int]) -> Way:
     """Requests join a running batch and leave it, as `pf.Engine` has it once `prepare` has measured these buckets."""
 
     def way(asked: Sequence[Arrival], costs: Costs) -> Trace:
-        policies = {form: Policy({size: costs[form, size] for size in buckets}) for form in (False, True)}
+        policies = {form: Policy({size: costs[form, size] for size in buckets}) for form in {form for form, _ in costs}}
         trace, line, now, coming = Trace([math.nan] * len(asked)), list[int](), 0.0, 0
-        groups: dict[bool, dict[int, int]] = {False: {}, True: {}}  # (arrival, rows left) by form
+        groups: dict[bool, dict[int, int]] = {form: {} for form in policies}  # rows left of arrivals
         while coming < len(asked) or line or any(groups.values()):
             if not line and not any(groups.values()):
                 now = max(now, asked[coming].at)
@@ -119,7 +119,7 @@ def _admit(
     """Who begins now; the rest of the line."""
     running = {form: len(group) for form, group in groups.items()}
     waiting = [Waiting(1, asked[i].form) for i in line]
-    free = policies[False].buckets[-1] - sum(running.values())
+    free = next(iter(policies.values())).buckets[-1] - sum(running.values())
     begin = set(admitted(waiting, running, {form: policy.lanes() for form, policy in policies.items()}, free))
     for place in begin:
         groups[asked[line[place]].form][line[place]] = asked[line[place]].rows
