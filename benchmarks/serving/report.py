@@ -23,8 +23,9 @@ def text(tree: One) -> str:
 Requests of one sample arrive by chance and need 4 to 50 network calls, by one of four solvers. A rate is the highest at
 which the 99th percentile of latency keeps to the limit: simulated from the costs of calls, and measured, from that rate
 up or down in steps of 12 %, with the same arrivals. Latencies are of the last rate that kept it; "short" ones are of
-requests of at most 10 calls. Rates are requests a second, times ms. Static batches are of the size, up to 16, that does best in the simulation. The engine has
-{tree["lanes"]} lanes and any batch size up to that. Costs but for the U-Net's are slept.""",
+requests of at most 10 calls. Rates are requests a second, times ms. Static batches are of the size, up to 16, that does
+best in the simulation. The engine has {tree["lanes"]} lanes and any batch size up to that. Costs but for the U-Net's
+are slept.""",
         *map(table, tree["results"]),
     ]
     return "\n\n".join(parts) + "\n"
