@@ -29,6 +29,7 @@ RESULT = pf.Sampler(network, PLAN, shape=(2, 8)).run(pf.Request(seeds=0))
 HELD = {
     "BadSample": BAD,
     "Cancelled": pf.Cancelled(3, X, None),
+    "Finished": pf.Finished(7, RESULT, None),
     "Guidance": pf.Guidance((2.0, 3.0, 4.0), interval=(0.1, 2.0), rescale=0.5),
     "Image": pf.Image(X, noise=X + 1),
     "Inpaint": pf.Inpaint(X, torch.ones(8), start=pf.Noise(X)),
@@ -52,6 +53,8 @@ HELD = {
 # what else is public, and why it is not copied
 OTHERS = {
     "Cancel": "an event that another thread sets: a copy would be deaf",
+    "QueueFull": "an error of one message",
+    "Engine": "requests under way and a lock; it is made anew",
     "Sampler": "locks and captured graphs: tests/test_sampler.py",
     "Step": "a look at buffers that move on",
     "SOLVERS": "a registry",

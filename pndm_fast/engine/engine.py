@@ -253,7 +253,7 @@ class Engine:
 
     def _refuse_memory(self) -> None:
         if self._sampler._remembers():
-            raise ValueError("model must not remember its calls, which are of several requests: its cache is enabled")
+            raise ValueError("model must not remember calls, which are of many requests, got one whose cache is enabled")
 
     def step(self) -> list[Finished]:
         """One row for all samples in the batch of the first request; which requests have ended since the last time.
