@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pndm_fast import phase_space, solvers
-    from pndm_fast.engine.engine import Engine, Finished, QueueFull
+    from pndm_fast.engine.engine import Engine
+    from pndm_fast.engine.results import Finished, QueueFull
     from pndm_fast.loop.conditioning import PerSample, Shared
     from pndm_fast.loop.guidance import Guidance
     from pndm_fast.loop.nvtx import nvtx_ranges
@@ -36,7 +37,7 @@ _LATER = {
     "Cancel": "loop.results",
     "Cancelled": "loop.results",
     "Engine": "engine.engine",
-    "Finished": "engine.engine",
+    "Finished": "engine.results",
     "Guidance": "loop.guidance",
     "Image": "loop.starts",
     "Inpaint": "loop.starts",
@@ -48,7 +49,7 @@ _LATER = {
     "PerSample": "loop.conditioning",
     "Plan": "plan",
     "Prologue": "plan",
-    "QueueFull": "engine.engine",
+    "QueueFull": "engine.results",
     "Report": "loop.results",
     "Request": "loop.request",
     "Result": "loop.results",

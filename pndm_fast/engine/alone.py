@@ -22,14 +22,14 @@ class Alone:
         take: an executor of a segment.
 
     Attributes:
-        calls: of the network, in a row; places: in each of them.
+        calls: of the network, in a row; places: in each of them; ran: rows that its request does not know of, none.
     """
 
     def __init__(self, take: Take) -> None:
         self._take = take
         self._stack = contextlib.ExitStack()
         self._executor: Executor | None = None
-        self.calls = self.places = 0
+        self.calls = self.places = self.ran = 0
         self.members: list[Member] = []
 
     @property
@@ -54,8 +54,6 @@ class Alone:
         except BaseException as error:
             member.error = error
             self.leave(member)
-            if not isinstance(error, Exception):
-                raise
         if member.error is None and not member.left:
             self._end(member, executor)
         return [] if member in self.members else [member]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Hashable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -47,6 +48,24 @@ class Policy:
         """How long so many calls take, None where that was not measured."""
         cost = self.costs[self.bucket(lanes)]
         return None if cost is None else rows * cost
+
+    def seconds_left(self, lanes: int, rows: int, before: Iterable[tuple[int, int]] = ()) -> float | None:
+        """How long a request for so many samples and rows takes, None where costs were not measured.
+
+        All batches are taken to be as full as they should be, and all requests to be of one group.
+
+        Args:
+            before: (samples, rows to come) of those that run or wait before it.
+        """
+        most = self.lanes()
+        ends, start, last = [0] * most, 0, 0  # in rows from now: when lanes are free, when one begins and ends
+        for count, more in (*before, (lanes, rows)):
+            taken = [heapq.heappop(ends) for _ in range(min(count, most))]
+            start = max(start, taken[-1])
+            last = start + more
+            for _ in taken:
+                heapq.heappush(ends, last)
+        return self.seconds(last, most)
 
 
 def admitted(
