@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pndm_fast import phase_space, solvers
-    from pndm_fast.engine.engine import Engine, Finished
+    from pndm_fast.engine.engine import Engine
     from pndm_fast.engine.errors import DeadlineMissed, EngineDown, QueueFull
+    from pndm_fast.engine.results import Finished
     from pndm_fast.engine.ticket import Preview, Ticket
     from pndm_fast.engine.worker import Worker
     from pndm_fast.loop.conditioning import PerSample, Shared
@@ -41,7 +42,7 @@ _LATER = {
     "DeadlineMissed": "engine.errors",
     "Engine": "engine.engine",
     "EngineDown": "engine.errors",
-    "Finished": "engine.engine",
+    "Finished": "engine.results",
     "Guidance": "loop.guidance",
     "Image": "loop.starts",
     "Inpaint": "loop.starts",

@@ -60,6 +60,9 @@ class FakeEngine:
             raise ValueError("plan must be given: the engine has none")
         return Taken(request, priority, SimpleNamespace(nfe=request.plan.nfe, real=len(request.seeds)))
 
+    def together(self, taken):
+        return self.capacity
+
     def enter(self, taken):
         self.next += 1
         taken.number = self.next

@@ -31,6 +31,7 @@ HELD = {
     "Cancelled": pf.Cancelled(3, X, None),
     "DeadlineMissed": pf.DeadlineMissed(2.0, None, 3, 50),
     "EngineDown": pf.EngineDown("the engine is down: RuntimeError: no memory"),
+    "Finished": pf.Finished(7, RESULT, None),
     "Guidance": pf.Guidance((2.0, 3.0, 4.0), interval=(0.1, 2.0), rescale=0.5),
     "Image": pf.Image(X, noise=X + 1),
     "Inpaint": pf.Inpaint(X, torch.ones(8), start=pf.Noise(X)),
@@ -56,6 +57,7 @@ HELD = {
 # what else is public, and why it is not copied
 OTHERS = {
     "Cancel": "an event that another thread sets: a copy would be deaf",
+    "Engine": "requests under way and a lock; it is made anew",
     "Sampler": "locks and captured graphs: tests/test_sampler.py",
     "Step": "a look at buffers that move on",
     "Ticket": "a future: who copies it would wait for nobody",

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 import pndm_fast as pf
 from pndm_fast.engine.metrics import CLASSES, EDGES, QUANTILES, Metrics, Rate, Times
-from pndm_fast.engine.queue import Costs, begins_after
+from pndm_fast.engine.policy import foreseen
+from pndm_fast.engine.queue import Costs
 
 ENDS = ("finished", "failed", "cancelled", "missed")
 
@@ -572,7 +573,7 @@ def test_when_a_newcomer_begins_is_as_predicted(running, ahead, needs):
     while last not in begun:
         engine.step()
         calls += 1
-    assert begins_after(4, left, ahead, needs) == calls - 1
+    assert foreseen(4, [*left, *ahead], needs, 3) == (calls - 1, calls + 2)
 
 
 def test_costs_follow_what_is_measured():

@@ -14,6 +14,7 @@ from pndm_fast.demo import mnist_unet, null_class
 from pndm_fast.engine import groups
 from pndm_fast.engine.lines import FIRST, Lines
 from pndm_fast.engine.policy import Policy, Waiting, admitted
+from pndm_fast.loop.positions import Kind
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:the grid starts"),
@@ -360,10 +361,33 @@ def test_prepare_makes_everything_beforehand():
     counting = Counting()
     engine = pf.Engine(counting, plan("ddim", 4), shape=(4, *SHAPE), buckets=[2, 4])
     engine.prepare(pf.Request(cond={"shift": torch.ones(1)}))
-    assert set(counting.batches) == {2, 4}
+    assert set(counting.batches) == {1, 2, 4}  # 1 for `batch_error`
+    assert engine.batch_error == 0
     counting.batches.clear()
     served(engine, [pf.Request(seeds=[s], cond={"shift": torch.ones(1)}) for s in range(3)])
     assert len(counting.batches) == engine.stats.rows
+
+
+@given(
+    running=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 9)), max_size=3),
+    line=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 9)), max_size=5),
+)
+def test_what_is_left_is_foreseen(running, line):
+    """With one batch size and one group the prediction is exact."""
+    engine = pf.Engine(network, shape=(3, *SHAPE), buckets=[3])
+    engine._groups._costs = {Kind(0, False): {3: 2.0}}
+    ids = []
+    for number, (batch, rows) in enumerate((*running, *line)):
+        ids.append(engine.add(pf.Request(plan=plan("ddim", rows), seeds=range(batch))))
+        if number < len(running):
+            engine.step()
+    foreseen = {i: engine.seconds_left(i) for i in ids}
+    engine._over.clear()
+    done, ended = 0, {i: 0 for i in ids if i not in engine._known}
+    while not engine.idle:
+        done += 1
+        ended |= {one.id: done for one in engine.step()}
+    assert foreseen == {i: 2.0 * rows for i, rows in ended.items()}
 
 
 @given(

@@ -22,7 +22,7 @@ class Alone:
         take: an executor of a segment.
 
     Attributes:
-        calls: of the network, in a row; places: in each of them; ran: 0, for its requests know their rows.
+        calls: of the network, in a row; places: in each of them; ran: rows that its request does not know of, none.
     """
 
     def __init__(self, take: Take) -> None:
@@ -57,8 +57,6 @@ class Alone:
         except BaseException as error:
             member.error = error
             self.leave(member)
-            if not isinstance(error, Exception):
-                raise
         if member.error is None and not member.left:
             self._end(member, executor)
         return [] if member in self.members else [member]

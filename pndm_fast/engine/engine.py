@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import bisect
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pndm_fast.engine.errors import QueueFull
-from pndm_fast.engine.groups import Groups, Plot
+from pndm_fast.engine.groups import Groups
 from pndm_fast.engine.member import Member
 from pndm_fast.engine.policy import Waiting, admitted
-from pndm_fast.loop.call import Call, resolve
+from pndm_fast.engine.results import Checked, Finished, Stats, check_buckets
+from pndm_fast.loop.call import resolve
 from pndm_fast.loop.checks import check_sizes
 from pndm_fast.loop.request import Request, check_request
 from pndm_fast.loop.results import Cancelled, NonFiniteError, Result, Step
@@ -25,68 +27,11 @@ from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row.device import Fetched, fetch
 from pndm_fast.runtime import executor
-from pndm_fast.runtime.cuda import Event
 from pndm_fast.runtime.executor import Pace, report_of
 from pndm_fast.runtime.progress import progress_lines
 from pndm_fast.runtime.sampler import Sampler
 
 GRAPHS = ("auto", "replay", "eager")
-
-
-class Finished(NamedTuple):
-    """A request that is no longer in the engine.
-
-    Attributes:
-        id: that `add` gave it.
-        result: what `Sampler.run` would return; error: what it would raise. One of them is None.
-    """
-
-    id: int
-    result: Result | None
-    error: BaseException | None
-
-
-@dataclass
-class Stats:
-    """What an engine has done so far.
-
-    Attributes:
-        rows: batches that were one row further.
-        network_calls: two a row where guidance takes two.
-        lane_rows: rows of samples; places: of the batches that they were in, those of nobody included.
-        finished, failed, cancelled: requests.
-    """
-
-    rows: int = 0
-    network_calls: int = 0
-    lane_rows: int = 0
-    places: int = 0
-    finished: int = 0
-    failed: int = 0
-    cancelled: int = 0
-
-    @property
-    def occupancy(self) -> float:
-        """Of the network's places the fraction that was somebody's."""
-        return self.lane_rows / self.places if self.places else 0.0
-
-
-class Checked(NamedTuple):
-    """A request that may get in line.
-
-    Attributes:
-        arrived: when its tensors are on the device.
-    """
-
-    request: Request
-    plot: Plot
-    priority: int
-    arrived: Event | None
-
-    @property
-    def call(self) -> Call:
-        """As it was understood."""
-        return self.plot.call
 
 
 class Landing(NamedTuple):
@@ -156,7 +101,7 @@ class Engine:
             fixed_batch=fixed_batch,
         )
         self.max_queue = None if max_queue is None else check_sizes("max_queue", [max_queue])[0]
-        self._groups = Groups(self._sampler, _check_buckets(buckets, self.capacity, fixed_batch))
+        self._groups = Groups(self._sampler, check_buckets(buckets, self.capacity, fixed_batch))
         self._lock = threading.Lock()  # of the line, of the requests that are known, and of the flags
         self._line: list[Member] = []
         self._known: dict[int, Member] = {}
@@ -188,6 +133,11 @@ class Engine:
     def buckets(self) -> tuple[int, ...]:
         """Batch sizes of network calls."""
         return self._groups.buckets
+
+    @property
+    def batch_error(self) -> float | None:
+        """`Report.batch_error`, once `prepare` has measured it."""
+        return self._sampler.batch_error
 
     @property
     def running(self) -> int:
@@ -250,15 +200,19 @@ class Engine:
             member = Member(self._next, request, plot.call, plot.evaluations, plot.keys, priority, arrived)
             self._next += 1
             self._known[member.number] = member
-            self._line.append(member)
-            self._line.sort(key=lambda one: one.order)
+            bisect.insort(self._line, member, key=lambda one: one.order)
             self._changed = True
         return member.number
+
+    def together(self, checked: Checked) -> int:
+        """How many samples are to run beside one another where a request begins, at most."""
+        kind = checked.call.segments[0][0]
+        return self._groups.policy_of(checked.plot.keys[kind], kind).lanes()
 
     def done(self, number: int) -> int:
         """How many of a request's rows were run; 0 where it waits, or is not here."""
         member = self._known.get(number)
-        return 0 if member is None or member.group is None else member.done(member.group.ran)
+        return 0 if member is None or member.group is None else member.call.nfe - member.rows_left
 
     def watch(self, number: int, look: Callable[[Step], None]) -> None:
         """Show a request's next row to `look`, once, as `on_step` would see it. Nothing where it is not here."""
@@ -281,7 +235,7 @@ class Engine:
         """Make everything for these batch sizes now, and measure what a call of each costs.
 
         From then on as many samples share a call as gain by it, down to one: where a call for two takes as long as two
-        calls, requests run one after another.
+        calls, requests run one after another. It also measures reports' `batch_error`.
 
         Args:
             example: of later requests, for a batch of the capacity: values do not matter, forms do, and where there is
@@ -302,10 +256,13 @@ class Engine:
         with self._sampler._modes():
             call = resolve(replace(asked, noise_sampler=None), self._sampler._setup, example=True)
             self._groups.prepare(call, sizes)
+            self._sampler.batch_error = self._groups.batch_error(call)
 
     def _refuse_memory(self) -> None:
         if self._sampler._remembers():
-            raise ValueError("model must not remember its calls, which are of several requests: its cache is enabled")
+            raise ValueError(
+                "model must not remember calls, which are of many requests, got one whose cache is enabled"
+            )
 
     def step(self) -> list[Finished]:
         """One row for all samples in the batch of the first request; which requests have ended since the last time.
@@ -327,11 +284,7 @@ class Engine:
     def _row(self) -> None:
         group = self._running[0].group
         lanes = group.lanes
-        try:
-            left = group.row()
-        except BaseException:
-            self._end([member for member in self._running if member.error is not None])
-            raise
+        left = group.row()
         self._pace.tick()
         stats = self.stats
         stats.rows += 1
@@ -344,15 +297,18 @@ class Engine:
     def _end(self, left: list[Member]) -> None:
         """Requests that have left their groups: done with, or on their way to another."""
         self._changed = True
+        stops = None
         for member in left:
             if member.error is not None:
                 self._finish(member, None, member.error)
+                stops = stops if isinstance(member.error, Exception) else member.error
             elif member.over:
-                self._running.remove(member)
                 self._arrive(member)
             else:
                 member.next_segment()
                 self._place(member, len(member.live()))
+        if stops is not None:
+            raise stops
 
     def _take_out(self) -> None:
         """Requests that are to end before their next row."""
@@ -369,17 +325,21 @@ class Engine:
 
     def _admit(self) -> None:
         """Those in line that may begin now, begin."""
-        groups, policies = self._groups, dict[Hashable, int]()
+        allowed = dict[Hashable, int]()
+
+        def line() -> Iterator[Waiting]:
+            for member in self._line:
+                if member.key not in allowed:
+                    allowed[member.key] = self._groups.policy(member).lanes()
+                yield Waiting(member.call.real, member.key)
+
         with self._lock:
             self._changed = False
-            for member in self._line:
-                if member.key not in policies:
-                    policies[member.key] = groups.policy(member).lanes()
-            under_way = groups.lanes()
-            waiting = [Waiting(member.call.real, member.key) for member in self._line]
-            places = set(admitted(waiting, under_way, policies, self.capacity - sum(under_way.values())))
-            begin = [member for place, member in enumerate(self._line) if place in places]
-            self._line = [member for place, member in enumerate(self._line) if place not in places]
+            under_way = self._groups.lanes()
+            places = admitted(line(), under_way, allowed, self.capacity - sum(under_way.values()))
+            begin = [self._line[place] for place in places]
+            for place in reversed(places):
+                del self._line[place]
         coming = Counter[Hashable]()
         for member in begin:
             coming[member.key] += member.call.real
@@ -408,8 +368,14 @@ class Engine:
     def _arrive(self, member: Member) -> None:
         """Its last row was launched: begin to read what becomes of it."""
         r = member.ran[-1].workspace.registers
-        samples = member.samples(r.n, r.channels)
-        self._landing.append(Landing(member, samples, fetch(*[raw for _, _, raw in member.marks], samples.sum())))
+        try:
+            samples = member.samples(r.n, r.channels)
+            numbers = fetch(*[raw for _, _, raw in member.marks], samples.sum())
+        except Exception as error:
+            self._finish(member, None, error)
+        else:
+            self._running.remove(member)
+            self._landing.append(Landing(member, samples, numbers))
 
     def _land(self) -> None:
         """Give out what has arrived."""
@@ -438,24 +404,20 @@ class Engine:
             self.stats.finished += 1
         self._over.append(Finished(member.number, None if error is not None else result, error))
 
+    def seconds_left(self, number: int) -> float | None:
+        """How long a request will take from now on, as costs that were measured predict; None where none were.
+
+        `Policy.seconds_left` says how; a request that runs already is not held up.
+        """
+        with self._lock:
+            member = self._known.get(number)
+            if member is None:
+                return 0.0
+            others = (*self._running, *self._line) if member.waits else ()
+            before = [(one.call.real, one.rows_left) for one in others if one.order < member.order]
+        return self._groups.policy(member).seconds_left(member.call.real, member.rows_left, before)
+
     def report(self) -> dict[str, float]:
         """`stats` and what is in the engine now, as plain numbers."""
         now = {"running": self.running, "waiting": self.waiting, "lanes": sum(self._groups.lanes().values())}
         return {**asdict(self.stats), "occupancy": self.stats.occupancy, **now}
-
-
-def _check_buckets(buckets: Iterable[int] | None, capacity: int, fixed: int | None) -> tuple[int, ...]:
-    """Increasing batch sizes that hold any number of lanes.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
-    """
-    own = (fixed,) if fixed is not None else tuple(sorted({*[1 << k for k in range(capacity.bit_length())], capacity}))
-    if buckets is None:
-        return own
-    sizes = tuple(sorted(set(check_sizes("buckets", buckets))))
-    if fixed is not None and sizes != own:
-        raise ValueError(f"buckets must be [{fixed}], the engine's fixed_batch, got {list(sizes)}")
-    if fixed is None and sizes[-1] != capacity:
-        raise ValueError(f"buckets must end with the capacity, {capacity}, got {list(sizes)}")
-    return sizes

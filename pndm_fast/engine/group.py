@@ -138,12 +138,12 @@ class Group:
         self.fit(len(self._owners) + coming)
         member.segment = segment = segment._replace(evaluation=self._evaluation(member))
         own = self._begun(member, segment)
+        values = conditioning_of(segment.evaluation, member.call.batch)
         self._take_lines(member, live)
         numbers = [0] * member.call.batch
         for b in live:
             numbers[b] = member.entries[b].base + member.positions.at[b]
         own.registers.row.copy_(upload(numbers, own.spec.device, own.registers.row.dtype))
-        values = conditioning_of(segment.evaluation, member.call.batch)
         for b in live:
             lane = member.lanes[b] = len(self._owners)
             self._owners.append((member, b))
@@ -220,11 +220,8 @@ class Group:
             follows = [(member, self._before(member)) for member in self._watched]
             self._last = self.resident
             self._last.held.executor.rows(1)
-        except BaseException as error:
-            left = self.fail(error)
-            if not isinstance(error, Exception):
-                raise
-            return left
+        except BaseException as error:  # Ctrl-C too: the engine hands it on, once all are accounted for
+            return self._fail(error)
         self.ran += 1
         left = [member for member, follow in follows if not self._after(member, follow)]
         if self._lent:
@@ -233,7 +230,7 @@ class Group:
             left += self._ends()
         return left
 
-    def fail(self, error: BaseException) -> list[Member]:
+    def _fail(self, error: BaseException) -> list[Member]:
         """End all requests here. Their buffers may be half written, and are made anew."""
         self._residents.clear()
         self._resident = None
@@ -263,12 +260,11 @@ class Group:
             if not member.over:
                 if member.cancel_asked():
                     self.drop(member)
-                    return False
                 elif member.call.by_row is not None:
                     member.call.by_row.go(member.positions.run)
                     if member.left:
                         self._condition(member)
-        except Exception as error:
+        except BaseException as error:
             member.error = error
         if member.error is not None:
             self.leave(member)
@@ -288,17 +284,26 @@ class Group:
         """Let go of samples at their last row, and of requests at their segment's."""
         left = []
         for member in [member for member in self.members if member.due == self.ran]:
-            member.sync(self.ran)
-            self._end_samples(member)
-            if member.left and not member.over:
-                member.go_on()
-                continue
-            if not member.over:
-                self._snap(member)
-            self.leave(member)
-            left.append(member)
+            try:
+                goes_on = self._end(member)
+            except BaseException as error:
+                member.error, goes_on = error, False
+            if not goes_on:
+                self.leave(member)
+                left.append(member)
         self._schedule()
         return left
+
+    def _end(self, member: Member) -> bool:
+        """A sample's last row was run, or a segment's; whether the request goes on here."""
+        member.sync(self.ran)
+        self._end_samples(member)
+        if member.left and not member.over:
+            member.go_on()
+            return True
+        if not member.over:
+            self._snap(member)
+        return False
 
     def _end_samples(self, member: Member) -> None:
         live = set(member.live())

@@ -6,6 +6,7 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from time import perf_counter
 from typing import NamedTuple
 
@@ -15,14 +16,15 @@ from pndm_fast.engine.member import Member
 from pndm_fast.engine.policy import Policy
 from pndm_fast.engine.resident import Resident
 from pndm_fast.loop import lanes
-from pndm_fast.loop.call import Call
-from pndm_fast.loop.evaluation import Evaluation
+from pndm_fast.loop.call import SEEDS, Call
+from pndm_fast.loop.evaluation import Evaluation, Output
 from pndm_fast.loop.network import Identity
 from pndm_fast.loop.positions import Kind, Positions
 from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.workspace import BufferSpec, Workspace
 from pndm_fast.row.table import layout_for
 from pndm_fast.runtime import executor
+from pndm_fast.runtime.batch_error import batch_error
 from pndm_fast.runtime.executor import Executor, Held, idle_workspaces, take_executor
 from pndm_fast.runtime.sampler import Sampler
 
@@ -105,8 +107,12 @@ class Groups:
 
     def policy(self, member: Member) -> Policy:
         """Of the group in which a request's next rows are."""
-        known = self._groups.get(member.key)
-        return known.policy if isinstance(known, Group) else self._policy(member.kind)
+        return self.policy_of(member.key, member.kind)
+
+    def policy_of(self, key: Hashable, kind: Kind) -> Policy:
+        """Of a group, whether it is there or not."""
+        known = self._groups.get(key)
+        return known.policy if isinstance(known, Group) else self._policy(kind)
 
     @property
     def costs(self) -> dict[int, float]:
@@ -144,6 +150,7 @@ class Groups:
     def _new(self, call: Call, kind: Kind, member: Member | None = None) -> Group:
         positions, left = self._start_of(call, kind) if member is None else (member.positions, member.left)
         at = tuple(positions.at)
+        call = replace(call, origin=SEEDS)  # what it starts from is not to be kept
 
         def example(batch: int) -> Segment:
             some = call.resized(batch)
@@ -165,6 +172,16 @@ class Groups:
     ) -> Segment:
         """The next rows of a call, which begins with them."""
         return self._sampler._segment(call, evaluations[kind], positions, kind, count, None)
+
+    def batch_error(self, call: Call) -> float | None:
+        """`Report.batch_error` over all batch sizes, which takes a call of the network for each."""
+        one = call.resized(1)
+        alone = self._sampler.fixed_batch is None
+
+        def output(size: int) -> Output:
+            return self._sampler._first_output(replace(one.padded(size), real=size))  # none of them halted
+
+        return batch_error(output, self.buckets, alone)
 
     def prepare(self, call: Call, sizes: Sequence[int]) -> None:
         """Make buffers, or graphs, for an example and these batch sizes, and measure what their calls cost."""

@@ -84,6 +84,17 @@ class Member:
         return self.positions.run >= self.call.nfe
 
     @property
+    def waits(self) -> bool:
+        """Whether it is in line."""
+        return self.group is None
+
+    @property
+    def rows_left(self) -> int:
+        """Network calls to come."""
+        done = 0 if self.group is None else self.group.ran - self._since
+        return self.call.nfe - self.positions.run - done
+
+    @property
     def changes(self) -> bool:
         """Whether something may be done to its states between rows."""
         return self.request.on_step is not None or self.call.origin.known is not None
@@ -127,10 +138,6 @@ class Member:
             self.positions.advance(count)
             self.left -= count
             self._since = ran
-
-    def done(self, ran: int) -> int:
-        """Its rows so far, where its group has run so many."""
-        return self.positions.run + ran - self._since
 
     def go_on(self) -> None:
         """To the next end of a sample, or to that of the segment."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Hashable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -47,6 +48,33 @@ class Policy:
         """How long so many calls take, None where that was not measured."""
         cost = self.costs[self.bucket(lanes)]
         return None if cost is None else rows * cost
+
+    def seconds_left(self, lanes: int, rows: int, before: Iterable[tuple[int, int]] = ()) -> float | None:
+        """How long a request for so many samples and rows takes, None where costs were not measured.
+
+        All batches are taken to be as full as they should be, and all requests to be of one group.
+
+        Args:
+            before: (samples, rows to come) of those that run or wait before it.
+        """
+        most = self.lanes()
+        return self.seconds(foreseen(most, before, lanes, rows)[1], most)
+
+
+def foreseen(most: int, before: Iterable[tuple[int, int]], lanes: int, rows: int) -> tuple[int, int]:
+    """After how many rows a request for so many samples begins and ends, where `most` run together.
+
+    Args:
+        before: (samples, rows to come) of those that run or wait before it.
+    """
+    ends, begin, end = [0] * most, 0, 0  # ends: when lanes are free
+    for count, more in (*before, (lanes, rows)):
+        taken = [heapq.heappop(ends) for _ in range(min(count, most))]
+        begin = max(begin, taken[-1])
+        end = begin + more
+        for _ in taken:
+            heapq.heappush(ends, end)
+    return begin, end
 
 
 def admitted(

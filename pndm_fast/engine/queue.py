@@ -1,10 +1,9 @@
-"""The line of those who wait, and when who stands in it can begin: lists and numbers, no tensors and no clock."""
+"""The line of those who wait, and what calls of the network cost: no tensors and no clock."""
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,30 +79,6 @@ class Queue:
     def ahead(self, priority: int) -> list[Ticket]:
         """Who would stand before a newcomer of that priority, from the first in line on."""
         return [job.ticket for job in self if job.ticket.priority >= priority]
-
-
-def begins_after(lanes: int, running: Iterable[tuple[int, int]], ahead: Iterable[tuple[int, int]], needs: int) -> int:
-    """How many calls of the network, each of which runs a row of all lanes, end before a newcomer can begin.
-
-    Args:
-        lanes: how many there are.
-        running: (lanes, rows left) of those who have some.
-        ahead: (lanes, rows) of those before it in line, none of whom is passed.
-        needs: lanes that it takes, all at once.
-    """
-    free = lanes
-    ends: list[tuple[int, int]] = []  # call after which lanes are free, how many
-    for taken, left in running:
-        free -= taken
-        heapq.heappush(ends, (left, taken))
-    now = 0
-    for wanted, rows in (*ahead, (needs, 0)):
-        while free < min(wanted, lanes) and ends:
-            now, taken = heapq.heappop(ends)
-            free += taken
-        free -= wanted
-        heapq.heappush(ends, (now + rows, wanted))
-    return now
 
 
 class Costs:

@@ -18,7 +18,8 @@ import torch
 
 from pndm_fast.engine.errors import DeadlineMissed, EngineDown, QueueFull
 from pndm_fast.engine.metrics import Metrics
-from pndm_fast.engine.queue import Costs, Job, Queue, begins_after
+from pndm_fast.engine.policy import foreseen
+from pndm_fast.engine.queue import Costs, Job, Queue
 from pndm_fast.engine.stream import Stream
 from pndm_fast.engine.ticket import Preview, Ticket
 from pndm_fast.loop.call import Call
@@ -56,7 +57,7 @@ class Stats(Protocol):
 
 
 class Lanes(Protocol):
-    """What is asked of an engine: `Engine`. All but `checked` is for one thread."""
+    """What is asked of an engine: `Engine`. All but `checked` and `together` is for one thread."""
 
     on_begin: Callable[[int], None] | None
 
@@ -71,6 +72,7 @@ class Lanes(Protocol):
     @property
     def costs(self) -> Mapping[int, float]: ...
     def checked(self, request: Request, priority: int) -> Any: ...
+    def together(self, taken: Any) -> int: ...
     def enter(self, taken: Any) -> int: ...
     def step(self) -> Sequence[Ended]: ...
     def cancel(self, number: int) -> bool: ...
@@ -118,7 +120,7 @@ class Service:
         with self._taking():
             self._queue.check(self._idle())
             if deadline is not None and late == "refuse":
-                needed = time.monotonic() - now + self._predicted(ticket)
+                needed = time.monotonic() - now + self._predicted(ticket, taken)
                 if needed > deadline:
                     raise DeadlineMissed(deadline, needed, 0, ticket.rows)
             self._metrics.submitted += 1
@@ -148,14 +150,14 @@ class Service:
                 self._metrics.refused[reasons.get(type(error), "closed")] += 1
                 raise
 
-    def _predicted(self, ticket: Ticket) -> float:
+    def _predicted(self, ticket: Ticket, taken: Any) -> float:
         """Seconds until it would be done: 0 where no call's cost is known."""
-        calls, lanes = self._metrics.iterations, self._metrics.lanes
-        running = [(job.ticket.lanes, max(job.ticket.rows - calls + (job.began or 0), 1)) for job in self._running]
-        ahead = [(one.lanes, one.rows) for one in self._queue.ahead(ticket.priority)]
-        before = begins_after(lanes, running, ahead, ticket.lanes)
-        together = min(lanes, sum(count for count, _ in (*running, *ahead)) + ticket.lanes)
-        return before * self._costs.of(lanes) + ticket.rows * self._costs.of(together)
+        rows, most = self._metrics.iterations, self._engine.together(taken)
+        running = [(job.ticket.lanes, max(job.ticket.rows - rows + (job.began or 0), 1)) for job in self._running]
+        before = [*running, *[(one.lanes, one.rows) for one in self._queue.ahead(ticket.priority)]]
+        together = min(most, ticket.lanes + sum(lanes for lanes, _ in before))
+        _, end = foreseen(most, before, ticket.lanes, ticket.rows)
+        return end * self._costs.of(max(together, ticket.lanes))
 
     def _idle(self) -> int:
         """Lanes that nobody has: as many requests begin at once, and do not count as waiting."""
