@@ -45,6 +45,7 @@ class FakeEngine:
     costs: dict[int, float] = field(default_factory=dict)
     device: torch.device = torch.device("cpu")
     on_begin: Any = None
+    max_queue: int | None = None
     estimates: int = 0
 
     def __post_init__(self):

@@ -85,6 +85,18 @@ def engine(plan=PLAN, **options):
     return pf.Engine(options.pop("model", network), plan, **{"shape": SHAPE, **options})
 
 
+def worker(asked=(), bound=None, **options):
+    made = engine(max_queue=bound)
+    for request in asked:
+        made.add(request)
+    return pf.Worker(made, **options).close()
+
+
+def submit(request=pf.Request(), **words):  # noqa: B008
+    with pf.Worker(engine()) as made:
+        return made.submit(request, **words)
+
+
 def answering(value):
     """A call of a network that gives that."""
     return pf.Sampler(lambda x, t: value, PLAN, shape=SHAPE)()

@@ -178,13 +178,13 @@ class Group:
         self.members.append(member)
         if member.watched:
             self._watched.append(member)
-        if member.look is not None:
-            self.watch(member)
         executor = self.resident.held.executor
         launches = (member.left,) if executor.graph != "eager" else ()
         assert member.segment is not None
         member.ran.append(executor._replace(segment=member.segment, launches=launches))
         member.begin(self.ran)
+        if member.look is not None:
+            self.watch(member)
         self._schedule()
 
     def watch(self, member: Member) -> None:

@@ -20,7 +20,7 @@ class Job:
     Attributes:
         taken: what the engine is to run; None once it has it.
         submitted: by the clock; until: its deadline.
-        mark: what its tensors wait for on the device.
+        reader: the stream on which its results will be read.
         id: the engine's, None before it has it.
         began: rows that the engine had run before its first; None before it has begun.
     """
@@ -29,7 +29,7 @@ class Job:
     taken: Any
     submitted: float
     until: float = math.inf
-    mark: Any = None
+    reader: Any = None
     id: int | None = None
     began: int | None = None
 

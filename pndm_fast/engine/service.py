@@ -61,6 +61,8 @@ class Lanes(Protocol):
 
     on_begin: Callable[[int], None] | None
 
+    max_queue: int | None
+
     @property
     def capacity(self) -> int: ...
     @property
@@ -116,7 +118,7 @@ class Service:
                 self._metrics.refused["invalid"] += 1
             raise
         ticket = Ticket(self, owner, taken.call.nfe, taken.call.real, priority, deadline, late)
-        job = Job(ticket, taken, now, math.inf if deadline is None else now + deadline, self._stream.mark())
+        job = Job(ticket, taken, now, math.inf if deadline is None else now + deadline, self._stream.callers())
         with self._taking():
             self._queue.check(self._idle())
             if deadline is not None and late == "refuse":
@@ -267,7 +269,6 @@ class Service:
         if job.ticket.done():
             return
         taken, job.taken = job.taken, None
-        self._stream.wait(job.mark)
         job.id = self._engine.enter(taken)
         self._own_jobs[job.id] = job
         if job.ticket.deadline is not None:
@@ -348,15 +349,17 @@ class Service:
                 self._engine.watch(job.id, functools.partial(self._own_show, job))
 
     def _own_show(self, job: Job, step: Step) -> None:
-        self._stream.hand_over(step.x0, job.mark)
-        job.ticket.show(Preview(step.index, step.nfe, step.x0))
+        x0 = step.x0
+        self._stream.finish()
+        self._stream.keep(x0, job.reader)
+        job.ticket.show(Preview(step.index, step.nfe, x0))
 
     def _own_end(self, ended: Ended) -> None:
         job = self._own_jobs.pop(ended.id, None)
         if job is None:  # it was cancelled
             return
         if ended.result is not None:
-            self._stream.hand_over(ended.result.samples, job.mark)
+            self._stream.keep(ended.result.samples, job.reader)
         how = "cancelled" if isinstance(ended.error, Cancelled) else "failed" if ended.error else "finished"
         self._end(job, ended.result, ended.error, how)
 

@@ -1,4 +1,4 @@
-"""The stream of a worker's thread, where the device has such: others' tensors are waited for, and its own kept."""
+"""The stream of a worker's thread, where the device has such."""
 
 from __future__ import annotations
 
@@ -24,20 +24,16 @@ class Stream:
         with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.Stream(self._device)):  # type: ignore[no-untyped-call]
             yield
 
-    def mark(self) -> tuple[Any, Any] | None:
-        """What the caller's current stream has to do so far, and that stream."""
-        if not self._cuda:
-            return None
-        stream = torch.cuda.current_stream(self._device)
-        return stream.record_event(), stream
+    def callers(self) -> Any:
+        """The caller's current one; None where there are none."""
+        return torch.cuda.current_stream(self._device) if self._cuda else None
 
-    def wait(self, mark: tuple[Any, Any] | None) -> None:
-        """Begin what comes after that was done."""
-        if mark is not None:
-            torch.cuda.current_stream(self._device).wait_event(mark[0])
+    def keep(self, tensor: torch.Tensor, reader: Any) -> None:
+        """A finished tensor will be read on another stream: its memory is not given on before that is done."""
+        if reader is not None:
+            tensor.record_stream(reader)
 
-    def hand_over(self, tensor: torch.Tensor, mark: tuple[Any, Any] | None) -> None:
-        """A finished tensor goes to who submitted, on whose stream it is read: its memory is not given on before."""
-        if mark is not None and tensor.is_cuda:
+    def finish(self) -> None:
+        """Wait for what was launched."""
+        if self._cuda:
             torch.cuda.current_stream(self._device).synchronize()
-            tensor.record_stream(mark[1])

@@ -23,13 +23,14 @@ class Worker:
     """A thread that runs an engine's requests, which any thread submits.
 
     `with pf.Worker(engine) as worker: worker.submit(request).result()`. Until its end the engine is the thread's own:
-    nobody else may call it. Requests are checked, and their tensors copied to the device, by who submits them; what
-    they call (`on_step`, `cond` of a row) the thread calls, as it does tickets' callbacks. A process that is forked has
-    no such thread, and says so. When the interpreter ends, what still waits or runs is cancelled; so it is when the
-    block is left by an exception, while `close` is called, without one, after all are done.
+    nobody else may call it. The thread has a stream of its own, and no autocast. Requests are checked, and their
+    tensors copied to the device, by who submits them; what they call (`on_step`, `cond` of a row) the thread calls, as
+    it does tickets' callbacks. A process that is forked has no such thread, and says so. When the interpreter ends,
+    what still waits or runs is cancelled; so it is when the block is left by an exception. Without one the block is
+    left when all are done.
 
     Args:
-        engine: an idle one, best prepared.
+        engine: an idle one without a max_queue of its own, best prepared.
         max_queue: how many requests may wait beside those that idle lanes take up at once; None for any number.
     """
 
@@ -37,6 +38,8 @@ class Worker:
         bound = None if max_queue is None else check_sizes("max_queue", [max_queue])[0]
         if not engine.idle:
             raise ValueError("engine must be idle, got one that has requests")
+        if engine.max_queue is not None:
+            raise ValueError(f"max_queue must be the worker's, got an engine with max_queue={engine.max_queue}")
         self._service = Service(engine, bound)
         weakref.finalize(self, self._service.close, cancel=True).atexit = False  # tickets that are not done hold it
 
