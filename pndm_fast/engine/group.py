@@ -229,13 +229,10 @@ class Group:
                 member.sync(self.ran)
             if member.advance is not None:
                 member.advance()
-            if not member.over:
-                if member.cancel_asked():
-                    self.drop(member)
-                elif member.call.by_row is not None:
-                    member.call.by_row.go(member.positions.run)
-                    if member.left:
-                        self._condition(member)
+            if member.call.by_row is not None and not member.over:
+                member.call.by_row.go(member.positions.run)
+                if member.left:
+                    self._condition(member)
         except BaseException as error:
             member.error = error
         if member.error is not None:

@@ -102,7 +102,7 @@ class Member:
     def watched(self) -> bool:
         """Whether something is to be done after each of its rows."""
         call, request = self.call, self.request
-        return self.changes or call.by_row is not None or request.cancel is not None or request.progress
+        return self.changes or call.by_row is not None or request.progress
 
     def live(self) -> list[int]:
         """Samples that have rows to come."""
