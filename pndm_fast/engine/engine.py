@@ -174,7 +174,7 @@ class Engine:
         with self._lock:
             if self.max_queue is not None and len(self._line) >= self.max_queue:
                 raise QueueFull(f"{len(self._line)} requests are waiting, and max_queue is {self.max_queue}")
-            member = Member(self._next, request, plot.call, plot.evaluations, plot.keys, int(priority), arrived)
+            member = Member(self._next, request, plot.call, plot.segments, plot.keys, int(priority), arrived)
             self._next += 1
             self._known[member.number] = member
             if request.cancel is not None:
@@ -316,9 +316,8 @@ class Engine:
     def _place(self, member: Member, coming: int) -> None:
         """Into the group of its next rows."""
         group = self._groups.of(member)
-        segment = self._groups.segment(member.call, member.evaluations, member.kind, member.left, member.positions)
         try:
-            group.join(member, segment._replace(snapshot=member.snapshot), coming)
+            group.join(member, member.next_rows(), coming)
         except Exception as error:
             group.leave(member)
             self._finish(member, None, error)

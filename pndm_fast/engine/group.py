@@ -112,7 +112,7 @@ class Group:
 
     def _evaluation(self, member: Member) -> Evaluation:
         """As this batch takes it."""
-        own, reason = member.evaluations[member.kind], self.resident.evaluation.split_reason
+        own, reason = member.segments[member.kind].evaluation, self.resident.evaluation.split_reason
         return own.split(member.call, reason) if reason and own.split_reason is None else own
 
     def _condition(self, member: Member) -> None:
