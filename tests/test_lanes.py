@@ -253,18 +253,27 @@ def test_cancelling(more):
     assert engine.step() == [] and (engine.running, engine.waiting) == (2, 2)
     cancel[0].set()
     cancel[2].set()
-    assert engine.cancel(asked) and not engine.cancel(1234)
-    over = {one.id: one.error for _ in range(2) for one in engine.step()}
-    assert over.keys() == {ids[0], ids[2], asked}
-    for i in (ids[2], asked):
-        assert over[i].index == -1 and over[i].state is None and "before its first row" in str(over[i])
+    over = {one.id: one.error for one in engine.step()}
+    assert over.keys() == {ids[0], ids[2]} and over[ids[2]].index == -1 and over[ids[2]].state is None
     states = []
     sampler.run(pf.Request(seeds=[0], on_step=lambda step: states.append(step.state), **words, **more))
-    assert torch.equal(over[ids[0]].state, states[over[ids[0]].index])
-    rest = [one for _ in range(20) for one in engine.step()]
-    assert [one.id for one in rest] == [ids[1]] and engine.idle and engine.stats.cancelled == 3
-    same(rest[0].result, sampler.run(pf.Request(seeds=[1], **words, **more)))
+    assert over[ids[0]].index == 0 and torch.equal(over[ids[0]].state, states[0])
+    assert engine.cancel(asked) and not engine.cancel(1234)
+    over = [one for _ in range(20) for one in engine.step()]
+    assert [one.id for one in over] == [asked, ids[1]] and engine.idle and engine.stats.cancelled == 3
+    assert isinstance(over[0].error, pf.Cancelled)
+    same(over[1].result, sampler.run(pf.Request(seeds=[1], **words, **more)))
     assert not engine.cancel(ids[1])
+
+
+def test_cancelled_in_line():
+    engine, _ = pair(1)
+    first, second = (engine.add(pf.Request(plan=PLANS["ddpm"], seeds=[s])) for s in (1, 2))
+    engine.step()
+    assert engine.cancel(second)
+    (over,) = engine.step()
+    assert over.id == second and "cancelled before its first row" in str(over.error)
+    assert [one.id for _ in range(9) for one in engine.step()] == [first]
 
 
 def test_a_running_request_is_cancelled_from_another_thread():

@@ -26,6 +26,7 @@ SUITES = {  # the file, and an expression
     "plan_time": ("speed/test_calls.py", "make_plan"),
     "start": ("speed/test_start.py", ""),
     "schedulers": ("speed/test_schedulers.py", ""),
+    "engine": ("speed/test_engine.py", ""),
 }
 KEPT = ("min", "median", "iqr")
 

@@ -70,11 +70,7 @@ class Alone:
         follow()
         if member.advance is not None:
             member.advance()
-        if member.over:
-            return
-        if member.cancel_asked():
-            self.drop(member)
-        elif call.by_row is not None:
+        if call.by_row is not None and not member.over:
             call.by_row.go(positions.run)
 
     def _end(self, member: Member, executor: Executor) -> None:

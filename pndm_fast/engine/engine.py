@@ -21,7 +21,7 @@ from pndm_fast.engine.results import Checked, Finished, Stats, check_buckets
 from pndm_fast.loop.call import resolve
 from pndm_fast.loop.checks import check_sizes
 from pndm_fast.loop.request import Request, check_request
-from pndm_fast.loop.results import Cancelled, NonFiniteError, Result, Step
+from pndm_fast.loop.results import Cancel, Cancelled, NonFiniteError, Result, Step
 from pndm_fast.plan.checks import choose, shown
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
@@ -106,6 +106,7 @@ class Engine:
         self._line: list[Member] = []
         self._known: dict[int, Member] = {}
         self._changed = self._cancelling = False  # whether one may begin, or end
+        self._cancels: dict[int, Cancel] = {}
         self._next = 0
         self._running: list[Member] = []
         self._landing: deque[Landing] = deque()
@@ -197,9 +198,11 @@ class Engine:
         with self._lock:
             if self.max_queue is not None and len(self._line) >= self.max_queue:
                 raise QueueFull(len(self._line), self.max_queue)
-            member = Member(self._next, request, plot.call, plot.evaluations, plot.keys, priority, arrived)
+            member = Member(self._next, request, plot.call, plot.segments, plot.keys, priority, arrived)
             self._next += 1
             self._known[member.number] = member
+            if request.cancel is not None:
+                self._cancels[member.number] = request.cancel
             bisect.insort(self._line, member, key=lambda one: one.order)
             self._changed = True
         return member.number
@@ -270,7 +273,7 @@ class Engine:
         Where there is no row to run, it waits for results that are on their way.
         """
         with self._sampler._modes():
-            if self._cancelling:
+            if self._cancelling or any([cancel.is_set() for cancel in list(self._cancels.values())]):
                 self._take_out()
             if self._changed:
                 self._admit()
@@ -316,7 +319,7 @@ class Engine:
             self._cancelling = False
             asked = [member for member in self._line if member.cancel_asked()]
             self._line = [member for member in self._line if member not in asked]
-            running = [member for member in self._running if member.cancelled]
+            running = [member for member in self._running if member.cancel_asked()]
         for member in asked:
             self._finish(member, None, Cancelled(-1, None, None))
         for member in running:
@@ -358,9 +361,8 @@ class Engine:
     def _place(self, member: Member, coming: int) -> None:
         """Into the group of its next rows."""
         group = self._groups.of(member)
-        segment = self._groups.segment(member.call, member.evaluations, member.kind, member.left, member.positions)
         try:
-            group.join(member, segment._replace(snapshot=member.snapshot), coming)
+            group.join(member, member.next_rows(), coming)
         except Exception as error:
             group.leave(member)
             self._finish(member, None, error)
@@ -375,6 +377,7 @@ class Engine:
             self._finish(member, None, error)
         else:
             self._running.remove(member)
+            self._cancels.pop(member.number, None)
             self._landing.append(Landing(member, samples, numbers))
 
     def _land(self) -> None:
@@ -395,6 +398,7 @@ class Engine:
         self._groups.ended(member)
         with self._lock:
             del self._known[member.number]
+            self._cancels.pop(member.number, None)
             self._changed = True
         if isinstance(error, Cancelled):
             self.stats.cancelled += 1

@@ -113,7 +113,7 @@ class Group:
 
     def _evaluation(self, member: Member) -> Evaluation:
         """As this batch takes it."""
-        own, reason = member.evaluations[member.kind], self.resident.evaluation.split_reason
+        own, reason = member.segments[member.kind].evaluation, self.resident.evaluation.split_reason
         return own.split(member.call, reason) if reason and own.split_reason is None else own
 
     def _condition(self, member: Member) -> None:
@@ -257,13 +257,10 @@ class Group:
                 member.sync(self.ran)
             if member.advance is not None:
                 member.advance()
-            if not member.over:
-                if member.cancel_asked():
-                    self.drop(member)
-                elif member.call.by_row is not None:
-                    member.call.by_row.go(member.positions.run)
-                    if member.left:
-                        self._condition(member)
+            if member.call.by_row is not None and not member.over:
+                member.call.by_row.go(member.positions.run)
+                if member.left:
+                    self._condition(member)
         except BaseException as error:
             member.error = error
         if member.error is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from time import perf_counter
@@ -17,7 +17,7 @@ from pndm_fast.engine.policy import Policy
 from pndm_fast.engine.resident import Resident
 from pndm_fast.loop import lanes
 from pndm_fast.loop.call import SEEDS, Call
-from pndm_fast.loop.evaluation import Evaluation, Output
+from pndm_fast.loop.evaluation import Evaluation, Output, evaluation_of
 from pndm_fast.loop.network import Identity
 from pndm_fast.loop.positions import Kind, Positions
 from pndm_fast.loop.segment import Segment
@@ -37,12 +37,14 @@ class Plot(NamedTuple):
     """How a call is to be run: what of it depends on the engine alone.
 
     Attributes:
-        evaluations: of its kinds of rows; keys: the groups of these.
+        segments: of its kinds of rows, without their place; keys: the groups of these.
+        alone: why no other request's samples can be beside its own, None where they can.
     """
 
     call: Call
-    evaluations: dict[Kind, Evaluation]
+    segments: dict[Kind, Segment]
     keys: dict[Kind, Hashable]
+    alone: str | None
 
 
 class Key:
@@ -78,25 +80,28 @@ class Groups:
         Raises:
             ValueError: guidance in one call was asked for and cannot be.
         """
-        sampler = self._sampler
-        evaluations = sampler._evaluations(call)
-        keys = {kind: self._key(call, kind, evaluation) for kind, evaluation in evaluations.items()}
-        if None in keys.values():  # for all of its rows
-            call = call.padded(sampler.fixed_batch or call.batch)
-            evaluations = sampler._evaluations(call)
-            keys = dict.fromkeys(evaluations, call)
-        sampler._table(call.distinct, call.state_dtype)  # made in the caller's thread
-        return Plot(call, evaluations, keys)
-
-    def _key(self, call: Call, kind: Kind, evaluation: Evaluation) -> Hashable:
-        """What samples of one batch have in common; None where no other request's can be beside them."""
-        if call.noise is not None:
-            return None
-        captured = self._sampler.graph != "eager" and executor.cuda_of(call.device) is not None
+        evaluations = self._sampler._evaluations(call)
         try:
-            form = lanes.form(evaluation.marked, by_row=call.by_row is not None, lists=not captured)
-        except lanes.NoLanes:
-            return None
+            keys: dict[Kind, Hashable] = {kind: self._key(call, kind, one) for kind, one in evaluations.items()}
+            alone = None
+        except lanes.NoLanes as reason:  # for all of its rows
+            alone = str(reason)
+            call = call.padded(self._sampler.fixed_batch or call.batch)
+            evaluations = self._sampler._evaluations(call)
+            keys = dict.fromkeys(evaluations, call)
+        segments = {kind: self._segment(call, one, kind, call.positions(), 0) for kind, one in evaluations.items()}
+        return Plot(call, segments, keys, alone)
+
+    def _key(self, call: Call, kind: Kind, evaluation: Evaluation) -> Key:
+        """What samples of one batch have in common.
+
+        Raises:
+            NoLanes: no other request's can be beside them.
+        """
+        if call.noise is not None:
+            raise lanes.NoLanes("a noise_sampler")
+        captured = self._sampler.graph != "eager" and executor.cuda_of(call.device) is not None
+        form = lanes.form(evaluation.marked, by_row=call.by_row is not None, lists=not captured)
         how = Identity(evaluation.weaker.network), evaluation.rescale, evaluation.split_reason is None
         batched = call.guidance.calls == "batched"  # such a one may fail where others go on with two calls
         return Key(kind, *how, batched, form, call.state_dtype, layout_for(call.distinct).width)
@@ -155,7 +160,7 @@ class Groups:
         def example(batch: int) -> Segment:
             some = call.resized(batch)
             here = Positions(some.plans, [*at[:batch], *at[:1] * (batch - len(at))])
-            return self.segment(some, self._sampler._evaluations(some), kind, left, here)
+            return self._segment(some, evaluation_of(some, kind, self._sampler._setup.networks), kind, here, left)
 
         return Group(self, self._policy(kind), example)
 
@@ -167,11 +172,8 @@ class Groups:
             positions.advance(count)
         raise AssertionError("a call has rows of each of its kinds")
 
-    def segment(
-        self, call: Call, evaluations: Mapping[Kind, Evaluation], kind: Kind, count: int, positions: Positions
-    ) -> Segment:
-        """The next rows of a call, which begins with them."""
-        return self._sampler._segment(call, evaluations[kind], positions, kind, count, None)
+    def _segment(self, call: Call, evaluation: Evaluation, kind: Kind, positions: Positions, count: int) -> Segment:
+        return self._sampler._segment(call, evaluation, positions, kind, count, None)
 
     def batch_error(self, call: Call) -> float | None:
         """`Report.batch_error` over all batch sizes, which takes a call of the network for each."""
@@ -184,11 +186,15 @@ class Groups:
         return batch_error(output, self.buckets, alone)
 
     def prepare(self, call: Call, sizes: Sequence[int]) -> None:
-        """Make buffers, or graphs, for an example and these batch sizes, and measure what their calls cost."""
+        """Make buffers, or graphs, for an example and these batch sizes, and measure what their calls cost.
+
+        Raises:
+            ValueError: nothing can be beside it in a batch.
+        """
         plot = self.plot(call)
+        if plot.alone is not None:
+            raise ValueError(f"example must be a request that others can share a batch with, got {plot.alone}")
         for kind, key in plot.keys.items():
-            if key is plot.call:
-                continue
             group = self._groups.get(key)
             if not isinstance(group, Group):
                 group = self._groups[key] = self._new(plot.call, kind)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pndm_fast.engine.lines import Entry
 from pndm_fast.loop.call import Call
-from pndm_fast.loop.evaluation import Evaluation
 from pndm_fast.loop.positions import Kind
 from pndm_fast.loop.request import Request
 from pndm_fast.loop.results import BadSample, Cancelled, Step
@@ -31,7 +30,7 @@ class Member:
 
     Attributes:
         number: how the caller knows it; order: smaller ones go first.
-        evaluations: how its rows call the network; keys: the group of each kind.
+        segments: its kinds of rows; keys: the group of each kind.
         group: where its samples are.
         segment: of its rows, the one that is under way or comes next; snapshot: of what was before it.
         left: rows to the segment's end; due: when its group will have run as many rows as bring it to a next end.
@@ -48,16 +47,16 @@ class Member:
         number: int,
         request: Request,
         call: Call,
-        evaluations: dict[Kind, Evaluation],
+        segments: dict[Kind, Segment],
         keys: dict[Kind, Hashable],
         priority: int,
         arrived: Event | None = None,
     ) -> None:
-        self.number, self.request, self.call, self.evaluations, self.keys = number, request, call, evaluations, keys
+        self.number, self.request, self.call, self.segments, self.keys = number, request, call, segments, keys
         self.order, self.arrived = (-priority, number), arrived
         self.positions = call.positions()
-        self._segments = iter(call.segments)
-        self.kind, self.left = next(self._segments)
+        self._kinds = iter(call.segments)
+        self.kind, self.left = next(self._kinds)
         self.group: Any = None
         self.segment: Segment | None = None
         self.snapshot: Registers | None = None
@@ -103,7 +102,7 @@ class Member:
     def watched(self) -> bool:
         """Whether something is to be done after each of its rows."""
         call, request = self.call, self.request
-        return self.changes or call.by_row is not None or request.cancel is not None or request.progress
+        return self.changes or call.by_row is not None or request.progress
 
     def on_step(self) -> Callable[[Step], Any] | None:
         """What sees its next row."""
@@ -146,7 +145,12 @@ class Member:
 
     def next_segment(self) -> None:
         """The rows that call the network in another way."""
-        self.kind, self.left = next(self._segments)
+        self.kind, self.left = next(self._kinds)
+
+    def next_rows(self) -> Segment:
+        """The segment that is under way or comes next, from here on."""
+        segment = self.segments[self.kind]
+        return segment._replace(at=tuple(self.positions.at), length=self.left, snapshot=self.snapshot)
 
     def cancel_asked(self) -> bool:
         """Whether somebody wants its end."""

@@ -65,4 +65,4 @@ def fetch(*tensors: Tensor) -> Fetched:
         event.synchronize()
         return [tensor.tolist() for tensor in pinned]
 
-    return Fetched(wait, event.query)
+    return Fetched(wait, lambda: bool(event.query()))

@@ -228,6 +228,7 @@ def _held_graph(cuda: Cuda, cache: Cache, segment: Segment, lines: int) -> Held:
 
     def rows(count: int) -> None:
         graph.launch(count)
+        graph.end()  # whenever it is dropped
 
     found = "replay", "", graph.bytes, graph.nodes
     executor = Executor(segment, graph.workspace, rows, 0, *found, copied=graph.copied)
