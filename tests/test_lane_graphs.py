@@ -6,7 +6,7 @@ from lanecase import SHAPE, network, plan, same, served
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pndm_fast as pf
-from pndm_fast.engine import engine as engines
+from pndm_fast.engine import results
 
 pytestmark = [pytest.mark.filterwarnings("ignore:the grid starts"), pytest.mark.usefixtures("stand_in")]
 GUIDED = {"uncond": {"shift": torch.zeros(1)}, "guidance": 2.0}
@@ -87,12 +87,12 @@ def test_nothing_is_read_between_rows(monkeypatch):
 
 
 def test_results_on_their_way_hold_nobody_up(monkeypatch):
-    there, fetched = [], engines.fetch
+    there, fetched = [], results.fetch
 
     def slow(*tensors):
         return fetched(*tensors)._replace(ready=lambda: bool(there))
 
-    monkeypatch.setattr(engines, "fetch", slow)
+    monkeypatch.setattr(results, "fetch", slow)
     engine = pf.Engine(Scaled(), shape=(4, *SHAPE))
     ids = [engine.add(asked(s, steps)) for s, steps in enumerate([2, 4, 9])]
     assert [engine.step() for _ in range(6)] == [[]] * 6 and engine.running == 1

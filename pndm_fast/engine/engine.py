@@ -4,42 +4,30 @@ from __future__ import annotations
 
 import bisect
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from pndm_fast.engine.errors import QueueFull
 from pndm_fast.engine.groups import Groups
 from pndm_fast.engine.member import Member
 from pndm_fast.engine.policy import Waiting, admitted
-from pndm_fast.engine.results import Checked, Finished, Stats, check_buckets
+from pndm_fast.engine.results import Checked, Finished, Landing, Stats, check_buckets
 from pndm_fast.loop.call import resolve
 from pndm_fast.loop.checks import check_sizes
 from pndm_fast.loop.request import Request, check_request
-from pndm_fast.loop.results import Cancel, Cancelled, NonFiniteError, Result, Step
+from pndm_fast.loop.results import Cancel, Cancelled, Result, Step
 from pndm_fast.plan.checks import choose, shown
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
-from pndm_fast.row.device import Fetched, fetch
-from pndm_fast.runtime import executor
-from pndm_fast.runtime.executor import Pace, report_of
+from pndm_fast.runtime.executor import Pace
 from pndm_fast.runtime.progress import progress_lines
 from pndm_fast.runtime.sampler import Sampler
 
 GRAPHS = ("auto", "replay", "eager")
-
-
-class Landing(NamedTuple):
-    """A request whose last row was launched."""
-
-    member: Member
-    samples: Tensor
-    numbers: Fetched
 
 
 class Engine:
@@ -63,9 +51,6 @@ class Engine:
         buckets: batch sizes of network calls, the last one the capacity; default powers of two and the capacity, or
             `fixed_batch`.
         max_queue: how many requests may wait; None for any number.
-
-    Attributes:
-        on_begin: called by `step` with the number of each request that leaves the line for the network.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -113,7 +98,7 @@ class Engine:
         self._over: list[Finished] = []
         self._pace = Pace(self._sampler.device)
         self.stats = Stats()
-        self.on_begin: Callable[[int], None] | None = None
+        self.on_begin: Callable[[int], None] | None = None  # told the number of each that leaves the line to run
 
     @property
     def device(self) -> torch.device:
@@ -185,12 +170,7 @@ class Engine:
             if call.batch > self.capacity:
                 rule = f"at most as many samples as the engine has lanes, {self.capacity}"
                 raise ValueError(f"a request must have {rule}, got {call.batch}")
-            plot = self._groups.plot(call)
-            cuda = executor.cuda_of(sampler.device)
-            arrived = None if cuda is None else cuda.event()
-            if arrived is not None:
-                arrived.record()
-        return Checked(request, plot, int(priority), arrived)
+            return Checked.of(request, self._groups.plot(call), int(priority))
 
     def enter(self, checked: Checked) -> int:
         """The second half: a place in line."""
@@ -369,28 +349,20 @@ class Engine:
 
     def _arrive(self, member: Member) -> None:
         """Its last row was launched: begin to read what becomes of it."""
-        r = member.ran[-1].workspace.registers
         try:
-            samples = member.samples(r.n, r.channels)
-            numbers = fetch(*[raw for _, _, raw in member.marks], samples.sum())
+            landing = Landing.of(member)
         except Exception as error:
             self._finish(member, None, error)
         else:
             self._running.remove(member)
             self._cancels.pop(member.number, None)
-            self._landing.append(Landing(member, samples, numbers))
+            self._landing.append(landing)
 
     def _land(self) -> None:
         """Give out what has arrived."""
         while self._landing and (self._landing[0].numbers.ready() or not (self._running or self._over)):
-            member, samples, numbers = self._landing.popleft()
-            bad = () if member.request.on_nan == "ignore" else member.bad(numbers(), samples)
-            seconds = time.perf_counter() - (member.began or 0.0)
-            report = report_of(self._sampler.cache, member.ran, seconds, self._sampler.batch_error)
-            error = NonFiniteError(bad, samples, report) if bad and member.request.on_nan == "raise" else None
-            if bad and error is None:
-                samples[[b.sample for b in bad]] = float("nan")
-            self._finish(member, Result(samples, report, bad), error)
+            landing = self._landing.popleft()
+            self._finish(landing.member, *landing.concluded(self._sampler))
 
     def _finish(self, member: Member, result: Result | None, error: BaseException | None) -> None:
         if member in self._running:
