@@ -15,6 +15,7 @@ COMMANDS = {
     "profile": ("gpu.profile_sample", "samples for a profiler"),
     "quality": ("quality.survey", "distance to a fine solution for a number of network calls"),
     "phase": ("quality.phase", "the same for phase-space integrators"),
+    "serving": ("serving.run", "requests that share a network: batches, and the engine"),
 }
 
 

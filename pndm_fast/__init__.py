@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pndm_fast import phase_space, solvers
+    from pndm_fast.engine.engine import Engine
+    from pndm_fast.engine.errors import DeadlineMissed, EngineDown, QueueFull
+    from pndm_fast.engine.results import Finished
+    from pndm_fast.engine.ticket import Preview, Ticket
+    from pndm_fast.engine.worker import Worker
     from pndm_fast.loop.conditioning import PerSample, Shared
     from pndm_fast.loop.guidance import Guidance
     from pndm_fast.loop.nvtx import nvtx_ranges
@@ -34,6 +39,10 @@ _LATER = {
     "BadSample": "loop.results",
     "Cancel": "loop.results",
     "Cancelled": "loop.results",
+    "DeadlineMissed": "engine.errors",
+    "Engine": "engine.engine",
+    "EngineDown": "engine.errors",
+    "Finished": "engine.results",
     "Guidance": "loop.guidance",
     "Image": "loop.starts",
     "Inpaint": "loop.starts",
@@ -44,7 +53,9 @@ _LATER = {
     "OutputMap": "plan",
     "PerSample": "loop.conditioning",
     "Plan": "plan",
+    "Preview": "engine.ticket",
     "Prologue": "plan",
+    "QueueFull": "engine.errors",
     "Report": "loop.results",
     "Request": "loop.request",
     "Result": "loop.results",
@@ -55,6 +66,8 @@ _LATER = {
     "State": "loop.starts",
     "Step": "loop.results",
     "Thresholded": "loop.wrappers",
+    "Ticket": "engine.ticket",
+    "Worker": "engine.worker",
     "clear": "runtime.cache",
     "make_plan": "solvers.make",
     "nvtx_ranges": "loop.nvtx",
@@ -70,6 +83,10 @@ __all__ = [
     "BadSample",
     "Cancel",
     "Cancelled",
+    "DeadlineMissed",
+    "Engine",
+    "EngineDown",
+    "Finished",
     "Guidance",
     "Image",
     "Inpaint",
@@ -80,7 +97,9 @@ __all__ = [
     "OutputMap",
     "PerSample",
     "Plan",
+    "Preview",
     "Prologue",
+    "QueueFull",
     "Report",
     "Request",
     "Result",
@@ -91,6 +110,8 @@ __all__ = [
     "State",
     "Step",
     "Thresholded",
+    "Ticket",
+    "Worker",
     "clear",
     "make_plan",
     "nvtx_ranges",

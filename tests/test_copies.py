@@ -29,6 +29,9 @@ RESULT = pf.Sampler(network, PLAN, shape=(2, 8)).run(pf.Request(seeds=0))
 HELD = {
     "BadSample": BAD,
     "Cancelled": pf.Cancelled(3, X, None),
+    "DeadlineMissed": pf.DeadlineMissed(2.0, None, 3, 50),
+    "EngineDown": pf.EngineDown("the engine is down: RuntimeError: no memory"),
+    "Finished": pf.Finished(7, RESULT, None),
     "Guidance": pf.Guidance((2.0, 3.0, 4.0), interval=(0.1, 2.0), rescale=0.5),
     "Image": pf.Image(X, noise=X + 1),
     "Inpaint": pf.Inpaint(X, torch.ones(8), start=pf.Noise(X)),
@@ -40,6 +43,8 @@ HELD = {
     "PerSample": pf.PerSample(["a", X]),
     "Plan": PLAN,
     "Prologue": pf.Prologue(2.0),
+    "Preview": pf.Preview(3, 10, X),
+    "QueueFull": pf.QueueFull(9, 8),
     "Report": RESULT.report,
     "Request": pf.Request(plan=PLAN, seeds=(1, 2), start=pf.Noise(X), cond={"y": X}, guidance=2.0),
     "Result": RESULT,
@@ -52,8 +57,11 @@ HELD = {
 # what else is public, and why it is not copied
 OTHERS = {
     "Cancel": "an event that another thread sets: a copy would be deaf",
+    "Engine": "requests under way and a lock; it is made anew",
     "Sampler": "locks and captured graphs: tests/test_sampler.py",
     "Step": "a look at buffers that move on",
+    "Ticket": "a future: who copies it would wait for nobody",
+    "Worker": "a thread",
     "SOLVERS": "a registry",
     "clear": "a function",
     "make_plan": "a function",
@@ -78,17 +86,20 @@ MORE = {
 }
 
 
+# dataclasses that hold tensors
+RECORDS = (pf.Guidance, pf.Request, pf.Result, pf.Image, pf.Inpaint, pf.Noise, pf.State, pf.Shared, pf.PerSample)
+RECORDS += (pf.Preview,)
+
+
 def same(a, b):
     """Of one type, with equal contents."""
     if type(a) is not type(b):
         return False
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
-    if isinstance(
-        a, (pf.Guidance, pf.Request, pf.Result, pf.Image, pf.Inpaint, pf.Noise, pf.State, pf.Shared, pf.PerSample)
-    ):
+    if isinstance(a, RECORDS):
         return all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
-    if isinstance(a, (pf.Cancelled, pf.NonFiniteError)):
+    if isinstance(a, Exception):
         return str(a) == str(b) and same(vars(a), vars(b))
     if isinstance(a, torch.nn.Module):
         own = {k: v for k, v in vars(a).items() if not k.startswith("_")}

@@ -81,6 +81,22 @@ def sampler(plan=PLAN, **options):
     return pf.Sampler(network, plan, **{"shape": SHAPE, **options})
 
 
+def engine(plan=PLAN, **options):
+    return pf.Engine(options.pop("model", network), plan, **{"shape": SHAPE, **options})
+
+
+def worker(asked=(), bound=None, **options):
+    made = engine(max_queue=bound)
+    for request in asked:
+        made.add(request)
+    return pf.Worker(made, **options).close()
+
+
+def submit(request=pf.Request(), **words):  # noqa: B008
+    with pf.Worker(engine()) as made:
+        return made.submit(request, **words)
+
+
 def answering(value):
     """A call of a network that gives that."""
     return pf.Sampler(lambda x, t: value, PLAN, shape=SHAPE)()
@@ -231,7 +247,7 @@ def test_refusals_have_few_forms():
     assert used == set(FORMS)
 
 
-ROOMS = ("plan", "solvers", "row", "loop", "runtime")
+ROOMS = ("plan", "solvers", "row", "loop", "runtime", "engine")
 
 
 def refusals():
@@ -274,6 +290,7 @@ UNREACHED = {
     "Sampler._weaker.ask: weaker must be on": "needs a second device",
     "signature: cond": "caught: the reason for which a call is not captured",
     "take_executor: graph ": "needs a CUDA device: tests/test_graph_failures.py",
+    "hold: graph ": "needs a CUDA device: tests/test_lane_graphs.py",
 }
 
 

@@ -27,6 +27,7 @@ SUITES = {  # the file, and an expression
     "start": ("speed/test_start.py", ""),
     "schedulers": ("speed/test_schedulers.py", ""),
     "accelerate": ("speed/test_accelerate.py", ""),
+    "engine": ("speed/test_engine.py", ""),
 }
 KEPT = ("min", "median", "iqr")
 

@@ -187,7 +187,7 @@ def batched(uncond: Any, cond: Any) -> Any:
         return PerSample((*uncond.entries, *cond.entries))
     if isinstance(cond, Tensor) and isinstance(uncond, Tensor) and cond.dim() and uncond.dim():
         return _halves(uncond, cond)
-    if _is_shared(cond) and _is_shared(uncond) and _same(_value(uncond), _value(cond)):
+    if _is_shared(cond) and _is_shared(uncond) and same(_value(uncond), _value(cond)):
         return cond
     raise CannotBatch(f"{_in_words(uncond)} and {_in_words(cond)}")
 
@@ -210,7 +210,7 @@ def _value(leaf: Any) -> Any:
     return leaf.value if isinstance(leaf, Shared) else leaf
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
     """Whether two shared values are one: the same object, equal constants or tensors. Others' == is not asked."""
     if a is b:
         return True
@@ -218,9 +218,9 @@ def _same(a: Any, b: Any) -> bool:
         dense = not (a.is_nested or b.is_nested) and a.layout is b.layout is torch.strided
         return dense and a.dtype == b.dtype and a.shape == b.shape and a.device == b.device and torch.equal(a, b)
     if isinstance(a, (tuple, list)) and type(a) is type(b) and len(a) == len(b):
-        return all(map(_same, a, b))
+        return all(map(same, a, b))
     if isinstance(a, Mapping) and type(a) is type(b) and a.keys() == b.keys():
-        return all(_same(a[key], b[key]) for key in a)
+        return all(same(a[key], b[key]) for key in a)
     return _equal_constants(a, b)
 
 

@@ -17,17 +17,18 @@ class Cancelled(Exception):
     """`Step.cancel` or `Cancel.set` was called. Nothing computed is lost.
 
     Attributes:
-        state: the state after the last row, [B, *shape].
+        state: the state after the last row, [B, *shape]; None where a request was still in an engine's line.
         x0: the network's estimate of x_0 at that row; None without `on_step`, for which alone it is kept.
-        index: that row.
+        index: that row, -1 before the first.
     """
 
-    def __init__(self, index: int, state: Tensor, x0: Tensor | None) -> None:
+    def __init__(self, index: int, state: Tensor | None, x0: Tensor | None) -> None:
         super().__init__(index, state, x0)  # what pickle makes another one from
         self.index, self.state, self.x0 = index, state, x0
 
     def __str__(self) -> str:
-        return f"sampling was cancelled after row {self.index}"
+        where = "before its first row" if self.index < 0 else f"after row {self.index}"
+        return f"sampling was cancelled {where}"
 
 
 class Cancel:

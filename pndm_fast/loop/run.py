@@ -75,21 +75,40 @@ def run_segment(
     while left:
         count = min(at_once, left)
         left -= count
-        seen = None if on_step is None else (workspace.registers.y.clone(), positions.rows())
-        done = positions.next_rows() if call.origin.known is not None else []
+        follow = following(segment, workspace, positions, on_step)
         rows(count)
         positions.advance(count)
-        if done:
-            workspace.put_known(call, done, positions.left(), positions.next_rows())
-        if on_step is not None and seen is not None:
-            changed = _step(segment, workspace, positions.run - 1, *seen).show(on_step)
-            if not isinstance(changed, NO_STATE):
-                _go_on_from(changed, segment, workspace, positions, seen[1], done)
+        follow()
         if after is not None:
             after(positions.run)
         if call.by_row is not None and positions.run < call.nfe:
             call.by_row.go(positions.run)
     return samples_of(segment, workspace)
+
+
+def following(
+    segment: Segment, workspace: Workspace, positions: Positions, on_step: Callable[[Step], Any] | None
+) -> Callable[[], bool]:
+    """Before rows: what is to follow them, the known part and on_step. That says whether it changed the states.
+
+    What is returned raises what `run_segment` says of `on_step`.
+    """
+    call = segment.call
+    seen = None if on_step is None else (workspace.registers.y.clone(), positions.rows())
+    done = positions.next_rows() if call.origin.known is not None else []
+
+    def follow() -> bool:
+        if done:
+            workspace.put_known(call, done, positions.left(), positions.next_rows())
+        if on_step is None or seen is None:
+            return bool(done)
+        changed = _step(segment, workspace, positions.run - 1, *seen).show(on_step)
+        if isinstance(changed, NO_STATE):
+            return bool(done)
+        _go_on_from(changed, segment, workspace, positions, seen[1], done)
+        return True
+
+    return follow
 
 
 def _go_on_from(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -132,6 +132,38 @@ class Workspace:
         kept = min(len(r.slots), len(snapshot.slots))
         r.x[:, : r.n], r.y[:, : r.n] = arranged(snapshot.x), arranged(snapshot.y)
         r.slots[:kept, :, : r.n] = arranged(snapshot.slots[:kept])
+
+    @cached_property
+    def lanes(self) -> tuple[tuple[Tensor, ...], ...]:
+        """For each sample views of all that is its own, in one order for all buffers of a form."""
+        return tuple([tuple(self._lane(b)) for b in range(self.spec.batch)])
+
+    def _lane(self, b: int) -> Iterator[Tensor]:
+        r = self.registers
+        yield from (r.x[b], r.y[b], r.slots[:, b], r.row[b], r.seeds[b], r.first_bad[b])
+        for place in range(b, r.cfg_copies * r.batch, r.batch):
+            yield r.t[place]
+            if r.net_in is not None:
+                yield r.net_in[place]
+
+    def put(self, b: int, other: Workspace, sample: int) -> None:
+        """In place of sample b one of other buffers, which may be these; they differ in batch and table at most."""
+        torch._foreach_copy_(self.lanes[b], other.lanes[sample])
+
+    def put_first(self, count: int, other: Workspace) -> None:
+        """In place of the first samples those of other buffers, which differ in batch, cfg_copies and table at most."""
+        r, old = self.registers, other.registers
+        pairs = [(r.slots[:, :count], old.slots[:, :count])]
+        pairs += [
+            (own[:count], its[:count])
+            for own, its in ((r.x, old.x), (r.y, old.y), (r.row, old.row), (r.seeds, old.seeds))
+        ]
+        pairs.append((r.first_bad[:count], old.first_bad[:count]))
+        for copy in range(0, r.cfg_copies * r.batch, r.batch):
+            pairs.append((r.t[copy : copy + count], old.t[:count]))
+            if r.net_in is not None and old.net_in is not None:
+                pairs.append((r.net_in[copy : copy + count], old.net_in[:count]))
+        torch._foreach_copy_([own for own, _ in pairs], [its for _, its in pairs])
 
     def feed(self, rows: Sequence[Row]) -> None:
         """The network's input for each sample's next row, where the state was not changed by the row operation."""

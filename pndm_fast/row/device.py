@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,11 +35,26 @@ def staged(memory: Tensor) -> Iterator[np.ndarray[Any, Any]]:
     memory.copy_(host, non_blocking=memory.is_cuda)  # torch keeps pinned memory until the copy is done
 
 
-def fetch(*tensors: Tensor) -> Callable[[], list[Any]]:
-    """Begin to read tensors of one device; what is returned waits for that alone, and gives their numbers as lists."""
+class Fetched(NamedTuple):
+    """Numbers on their way to the host.
+
+    Attributes:
+        wait: waits for them alone, and gives each tensor's as a list; ready: whether they are there.
+    """
+
+    wait: Callable[[], list[Any]]
+    ready: Callable[[], bool]
+
+    def __call__(self) -> list[Any]:
+        """`wait`."""
+        return self.wait()
+
+
+def fetch(*tensors: Tensor) -> Fetched:
+    """Begin to read tensors of one device."""
     if tensors[0].device.type != "cuda":
         numbers = [tensor.tolist() for tensor in tensors]
-        return lambda: numbers
+        return Fetched(lambda: numbers, lambda: True)
     pinned = tuple([torch.empty(t.shape, dtype=t.dtype, device="cpu", pin_memory=True) for t in tensors])
     for target, tensor in zip(pinned, tensors, strict=True):
         target.copy_(tensor, non_blocking=True)
@@ -50,4 +65,4 @@ def fetch(*tensors: Tensor) -> Callable[[], list[Any]]:
         event.synchronize()
         return [tensor.tolist() for tensor in pinned]
 
-    return wait
+    return Fetched(wait, lambda: bool(event.query()))

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from pndm_fast.loop import nvtx
+from pndm_fast.loop import conditioning, nvtx
+from pndm_fast.loop.evaluation import Trees
 from pndm_fast.loop.learn import first_call
 from pndm_fast.loop.positions import Positions
 from pndm_fast.loop.results import Cancel, Report
@@ -21,10 +22,12 @@ from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.workspace import BufferSpec, OutputSpec, Workspace
 from pndm_fast.plan.checks import choose
 from pndm_fast.row.device import stream_of
+from pndm_fast.row.table import LAYOUTS
 from pndm_fast.runtime.cache import Cache
 from pndm_fast.runtime.capture import CannotCapture, release
-from pndm_fast.runtime.cuda import Cuda, Event, cuda_of
-from pndm_fast.runtime.graphs import AUTO, AUTO_REASON, GRAPHS, MODES, Graph, Pool, graph_key, modules_of
+from pndm_fast.runtime.cuda import Cuda, Event
+from pndm_fast.runtime.cuda import cuda_of as cuda_of  # the engine asks here, as this module does
+from pndm_fast.runtime.graphs import AUTO, AUTO_REASON, GRAPHS, MODES, Graph, Pool, graph_key, graph_spec, modules_of
 
 
 class Executor(NamedTuple):
@@ -126,7 +129,7 @@ def _take_graph(cuda: Cuda, cache: Cache, segment: Segment, asked: str, concurre
 
     def make(replaces: bool) -> Graph:
         nonlocal first_calls
-        graph = Graph(cuda, segment, output, modes)
+        graph = Graph(cuda, segment, graph_spec(segment, output), modes)
         first_calls += graph.calls
         cache.captured(key, replaces)
         return graph
@@ -166,13 +169,88 @@ def _graphed(taken: _Taken) -> Iterator[Executor]:
             taken.pool.give(graph if ended else None)
 
 
-def _output_spec(cache: Cache, segment: Segment) -> tuple[OutputSpec, int]:
+class Held(NamedTuple):
+    """An executor that its holder has for as long as it likes, for samples that it puts there itself.
+
+    Attributes:
+        executor: its segment is the one that it was made with.
+        trees: the network's arguments besides x and t, in place.
+        stale: whether a graph reads tensors that the network has no more.
+    """
+
+    executor: Executor
+    trees: Trees
+    stale: Callable[[], bool]
+
+
+def hold(cache: Cache, segment: Segment, lines: int, graph: str) -> Held:
+    """For any plans of the segment's layout and for requests with other conditioning of its form.
+
+    Args:
+        lines: of the table.
+
+    Raises:
+        ValueError: a graph mode was named and cannot be had, with the reason.
+    """
+    cuda = None if graph == "eager" else cuda_of(segment.device)
+    reason = "graph='eager'" if graph == "eager" else _need(segment.device)
+    if cuda is not None:
+        release()
+        try:
+            return _held_graph(cuda, cache, segment, lines)
+        except CannotCapture as refusal:
+            if graph in MODES:
+                raise ValueError(f"graph {graph!r} cannot be had: {refusal}") from refusal
+            reason = str(refusal)
+    output, _ = _output_spec(cache, segment, capture=False)
+    segment = segment.as_learned(output)
+    workspace = Workspace(held_spec(segment, output, lines))
+    trees = conditioning.copied(segment.evaluation.marked)
+    segment.begin(workspace)
+    evaluate = segment.evaluation.bind(workspace, trees)
+    run = eager_rows(segment, workspace, Positions((), ()), evaluate, None)
+    return Held(Executor(segment, workspace, run, reason=reason, copied=workspace.copied), trees, lambda: False)
+
+
+def _held_graph(cuda: Cuda, cache: Cache, segment: Segment, lines: int) -> Held:
+    output, _ = _output_spec(cache, segment)
+    segment = segment.as_learned(output)
+    key = graph_key(segment, output)
+    refused = cache.refused.peek(key)
+    if refused is not None:
+        raise CannotCapture(refused)
+    try:
+        graph = Graph(cuda, segment, held_spec(segment, output, lines), ("replay",))
+    except CannotCapture as refusal:
+        cache.refuse(key, refusal)
+        raise
+    cache.captured(key, False)
+
+    def rows(count: int) -> None:
+        graph.launch(count)
+        graph.end()  # whenever it is dropped
+
+    found = "replay", "", graph.bytes, graph.nodes
+    executor = Executor(segment, graph.workspace, rows, 0, *found, copied=graph.copied)
+    return Held(executor, graph.trees, graph.stale)
+
+
+def held_spec(segment: Segment, output: OutputSpec, lines: int) -> BufferSpec:
+    """Buffers that any plan of the layout finds room in; the network's input is apart, and slots hold any output."""
+    spec = segment.buffers(output)
+    width = spec.table[1]
+    state = segment.call.state_dtype
+    return spec._replace(slots=LAYOUTS[width].slots, direct=False, slot=state, table=(lines, width))
+
+
+def _output_spec(cache: Cache, segment: Segment, capture: bool = True) -> tuple[OutputSpec, int]:
     """What is known of the network's outputs, or a first call's news with the network calls that it took."""
     key = _output_key(segment)
     known = cache.outputs.peek(key)
     if known is not None:
         return known, 0
-    modules_of(segment)  # what shows without a network call is refused before the first
+    if capture:
+        modules_of(segment)  # what shows without a network call is refused before the first
     told = first_call(segment, None, Workspace)
     cache.outputs.put(key, told.spec)
     return told.spec, told.refused + told.segment.evaluation.calls
@@ -193,7 +271,7 @@ def _eager(cache: Cache, segment: Segment, positions: Positions, reason: str) ->
 
     def take(spec: BufferSpec) -> Workspace:
         nonlocal idle
-        idle = _idle(cache, spec)
+        idle = idle_workspaces(cache, spec)
         try:
             return idle.pop()
         except IndexError:
@@ -209,7 +287,8 @@ def _eager(cache: Cache, segment: Segment, positions: Positions, reason: str) ->
         idle.append(told.workspace)
 
 
-def _idle(cache: Cache, spec: BufferSpec) -> deque[Workspace]:
+def idle_workspaces(cache: Cache, spec: BufferSpec) -> deque[Workspace]:
+    """Buffers of a form that nobody uses."""
     # buffers go back while their last kernels may still run: only the same stream may take them up
     return cache.idle.get((spec, stream_of(spec.device)), deque)
 

@@ -112,12 +112,12 @@ class Graph:
     """One captured iteration with its buffers: one trajectory at a time.
 
     Args:
-        segment: whose network, buffers and first rows it is captured with.
+        segment: whose network and first rows it is captured with; spec: of its buffers.
         modes: of `while` and `replay`, the ones to try, best first.
 
     Attributes:
         mode: the one that was possible; `reason`: why not those before it.
-        workspace: registers and the network's inputs.
+        workspace: registers and the network's inputs; trees: its other arguments.
         bytes: what capturing took of the device's memory; `nodes`: of the iteration, by type.
         copied: what network outputs are like that an iteration copies.
 
@@ -125,10 +125,10 @@ class Graph:
         CannotCapture: with the reason.
     """
 
-    def __init__(self, cuda: Cuda, segment: Segment, output: OutputSpec, modes: tuple[str, ...]) -> None:
+    def __init__(self, cuda: Cuda, segment: Segment, spec: BufferSpec, modes: tuple[str, ...]) -> None:
         self.cuda = cuda
         try:
-            self._make(segment, graph_spec(segment, output), modes)
+            self._make(segment, spec, modes)
         except torch.OutOfMemoryError as error:
             raise CannotCapture(f"out of memory: {_first_line(error)}", tries=math.inf) from error
 
@@ -137,18 +137,18 @@ class Graph:
         self.workspace = Workspace(spec)
         # network calls of each iteration: shared, for what is captured must not hold the graph
         self._made: list[int] = []
-        self._trees = conditioning.copied(segment.evaluation.marked)
+        self.trees = conditioning.copied(segment.evaluation.marked)
         self._budget = torch.zeros(1, dtype=torch.int32, device=spec.device)
         self._cancel = self.cuda.flag()
         self._cancelable = False  # whether a Cancel is linked to that flag: a loop reads it only then
         self._end: Event = self.cuda.event()
         with capturing(), nvtx.marked("capture"), self.cuda.aside(), no_autocast_cache(spec.device):
-            once = _iteration(segment, self.workspace, self._trees, self._made)
+            once = _iteration(segment, self.workspace, self.trees, self._made)
             wanted = self._warm_up(segment, once)
             captured = self._capture(once)
             self.copied = self.workspace.copied
             # first to last: the executable graph, what torch captured with its pool, the buffers that both name
-            buffers = self.workspace, self._trees, self._budget, self._cancel
+            buffers = self.workspace, self.trees, self._budget, self._cancel
             self._held: list[Any] = [None, captured, buffers]
             self._finalizer = weakref.finalize(self, retire, self._end, self._held)
             self._choose(captured.raw_cuda_graph(), segment, wanted, modes)
@@ -230,7 +230,7 @@ class Graph:
     def refill(self, segment: Segment) -> None:
         """Copy the conditioning of the row under way to where the graph reads it."""
         if any(segment.evaluation.trees):
-            conditioning.refill(self._trees, segment.evaluation.marked)
+            conditioning.refill(self.trees, segment.evaluation.marked)
 
     @property
     def calls(self) -> int:

@@ -23,7 +23,7 @@ def progress_bar(show: bool, text: str, total: int) -> AbstractContextManager[Ca
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         with contextlib.suppress(ImportError):
             return _bar(text, total)
-    return contextlib.nullcontext(_lines(text, total))
+    return contextlib.nullcontext(progress_lines(text, total))
 
 
 _HIDDEN = contextlib.nullcontext(lambda: None)
@@ -44,7 +44,8 @@ def _bar(text: str, total: int) -> AbstractContextManager[Callable[[], None]]:
     return drawn()
 
 
-def _lines(text: str, total: int) -> Callable[[], None]:
+def progress_lines(text: str, total: int) -> Callable[[], None]:
+    """What `progress_bar` gives, in lines wherever they go: several calls may tell of themselves at once."""
     began = told = time.monotonic()
     done = 0
 

@@ -1,0 +1,861 @@
+"""`Worker`'s laws, on an engine without a network: each ticket ends once, and in what it was asked for."""
+
+import asyncio
+import concurrent.futures
+import gc
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from fake_engine import FakeEngine, request
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pndm_fast as pf
+from pndm_fast.engine.metrics import CLASSES, EDGES, QUANTILES, Metrics, Rate, Times
+from pndm_fast.engine.policy import foreseen
+from pndm_fast.engine.queue import Costs
+
+ENDS = ("finished", "failed", "cancelled", "missed")
+
+
+class Gate:
+    """A network that waits until it is let through, so many times."""
+
+    def __init__(self):
+        self._passes, self.entered, self.seen = threading.Semaphore(0), threading.Semaphore(0), []
+
+    def __call__(self, numbers):
+        self.seen.append(list(numbers))
+        self.entered.release()
+        assert self._passes.acquire(timeout=60)
+
+    def let(self, rows=2000):
+        self._passes.release(rows)
+
+    def wait(self, rows=1):
+        """Until it was called so often."""
+        for _ in range(rows):
+            assert self.entered.acquire(timeout=60)
+
+
+def value(ticket):
+    return ticket.result(timeout=60).samples.flatten().tolist()
+
+
+@pytest.fixture
+def gated():
+    """A worker whose network waits, and what lets it go on."""
+    gate = Gate()
+    worker = pf.Worker(FakeEngine(network=gate), max_queue=8)
+    yield worker, gate
+    gate.let()
+    worker.close(cancel=True)
+
+
+def test_each_gets_its_own_and_all_are_counted():
+    with pf.Worker(FakeEngine(bad=(7,))) as worker:
+        tickets = [worker.submit(request(rows, [seed, seed + 100])) for seed, rows in enumerate((5, 1, 8, 3, 2))]
+        assert [value(ticket) for ticket in tickets] == [[seed, seed + 100.0] for seed in range(5)]
+        with pytest.raises(ArithmeticError, match="bad: \\[7\\]"):
+            worker.submit(request(3, 7)).result(timeout=60)
+        worker.drain()
+        told = worker.metrics()
+    assert [told[end] for end in ENDS] == [5, 1, 0, 0] and told["submitted"] == 6
+    assert told["queue"] == told["running"] == 0 and sum(told["refused"].values()) == 0
+    assert told["rows"] == 2 * (5 + 1 + 8 + 3 + 2) + 3 and told["occupancy"] == told["rows"] / (4 * told["calls"])
+    assert told["wait"]["count"] == 6 and told["latency"]["0"]["count"] == 5 and told["late"] == 0
+
+
+def test_the_first_in_line_goes_first_and_knows_its_place(gated):
+    worker, gate = gated
+    running = worker.submit(request(1, range(4)))
+    gate.wait()
+    low = [worker.submit(request(1, range(4)), priority=-1) for _ in range(2)]
+    high = [worker.submit(request(1, range(4)), priority=3) for _ in range(2)]
+    assert running.position is None and running.running() and not low[0].running()
+    assert [ticket.position for ticket in (*high, *low)] == [0, 1, 2, 3]
+    assert high[0].cancel() and [ticket.position for ticket in (*high, *low)] == [None, 0, 1, 2]
+    gate.let()
+    worker.drain()
+    assert [numbers for (numbers,) in gate.seen] == [1, 4, 2, 3]  # the cancelled one never came to the engine
+    assert low[1].position is None and not low[1].running()
+
+
+def test_what_is_wrong_is_refused_where_it_is_submitted(gated):
+    worker, gate = gated
+    with pytest.raises(ValueError, match="plan must be given"):
+        worker.submit(pf.Request(seeds=[1]))
+    assert worker.drain(0) and worker.metrics()["refused"]["invalid"] == 1 and gate.seen == []
+
+
+# awaiting
+
+
+def test_tickets_are_awaited_in_any_loop_and_by_any_thread():
+    async def each(worker, seed):
+        return [(await worker.submit(request(3, seed + k))).samples.item() for k in range(3)]
+
+    async def together(worker):
+        tickets = [worker.submit(request(2, seed)) for seed in range(10)]
+        return [result.samples.item() for result in await asyncio.gather(*tickets)]
+
+    with pf.Worker(FakeEngine()) as worker, concurrent.futures.ThreadPoolExecutor(4) as pool:
+        told = [pool.submit(lambda seed=seed: asyncio.run(each(worker, seed))) for seed in range(4)]
+        assert [one.result(60) for one in told] == [[seed, seed + 1, seed + 2] for seed in range(4)]
+        assert asyncio.run(together(worker)) == list(range(10))
+        ticket = worker.submit(request(1, 5))
+        ticket.result(60)
+        assert asyncio.run(twice(ticket)) == [5, 5]
+
+
+async def twice(ticket):
+    return [(await ticket).samples.item() for _ in range(2)]
+
+
+def test_who_is_cancelled_while_awaiting_cancels_the_request(gated):
+    worker, gate = gated
+    ticket, other = worker.submit(request(50, 1)), worker.submit(request(2, 2))
+    gate.wait()
+
+    async def impatient():
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(ticket, 0.01)
+
+    asyncio.run(impatient())
+    assert ticket.cancelled()
+    gate.let()
+    assert value(other) == [2] and len(gate.seen) <= 3 and gate.seen[-1] == [2]
+
+
+def test_errors_come_to_who_awaits():
+    async def wait(worker):
+        with pytest.raises(ArithmeticError):
+            await worker.submit(request(3, 1))
+
+    with pf.Worker(FakeEngine(bad=(1,))) as worker:
+        asyncio.run(wait(worker))
+
+
+def test_tickets_are_futures_for_those_who_wait_for_many(gated):
+    worker, gate = gated
+    tickets = [worker.submit(request(3, range(2))) for _ in range(4)]
+    gate.wait()
+    called = []
+    for ticket in tickets:
+        ticket.add_done_callback(lambda done: called.append(done.cancelled()))
+    waiter = threading.Thread(target=lambda: called.append(concurrent.futures.wait(tickets, timeout=60).not_done))
+    waiter.start()
+    assert tickets[3].cancel() and tickets[0].cancel()
+    gate.let()
+    waiter.join(60)
+    assert sorted(map(str, called)) == ["False", "False", "True", "True", "set()"]
+    done = list(concurrent.futures.as_completed(tickets, timeout=60))
+    assert sorted(ticket.cancelled() for ticket in done) == [False, False, True, True]
+
+
+# cancelling
+
+
+def test_a_request_is_cancelled_while_it_waits_and_while_it_runs(gated):
+    worker, gate = gated
+    first, second = worker.submit(request(50, range(4))), worker.submit(request(2, range(4)))
+    gate.wait()
+    assert second.cancel() and second.cancel() and second.cancelled() and second.done()
+    assert first.cancel() and not first.running()
+    third = worker.submit(request(2, [9]))
+    gate.let()
+    assert value(third) == [9] and not third.cancel()
+    for ticket in (first, second):
+        with pytest.raises(concurrent.futures.CancelledError):
+            ticket.result()
+    assert worker.metrics()["cancelled"] == 2 and gate.seen == [[1], [3], [3]]
+
+
+def test_threads_that_cancel_at_once_are_one(gated):
+    worker, gate = gated
+    tickets, barrier = [worker.submit(request(50, 1)) for _ in range(4)], threading.Barrier(4)
+
+    def cancel():
+        for ticket in tickets:
+            barrier.wait()
+            assert ticket.cancel()
+
+    threads = [threading.Thread(target=cancel) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gate.let()
+    assert worker.drain(60) and worker.metrics()["cancelled"] == 4
+
+
+# deadlines
+
+
+def test_what_cannot_be_done_in_time_is_refused_at_once():
+    gate = Gate()
+    worker = pf.Worker(FakeEngine(network=gate, costs={1: 1.0, 4: 2.0}))
+    long = worker.submit(request(50, range(4)))
+    gate.wait()
+    with pytest.raises(pf.DeadlineMissed, match="of 100 s cannot be met: it takes about 104 s, 0 of 2 rows run"):
+        worker.submit(request(2, range(4)), deadline=100)
+    kept = worker.submit(request(2, range(4)), deadline=105, priority=-1)
+    with pytest.raises(pf.DeadlineMissed, match="about 108 s"):
+        worker.submit(request(2, range(4)), deadline=105, priority=-1)
+    before = worker.submit(request(2, range(4)), deadline=105)  # goes before that one
+    told = worker.metrics()
+    assert told["refused"]["deadline"] == 2 and told["queue"] == 2 and before.position == 0
+    gate.let()
+    worker.close()
+    assert value(long) == value(kept) == value(before) == [0, 1, 2, 3] and worker.metrics()["late"] == 0
+
+
+def test_what_is_known_of_costs_is_learned():
+    with pf.Worker(FakeEngine(network=lambda numbers: time.sleep(0.002))) as worker:
+        worker.submit(request(20, 5)).result(60)
+        with pytest.raises(pf.DeadlineMissed, match="cannot be met"):
+            worker.submit(request(50, 1), deadline=0.05)
+        assert value(worker.submit(request(1, 3), deadline=60)) == [3]
+
+
+@pytest.mark.parametrize("late", ["refuse", "end"])
+def test_what_waits_too_long_is_not_begun(late, gated):
+    worker, gate = gated
+    worker.submit(request(5, range(4)))
+    gate.wait()
+    ticket = worker.submit(request(3, 5), deadline=0.02, late=late)
+    time.sleep(0.03)
+    gate.let(5)
+    with pytest.raises(pf.DeadlineMissed, match="of 0.02 s has passed, 0 of 3 rows run"):
+        ticket.result(60)
+    worker.drain(60)
+    assert worker.metrics()["missed"] == 1 and all(numbers == [1] for numbers in gate.seen)
+
+
+def test_what_runs_is_ended_or_finished_late_as_asked(gated):
+    worker, gate = gated
+    ended = worker.submit(request(50, 1), deadline=0.05, late="end")
+    late = worker.submit(request(3, 2), deadline=0.05)
+    gate.wait()
+    gate.let(1)
+    gate.wait()
+    time.sleep(0.06)
+    gate.let()
+    with pytest.raises(pf.DeadlineMissed, match="has passed, 2 of 50 rows run"):
+        ended.result(60)
+    assert value(late) == [2]
+    worker.drain(60)
+    told = worker.metrics()
+    assert (told["missed"], told["late"], told["finished"]) == (1, 1, 1)
+    assert ended.deadline == late.deadline == 0.05
+
+
+def test_deadlines_of_what_is_done_are_forgotten():
+    """However far away they are."""
+    with pf.Worker(FakeEngine()) as worker:
+        for _ in range(30):
+            tickets = [worker.submit(request(1, 0), deadline=1e6) for _ in range(20)]
+            assert [value(ticket) for ticket in tickets] == [[0]] * 20
+        assert len(worker._service._own_clock) < 200
+
+
+# the bound
+
+
+def test_a_full_queue_refuses_loudly_and_recovers(gated):
+    worker, gate = gated
+    tickets = [worker.submit(request(2, seed)) for seed in range(12)]  # 4 lanes are idle, 8 may wait
+    with pytest.raises(pf.QueueFull, match="12 requests are waiting, and max_queue is 8") as full:
+        worker.submit(request(2, 99))
+    assert (full.value.length, full.value.bound) == (12, 8)
+    gate.wait()
+    for _ in range(3):
+        with pytest.raises(pf.QueueFull, match="8 requests are waiting"):
+            worker.submit(request(2, 99))
+    assert tickets[-1].cancel()
+    tickets[-1] = worker.submit(request(2, 11))
+    gate.let()
+    assert [value(ticket) for ticket in tickets] == [[seed] for seed in range(12)]
+    told = worker.metrics()
+    assert told["refused"]["queue_full"] == 4 and value(worker.submit(request(1, 5))) == [5]
+
+
+# previews
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_who_reads_gets_previews_of_every_so_many_rows(waits):
+    """A consumer that takes its time gets fewer, each the newest then, and only what it reads is made."""
+
+    async def read():
+        got = []
+        async for preview in ticket.previews(every=5):
+            got.append((preview.index, preview.nfe, preview.x0.flatten().tolist()))
+            await asyncio.sleep(0.02 if waits else 0)
+        return got
+
+    with pf.Worker(FakeEngine(network=lambda numbers: time.sleep(0.002))) as worker:
+        ticket = worker.submit(request(50, [3, 4]))
+        got = asyncio.run(read())
+        assert value(ticket) == [3, 4] and worker._service._engine.estimates == len(got)
+    indices = [index for index, _, _ in got]
+    assert all(nfe == 50 and x0 == [3, 4] for _, nfe, x0 in got) and indices == sorted(indices)
+    assert 0 < len(indices) <= 10 and indices[0] >= 4
+    assert len({(index + 1) // 5 for index in indices}) == len(indices)
+
+
+def test_who_never_reads_costs_nothing():
+    engine = FakeEngine()
+    with pf.Worker(engine) as worker:
+        tickets = [worker.submit(request(20, 3)) for _ in range(10)]
+        unread = [ticket.previews(every=1) for ticket in tickets]
+        assert [value(ticket) for ticket in tickets] == [[3]] * 10
+        worker.drain()
+        assert engine.estimates == 0 and list(unread[0]) == []
+        assert list(tickets[0].previews()) == []
+
+
+def test_consumers_of_one_ticket_have_their_own_pace(gated):
+    worker, gate = gated
+    ticket = worker.submit(request(50, 8))
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        read = [pool.submit(lambda every=every: [p.index for p in ticket.previews(every)]) for every in (1, 7, 20)]
+        while len(ticket._asking) < 3:
+            time.sleep(0.001)
+        for _ in range(50):
+            gate.let(1)
+            gate.wait()
+            time.sleep(0.001)
+        gate.let()
+        every_row, seventh, twentieth = (one.result(60) for one in read)
+    assert every_row[0] <= 1 and len(every_row) > 10 and every_row == sorted(set(every_row))
+    assert seventh[0] == 6 and len(seventh) <= 7 and twentieth[0] == 19 and len(twentieth) <= 2
+
+
+@pytest.mark.parametrize("end", ["cancel", "fail", "close"])
+def test_previews_end_with_the_request(end):
+    gate = Gate()
+    worker = pf.Worker(FakeEngine(network=gate, bad=(1,)))
+    ticket = worker.submit(request(2, 1))
+
+    async def read():
+        seen = [preview async for preview in ticket.previews(every=50)]
+        assert seen == []
+
+    reader = threading.Thread(target=lambda: asyncio.run(read()))
+    reader.start()
+    gate.wait()
+    if end == "cancel":
+        ticket.cancel()
+    if end == "close":
+        worker.close(cancel=True, timeout=0)
+    gate.let()
+    reader.join(60)
+    assert not reader.is_alive() and ticket.done() and worker.close(timeout=60)
+
+
+def test_who_stops_waiting_for_a_preview_may_ask_again(gated):
+    worker, gate = gated
+    ticket = worker.submit(request(5, 1))
+    gate.wait()
+
+    async def read():
+        previews = ticket.previews(every=2)
+        for _ in range(5):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(previews), 0.001)
+        assert len(ticket._asking) == 1 and not ticket.done()
+        gate.let(3)
+        return (await anext(previews)).index
+
+    assert asyncio.run(read()) in (1, 2)
+
+
+# ends
+
+
+def test_what_was_submitted_is_done_when_the_block_is_left():
+    with pf.Worker(FakeEngine(network=lambda numbers: time.sleep(0.0005))) as worker:
+        tickets = [worker.submit(request(8, seed)) for seed in range(12)]
+    assert all(ticket.done() for ticket in tickets) and [value(ticket) for ticket in tickets] == [
+        [k] for k in range(12)
+    ]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="the worker is closed"):
+            worker.submit(request(1))
+        assert worker.close() and worker.drain()
+    assert worker.metrics()["refused"]["closed"] == 2
+
+
+def test_an_exception_in_the_block_cancels():
+    gate = Gate()
+    with pytest.raises(KeyError), pf.Worker(FakeEngine(network=gate)) as worker:
+        tickets = [worker.submit(request(50, seed)) for seed in range(6)]
+        gate.let(60)
+        raise KeyError
+    assert all(ticket.cancelled() for ticket in tickets) and worker.metrics()["cancelled"] == 6
+
+
+def test_close_waits_or_cancels_as_asked(gated):
+    worker, gate = gated
+    tickets = [worker.submit(request(2, seed)) for seed in range(6)]
+    gate.wait()
+    assert not worker.close(timeout=0.01) and not worker.drain(0.01)
+    with pytest.raises(RuntimeError, match="the worker is closed"):
+        worker.submit(request(1))
+    assert not worker.close(cancel=True, timeout=0.01)  # a call of the network is not broken off
+    assert all(ticket.cancelled() for ticket in tickets) and worker.drain(60)
+    gate.let()
+    assert worker.close(timeout=60) and len(gate.seen) == 1
+
+
+def test_callbacks_may_submit_and_close_but_not_drain():
+    seen = []
+
+    def done(ticket):
+        try:
+            worker.drain()
+        except RuntimeError as error:
+            seen.append(str(error))
+        seen.append(worker.submit(request(1, 5)))
+        seen.append(worker.close())
+
+    with pf.Worker(FakeEngine()) as worker:
+        worker.submit(request(1, 4)).add_done_callback(done)
+        worker.drain(60)
+    said, ticket, ended = seen
+    assert "drain must not be called by a callback" in said and value(ticket) == [5] and ended is False
+
+
+def test_a_worker_that_nobody_has_ends_its_thread():
+    threads = threading.active_count()
+    assert value(pf.Worker(FakeEngine()).submit(request(3, 6))) == [6]
+    worker = pf.Worker(FakeEngine())
+    service = worker._service
+    ticket = worker.submit(request(2, 1))
+    del worker
+    assert value(ticket) == [1]
+    del ticket
+    gc.collect()
+    service._thread.join(60)
+    assert not service._thread.is_alive() and threading.active_count() <= threads
+
+
+# failures
+
+
+def test_a_network_that_fails_ends_its_batch_alone():
+    fail = iter([False, True] + [False] * 100)
+
+    def network(numbers):
+        if next(fail):
+            raise RuntimeError("no memory")
+
+    gate, engine = Gate(), FakeEngine(capacity=2)
+    engine.network = lambda numbers: (gate(numbers), network(numbers))
+    with pf.Worker(engine) as worker:
+        tickets = [worker.submit(request(3, seed)) for seed in range(4)]
+        gate.let()
+        for ticket in tickets[:2]:
+            with pytest.raises(RuntimeError, match="no memory"):
+                ticket.result(60)
+        assert [value(ticket) for ticket in tickets[2:]] == [[2], [3]]
+        worker.drain()
+        assert worker.metrics()["failed"] == 2 and worker.metrics()["finished"] == 2
+
+
+@pytest.mark.parametrize("error", [torch.AcceleratorError("illegal memory access"), SystemExit("killed")])
+def test_a_thread_that_ends_takes_all_with_it_and_says_why(error):
+    gate = Gate()
+
+    def network(numbers):
+        gate(numbers)
+        raise error
+
+    worker = pf.Worker(FakeEngine(network=network))
+    tickets = [worker.submit(request(5, seed)) for seed in range(9)]
+    previews = concurrent.futures.ThreadPoolExecutor(1).submit(lambda: list(tickets[0].previews(50)))
+    gate.let()
+    for ticket in tickets:
+        assert ticket.exception(60) is error
+    assert previews.result(60) == []
+    worker._service._thread.join(60)
+    with pytest.raises(pf.EngineDown, match=f"the engine is down: {type(error).__name__}: {error}") as down:
+        worker.submit(request(1))
+    assert down.value.__cause__ is error and worker.metrics()["refused"]["down"] == 1
+    assert worker.metrics()["failed"] == 9 and worker.drain(1) and worker.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_has_no_worker(gated):
+    worker, gate = gated
+    done = worker.submit(request(1, 3))
+    gate.wait()
+    gate.let(1)
+    value(done)
+    ticket = worker.submit(request(3, 1))
+    gate.wait()
+    child = os.fork()
+    if child == 0:  # which must not go on with pytest
+        said = []
+        for ask in (
+            lambda: worker.submit(request(1)),
+            ticket.result,
+            worker.metrics,
+            worker.drain,
+            lambda: ticket.position,
+        ):
+            try:
+                ask()
+            except RuntimeError as error:
+                said.append("forked" in str(error))
+        os._exit(0 if said == [True] * 5 and done.result().samples.item() == 3 and worker.close(timeout=1) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    gate.let()
+    assert value(ticket) == [1]
+
+
+EXIT = """
+import sys, time
+sys.path.append(sys.argv[1])
+from fake_engine import FakeEngine, request
+import pndm_fast as pf
+
+worker = pf.Worker(FakeEngine(network=lambda numbers: time.sleep(0.01)))
+tickets = [worker.submit(request(50, seed)) for seed in range(20)]
+tickets[0].add_done_callback(lambda ticket: print("cancelled" if ticket.cancelled() else "?", flush=True))
+time.sleep(0.05)
+"""
+
+
+@pytest.mark.slow
+def test_the_interpreter_ends_though_requests_run():
+    done = subprocess.run(
+        [sys.executable, "-c", EXIT, str(Path(__file__).parent)], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "cancelled\n", "")
+
+
+# numbers
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 9)), max_size=6),
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 9)), max_size=8),
+    st.integers(1, 4),
+)
+def test_when_a_newcomer_begins_is_as_predicted(running, ahead, needs):
+    """By an engine of 4 lanes that runs what is told, call by call."""
+    engine = FakeEngine(capacity=4)
+    begun, calls = [], 0
+    engine.on_begin = begun.append
+    plan = {n: pf.make_plan("ddim", steps=n, spacing="trailing") for n in range(1, 19)}
+    kept = []
+    for lanes, rows in running:
+        if sum(one for one, _ in kept) + lanes <= 4:
+            kept.append((lanes, rows))
+            engine.enter(engine.checked(pf.Request(plan=plan[rows], seeds=range(lanes)), 0))
+    if kept:
+        engine.step()
+    left = [(lanes, rows - 1) for lanes, rows in kept if rows > 1]
+    for lanes, rows in (*ahead, (needs, 1)):
+        last = engine.enter(engine.checked(pf.Request(plan=plan[rows], seeds=range(lanes)), 0))
+    while last not in begun:
+        engine.step()
+        calls += 1
+    assert foreseen(4, [*left, *ahead], needs, 3) == (calls - 1, calls + 2)
+
+
+def test_costs_follow_what_is_measured():
+    costs = Costs({})
+    assert costs.of(3) == costs.least() == 0
+    costs.add(4, 2.0)
+    assert costs.of(1) == costs.of(16) == costs.least() == 2.0
+    costs.add(1, 1.0)
+    for _ in range(100):
+        costs.add(4, 4.0)
+    assert costs.of(3) == pytest.approx(4.0, rel=1e-3) and costs.least() == 1.0
+
+
+def test_quantiles_are_within_a_bucket_of_the_exact_ones():
+    random.seed(0)
+    times, told = Times(), sorted(random.lognormvariate(-3, 1.5) for _ in range(5000))
+    for one in told:
+        times.add(one)
+    numbers = times.numbers()
+    assert numbers["count"] == 5000 and numbers["sum"] == pytest.approx(sum(told))
+    for q in QUANTILES:
+        exact = told[max(int(-(-q * 5000 // 1)) - 1, 0)]
+        assert exact <= numbers["quantiles"][q] <= exact * EDGES[1] / EDGES[0] * (1 + 1e-9)
+    assert numbers["buckets"] == [(edge, sum(one <= edge for one in told)) for edge in EDGES]
+    assert Times().quantile(0.5) != Times().quantile(0.5)  # NaN
+
+
+def test_a_rate_is_of_the_last_seconds():
+    now = [0.0]
+    rate = Rate(lambda: now[0])
+    for _ in range(100):
+        now[0] += 0.5
+        rate.add(5)
+    assert rate.per_second() == pytest.approx(10, rel=0.11)
+    now[0] += 11
+    assert rate.per_second() == 0
+
+
+def test_classes_are_bounded():
+    metrics = Metrics(4)
+    for priority in range(1000):
+        metrics.finished(priority, 0.5, late=False)
+    latency = metrics.numbers(0, 0)["latency"]
+    assert len(latency) == CLASSES + 1 and latency["other"]["count"] == 1000 - CLASSES
+
+
+# load
+
+
+def storm(worker, threads, requests, seed):
+    """Requests at random times from several threads, cancels and deadlines among them; [(wanted, ticket)]."""
+    made, refused = [], []
+
+    def submit(draw):
+        for _ in range(requests // threads):
+            seeds = [draw.randrange(10**6) for _ in range(draw.choice((1, 1, 1, 2, 4)))]
+            deadline = draw.choice((None, None, None, 1e-4, 0.02, 60.0))
+            try:
+                ticket = worker.submit(
+                    request(draw.choice((1, 2, 3, 5, 8, 20)), seeds, on_nan="mark"),
+                    priority=draw.choice((0, 0, 1)),
+                    deadline=deadline,
+                    late=draw.choice(("refuse", "end")),
+                )
+            except (pf.QueueFull, pf.DeadlineMissed) as error:
+                refused.append(error)
+                continue
+            made.append((seeds, ticket))
+            if draw.random() < 0.1:
+                draw.choice(made)[1].cancel()
+            if draw.random() < 0.05:
+                next(ticket.previews(every=draw.choice((1, 3))), None)
+            if draw.random() < 0.3:
+                time.sleep(draw.random() * 1e-3)
+
+    pool = [threading.Thread(target=submit, args=(random.Random(seed + k),)) for k in range(threads)]
+    for thread in pool:
+        thread.start()
+    for thread in pool:
+        thread.join()
+    return made, refused
+
+
+def test_none_is_lost_and_none_doubled_in_a_storm():
+    ended = []
+    with pf.Worker(FakeEngine(bad=tuple(range(0, 10**6, 50)))) as worker:
+        made, refused = storm(worker, threads=8, requests=480, seed=0)
+        for _, ticket in made:
+            ticket.add_done_callback(ended.append)
+        assert worker.drain(60)
+    told = worker.metrics()
+    assert len(made) + len(refused) == 480 == told["submitted"] + sum(told["refused"].values())
+    assert len(ended) == len(made) == len(set(ended)) == sum(told[end] for end in ENDS)
+    for seeds, ticket in made:
+        assert ticket.done()
+        if ticket.cancelled() or ticket.exception() is not None:
+            bad = any(seed % 50 == 0 for seed in seeds)
+            assert ticket.cancelled() or bad or isinstance(ticket.exception(), pf.DeadlineMissed)
+        else:
+            assert value(ticket) == [pytest.approx(float(seed)) for seed in seeds]
+
+
+def growth(worker, requests):
+    """Bytes that Python holds after so many requests, by hundreds."""
+    held, sizes = [], []
+    for k in range(requests):
+        held.append(worker.submit(request(2, 0), deadline=1e6 if k % 3 else None))
+        held[-1].previews()
+        if k % 4 == 0:
+            held[-1].cancel()
+        if len(held) == 100:
+            worker.drain(60)
+            held.clear()
+            gc.collect()
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    return sizes
+
+
+@pytest.mark.parametrize("requests", [2000, pytest.param(10_000, marks=pytest.mark.stress)])
+def test_nothing_grows(requests):
+    with pf.Worker(FakeEngine()) as worker:
+        growth(worker, 500)
+        tracemalloc.start()
+        try:
+            sizes = growth(worker, requests)
+        finally:
+            tracemalloc.stop()
+    middle, end = sizes[len(sizes) // 2], sizes[-1]
+    assert end - middle < 20_000, sizes  # 5,000 requests of which each leaves 8 bytes would be twice that
+
+
+@pytest.mark.parametrize("requests", [1000, pytest.param(20_000, marks=pytest.mark.stress)])
+def test_ten_times_too_many_are_refused_and_then_it_recovers(requests):
+    """Submitting outruns a network of 4 lanes by far; what waits never exceeds the bound, and all of it is done."""
+    most = 0
+    with pf.Worker(FakeEngine(network=lambda numbers: time.sleep(1e-4)), max_queue=16) as worker:
+        made, refused = [], 0
+        for seed in range(requests):
+            try:
+                made.append((seed, worker.submit(request(3, seed))))
+            except pf.QueueFull as full:
+                refused += 1
+                most = max(most, full.length)
+        assert worker.drain(60) and refused > requests / 4 and most <= 16 + 4
+        assert worker.metrics()["refused"]["queue_full"] == refused
+        assert all(value(ticket) == [seed] for seed, ticket in made)
+        for _ in range(4):
+            worker.drain(60)
+            assert [value(one) for one in [worker.submit(request(2, k)) for k in range(16)]] == [[k] for k in range(16)]
+
+
+def test_results_are_not_kept_by_the_worker():
+    with pf.Worker(FakeEngine()) as worker:
+        ticket = worker.submit(request(2, 3), deadline=1e5)
+        samples = weakref.ref(ticket.result(60).samples)
+        worker.drain(60)
+        value(worker.submit(request(1, 1)))  # the thread's own variables are another's now
+        gc.disable()
+        try:
+            del ticket
+            assert samples() is None
+        finally:
+            gc.enable()
+
+
+# the real engine
+
+SHAPE = (3, 8, 8)
+PLANS = [
+    pf.make_plan(solver, steps=steps, spacing="trailing", **options)
+    for solver, steps, options in (
+        ("ddim", 4, {}), ("unipc", 7, {}), ("f-pndm", 5, {}), ("dpmpp-2m-sde", 9, {}), ("deis", 12, {}),
+        ("ddim", 20, {"eta": 1.0}), ("heun", 3, {}),
+    )
+]  # fmt: skip
+
+
+def network(x, t, y=None):
+    """Sample by sample, so that a batch changes no bits."""
+    out = x * 0.3 + torch.sin(t * 0.01).view(-1, 1, 1, 1) * 0.1
+    return out if y is None else out + y.view(-1, 1, 1, 1) * 0.01
+
+
+def mixed(draw):
+    """A request of any kind."""
+    batch = draw.choice((1, 1, 1, 2, 3))
+    asked = {"plan": draw.choice(PLANS), "seeds": [draw.randrange(10**9) for _ in range(batch)]}
+    if draw.random() < 0.5:
+        asked["cond"] = {"y": torch.tensor([draw.uniform(-1, 1) for _ in range(batch)])}
+        if draw.random() < 0.5:
+            asked |= {"uncond": {"y": torch.zeros(batch)}, "guidance": draw.choice((1.5, 3.0, 7.5))}
+    if draw.random() < 0.1:
+        asked["start"] = pf.Image(torch.full((batch, *SHAPE), 0.25))
+    return pf.Request(**asked)
+
+
+def engine(**options):
+    return pf.Engine(network, shape=(options.pop("capacity", 8), *SHAPE), device="cpu", **options)
+
+
+@pytest.mark.filterwarnings("ignore:the grid starts")
+@pytest.mark.parametrize("count", [120, pytest.param(500, marks=pytest.mark.stress)])
+def test_in_a_storm_each_has_the_bytes_that_it_has_alone(count):
+    """From 8 threads at random times, cancels and deadlines among them: none lost, none doubled."""
+    alone, made, refused = pf.Sampler(network, PLANS[0], shape=(1, *SHAPE)), [], []
+
+    def submit(draw):
+        for _ in range(count // 8):
+            asked = mixed(draw)
+            try:
+                ticket = worker.submit(
+                    asked,
+                    priority=draw.choice((0, 0, 1)),
+                    deadline=draw.choice((None, None, None, 0.005, 60.0)),
+                    late=draw.choice(("refuse", "end")),
+                )
+            except (pf.QueueFull, pf.DeadlineMissed) as error:
+                refused.append(error)
+                continue
+            made.append((asked, ticket))
+            if draw.random() < 0.1:
+                draw.choice(made)[1].cancel()
+            if draw.random() < 0.1:
+                next(ticket.previews(every=2), None)
+            time.sleep(draw.random() * 2e-3)
+
+    with pf.Worker(engine(), max_queue=40) as worker:
+        threads = [threading.Thread(target=submit, args=(random.Random(seed),)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    told = worker.metrics()
+    assert len(made) + len(refused) == count // 8 * 8 == told["submitted"] + sum(told["refused"].values())
+    assert sum(told[end] for end in ENDS) == len(made) and told["failed"] == 0
+    finished = [(asked, ticket) for asked, ticket in made if not ticket.cancelled() and ticket.exception() is None]
+    assert len(finished) == told["finished"] > count / 3
+    for asked, ticket in finished:
+        assert torch.equal(ticket.result().samples, alone.run(asked).samples)
+    for _, ticket in made:
+        assert ticket.cancelled() or ticket.exception() is None or isinstance(ticket.exception(), pf.DeadlineMissed)
+
+
+@pytest.mark.filterwarnings("ignore:the grid starts")
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("alone", [False, True])
+def test_previews_are_the_estimates_that_a_call_alone_shows(own, alone):
+    """Of requests in a batch, or in none; with an `on_step` of their own too; samples of several lengths among them."""
+    plans, seeds = [PLANS[0], PLANS[5], PLANS[4]], [5, 6, 7]
+    source = {"noise_sampler": lambda index: torch.full((3, *SHAPE), 0.1 * index)} if alone else {}
+    wanted, steps, seen = {}, [], []
+    asked = pf.Request(plan=plans, seeds=seeds, **source)
+    watched = pf.Request(
+        plan=plans, seeds=seeds, **source, on_step=lambda step: wanted.__setitem__(step.index, step.x0)
+    )
+    samples = pf.Sampler(network, shape=(1, *SHAPE)).run(watched).samples
+    if own:
+        asked = pf.Request(plan=plans, seeds=seeds, **source, on_step=lambda step: steps.append(step.index))
+    with pf.Worker(engine()) as worker:
+        beside = worker.submit(pf.Request(plan=PLANS[5], seeds=[1]))
+        ticket = worker.submit(asked)
+        seen = list(ticket.previews())
+        assert torch.equal(ticket.result(60).samples, samples) and beside.result(60)
+    assert seen and all(torch.equal(one.x0, wanted[one.index]) and one.nfe == 20 for one in seen)
+    assert steps == (list(range(20)) if own else [])
+
+
+@pytest.mark.filterwarnings("ignore:the grid starts")
+def test_a_look_does_not_end_with_a_group():
+    """Guidance in an interval takes a request from one group to another, and back."""
+    seen, asked = [], pf.Request(
+        plan=PLANS[4], seeds=[3], cond={"y": torch.ones(1)}, uncond={"y": torch.zeros(1)},
+        guidance=pf.Guidance(2.0, interval=(0.3, 2.0)),
+    )  # fmt: skip
+    wanted = pf.Sampler(network, shape=(1, *SHAPE)).run(asked).samples
+    lanes = engine()
+    lanes.add(pf.Request(plan=PLANS[5], seeds=[1]))
+    lanes.step()  # a group that has run before
+    number, done = lanes.add(asked), []
+    while not done:
+        lanes.watch(number, lambda step: seen.append((step.index, step.x0.sum().item())))
+        before = lanes.done(number)
+        done = [ended for ended in lanes.step() if ended.id == number]
+        assert done or lanes.done(number) in (before, before + 1)
+    assert [index for index, _ in seen] == list(range(12)) and torch.equal(done[0].result.samples, wanted)

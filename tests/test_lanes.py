@@ -1,0 +1,482 @@
+"""The engine's law: whenever a request joins, and whoever is beside it, it comes to what it comes to alone."""
+
+import itertools
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lanecase import PLANS, SHAPE, alone, draws, network, other, plan, same, served
+
+import pndm_fast as pf
+from pndm_fast.demo import mnist_unet, null_class
+from pndm_fast.engine import groups
+from pndm_fast.engine.lines import FIRST, Lines
+from pndm_fast.engine.policy import Policy, Waiting, admitted
+from pndm_fast.loop.positions import Kind
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the grid starts"),
+    pytest.mark.filterwarnings("ignore:uncond has no effect"),
+    pytest.mark.filterwarnings("ignore:guidance has no effect"),
+]
+NETWORKS = (network, other)
+
+
+def pair(capacity=6, networks=NETWORKS, **options):
+    engine = pf.Engine(networks, shape=(capacity, *SHAPE), **options)
+    options = {name: value for name, value in options.items() if name not in ("buckets", "max_queue")}
+    return engine, pf.Sampler(networks, shape=(1, *SHAPE), **options)
+
+
+@pytest.mark.parametrize("backend, count", [("cpp", 12), ("reference", 4)])
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**31), capacity=st.sampled_from([3, 4, 7]), gap=st.integers(0, 4))
+def test_requests_of_all_kinds_at_any_time(backend, count, seed, capacity, gap):
+    engine, sampler = pair(capacity, backend=backend)
+    requests = draws(seed, count)
+    for ours, request in zip(served(engine, requests, [gap * i for i in range(count)]), requests, strict=True):
+        same(ours, alone(request, sampler))
+    assert engine.idle and not engine.running and not engine.waiting
+    assert engine.report()["lanes"] == 0 and engine.stats.finished == count
+
+
+def test_triton_too():
+    engine, sampler = pair(3, backend="triton")
+    words = {"plan": plan("ddpm", 2), "cond": {"shift": torch.ones(1)}}
+    requests = [pf.Request(seeds=[s], **words) for s in (1, 2)]
+    requests.append(pf.Request(seeds=[4], **words, uncond={"shift": torch.zeros(1)}, guidance=2.0))
+    for ours, request in zip(served(engine, requests, [0, 1, 1]), requests, strict=True):
+        same(ours, alone(request, sampler))
+
+
+def test_a_network_of_another_dtype_and_layout():
+    class Narrow:
+        dtype = torch.bfloat16
+
+        def __call__(self, x, t):
+            assert x.dtype is torch.bfloat16
+            return x.to(memory_format=torch.channels_last) * 0.5
+
+    engine, sampler = (made(Narrow(), PLANS["f-pndm"], shape=(5, 3, 8, 8)) for made in (pf.Engine, pf.Sampler))
+    requests = [pf.Request(seeds=[s, s + 1]) for s in range(4)]
+    for ours, request in zip(served(engine, requests, [0, 1, 5, 6]), requests, strict=True):
+        same(ours, sampler.run(request))
+
+
+@pytest.mark.parametrize("memory_format", [None, torch.channels_last])
+def test_channels_last_and_float64(memory_format):
+    engine, sampler = pair(5, networks=network, memory_format=memory_format)
+    state = torch.randn(2, *SHAPE, dtype=torch.float64)
+    requests = [pf.Request(plan=PLANS["unipc"], start=pf.State(state)), pf.Request(plan=PLANS["ddpm"], seeds=[3])]
+    requests.append(pf.Request(plan=PLANS["f-pndm"], start=pf.Inpaint(state.float(), state[0] > 0)))
+    for ours, request in zip(served(engine, requests, [0, 1, 1]), requests, strict=True):
+        same(ours, sampler.run(request))
+
+
+def test_phase_space_beside_the_plane():
+    from pndm_fast.phase_space import PSLD
+
+    phase = pf.make_plan("em", PSLD(), steps=40)
+    engine, sampler = pair(4)
+    requests = [pf.Request(plan=one, seeds=[s]) for s, one in enumerate([phase, PLANS["ddpm"], phase])]
+    for ours, request in zip(served(engine, requests, [0, 1, 2]), requests, strict=True):
+        same(ours, sampler.run(request))
+
+
+def test_the_packaged_network_with_fixed_batch():
+    model, short = mnist_unet(), plan("ddim", 2)
+    words = {"shape": (3, 1, 32, 32), "fixed_batch": 3}
+    engine, sampler = pf.Engine(model, short, **words), pf.Sampler(model, short, **words)
+
+    def asked(seed, digit, guidance=None):
+        cond = {"class_labels": torch.tensor([digit])}
+        uncond = {"class_labels": torch.tensor([null_class])} if guidance else None
+        return pf.Request(seeds=[seed], cond=cond, uncond=uncond, guidance=guidance)
+
+    requests = [asked(1, 3), asked(2, 5), asked(3, 7, 2.0)]
+    for ours, request in zip(served(engine, requests, [0, 1, 1]), requests, strict=True):
+        same(ours, sampler.run(request))
+    assert engine.buckets == (3,)
+
+
+# ---- what is watched
+
+
+def steps_of(seen, change=None, cancel_at=None):
+    def on_step(step):
+        rows = tuple(None if row is None else row.t for row in step.rows)
+        seen.append((step.index, step.nfe, rows, step.state.clone(), step.x0.clone()))
+        if step.index == cancel_at:
+            step.cancel()
+        return step.state * 0.5 if change is not None and step.index in change else None
+
+    return on_step
+
+
+@pytest.mark.parametrize("start", [None, pf.Inpaint(torch.ones(3, *SHAPE), torch.arange(4.0) / 3)])
+@pytest.mark.parametrize("change, cancel_at", [(None, None), ((0, 2, 4), None), (None, 2)])
+def test_on_step_sees_and_changes_what_it_does_alone(start, change, cancel_at):
+    plans = [plan("ddim", 6), plan("ddpm", 4), plan("ddim", 5)]
+    words = {"plan": plans, "seeds": [5, 6, 7], "start": start, "cond": {"shift": torch.arange(3.0)}}
+    guided = {"uncond": {"shift": torch.zeros(1)}, "guidance": pf.Guidance(2.0, interval=(0.5, 4.0))}
+    for more in ({}, guided):
+        engine, sampler = pair(6)
+        mine, theirs = [], []
+        watched = pf.Request(**words, **more, on_step=steps_of(mine, change, cancel_at))
+        company = [pf.Request(plan=PLANS["unipc"], seeds=[s], cond={"shift": torch.ones(1)}) for s in (1, 2)]
+        ours = served(engine, [company[0], watched, company[1]], [0, 1, 2])
+        same(ours[1], alone(pf.Request(**words, **more, on_step=steps_of(theirs, change, cancel_at)), sampler))
+        assert len(mine) == len(theirs)
+        for a, b in zip(mine, theirs, strict=True):
+            assert a[:3] == b[:3] and torch.equal(a[3], b[3]) and torch.equal(a[4], b[4])
+        for request, one in zip(company, ours[::2], strict=True):
+            same(one, sampler.run(request))
+
+
+def test_conditioning_is_asked_for_once_a_row():
+    asked, shifts = [], torch.randn(9, 2)
+
+    def cond(row):
+        asked.append(row)
+        return {"shift": shifts[row]}
+
+    engine, sampler = pair(4)
+    requests = [pf.Request(plan=PLANS["f-pndm"], seeds=[1], cond={"shift": torch.ones(1)})]
+    requests.append(pf.Request(plan=plan("ddim", 5), seeds=[8, 9], cond=cond))
+    ours = served(engine, requests, [0, 2])
+    assert asked == list(range(5))
+    for one, request in zip(ours, requests, strict=True):
+        same(one, sampler.run(request))
+    assert engine.stats.rows == max(PLANS["f-pndm"].nfe, 7)  # both were in one batch
+
+
+def test_progress_is_told_in_lines(capsys):
+    engine, _ = pair(2)
+    served(engine, [pf.Request(plan=plan("ddim", 10), seeds=[s], progress=True) for s in (1, 2)])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 20 and lines[-1].startswith("ddim: 10 of 10 network calls (100 %)")
+
+
+# ---- who ends for himself
+
+
+@pytest.mark.parametrize("on_nan", ["raise", "mark", "ignore"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_bad_request_is_bad_alone(on_nan, batch):
+    def poisoned(row):
+        return {"shift": torch.tensor([1.0, float("nan") if row == 2 else 0.0])[-batch:]}
+
+    words = {"plan": PLANS["f-pndm"], "uncond": {"shift": torch.zeros(1)}, "guidance": pf.Guidance(3.0, (0.1, 2.0))}
+    requests = [pf.Request(seeds=[s], cond={"shift": torch.ones(1)}, **words) for s in (1, 2)]
+    requests.insert(1, pf.Request(seeds=range(batch), cond=poisoned, on_nan=on_nan, **words))
+    engine, sampler = pair(5)
+    for ours, request in zip(served(engine, requests, [0, 1, 3]), requests, strict=True):
+        same(ours, alone(request, sampler))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"on_step": lambda step: 1 / (step.index - 2)},
+        {"on_step": lambda step: torch.ones(1) if step.index == 1 else None},
+        {"cond": lambda row: {"shift": torch.ones(1, 1 + (row == 2))}},
+        {"cond": lambda row: {"shift": torch.ones(1)} if row < 2 else None},
+        {"noise_sampler": lambda index: torch.full((1, *SHAPE), float("nan") if index == 4 else 1.0)},
+        {"plan": PLANS["f-pndm"], "on_step": lambda step: step.state},
+    ],
+    ids=["callback", "callback's state", "cond's form", "no cond", "noise", "no restart"],
+)
+def test_an_error_of_a_request_is_its_own(wrong):
+    words = {"plan": PLANS["ddpm"], "seeds": [3], "cond": {"shift": torch.ones(1)}} | wrong
+    company = [pf.Request(plan=PLANS["unipc"], seeds=[s], cond={"shift": torch.ones(1)}) for s in (1, 2)]
+    engine, sampler = pair(4)
+    ours = served(engine, [company[0], pf.Request(**words), company[1]], [0, 1, 2])
+    expected = alone(pf.Request(**words), sampler)
+    assert isinstance(expected, Exception)
+    same(ours[1], expected)
+    for request, one in zip(company, ours[::2], strict=True):
+        same(one, sampler.run(request))
+    assert engine.stats.failed == 1
+
+
+def test_what_the_network_raises_ends_its_batch_and_no_more():
+    broken = False
+
+    def fragile(x, t, shift=None, bias=None):
+        if broken and bias is None:
+            raise OSError("gone")
+        return network(x, t, shift, bias=bias)
+
+    engine, sampler = pair(4, networks=fragile)
+    request = pf.Request(plan=PLANS["ddpm"], seeds=[1], cond={"shift": torch.ones(1)})
+    apart = pf.Request(plan=PLANS["ddpm"], seeds=[2], cond={"bias": pf.Shared(torch.ones(4))})
+    ids = [engine.add(one) for one in (request, request, apart)]
+    engine.step()
+    broken = True
+    over = {one.id: one for one in engine.step()}
+    assert [type(over[i].error) for i in ids[:2]] == [OSError, OSError] and ids[2] not in over
+    (last,) = [one for _ in range(PLANS["ddpm"].nfe) for one in engine.step()]
+    same(last.result, sampler.run(apart))
+    broken = False
+    same(served(engine, [request])[0], sampler.run(request))
+
+
+def test_ctrl_c_in_the_network_goes_through_and_loses_nobody():
+    def interrupted(x, t):
+        if interrupt:
+            raise KeyboardInterrupt
+        return network(x, t)
+
+    interrupt = False
+    engine, sampler = pair(4, networks=interrupted)
+    request = pf.Request(plan=PLANS["ddpm"], seeds=[1])
+    first = engine.add(request)
+    engine.step()
+    interrupt = True
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    interrupt = False
+    (over,) = engine.step()
+    assert over.id == first and isinstance(over.error, KeyboardInterrupt) and engine.idle
+    same(served(engine, [request])[0], sampler.run(request))
+
+
+@pytest.mark.parametrize("more", [{}, {"noise_sampler": lambda index: torch.ones(1, *SHAPE)}])
+def test_cancelling(more):
+    engine, sampler = pair(2)
+    cancel = [pf.Cancel() for _ in range(3)]
+    words = {"plan": PLANS["ddpm"]}
+    ids = [engine.add(pf.Request(seeds=[s], cancel=cancel[s], **words, **more)) for s in range(3)]
+    asked = engine.add(pf.Request(seeds=[9], **words))
+    assert engine.step() == [] and (engine.running, engine.waiting) == (2, 2)
+    cancel[0].set()
+    cancel[2].set()
+    over = {one.id: one.error for one in engine.step()}
+    assert over.keys() == {ids[0], ids[2]} and over[ids[2]].index == -1 and over[ids[2]].state is None
+    states = []
+    sampler.run(pf.Request(seeds=[0], on_step=lambda step: states.append(step.state), **words, **more))
+    assert over[ids[0]].index == 0 and torch.equal(over[ids[0]].state, states[0])
+    assert engine.cancel(asked) and not engine.cancel(1234)
+    over = [one for _ in range(20) for one in engine.step()]
+    assert [one.id for one in over] == [asked, ids[1]] and engine.idle and engine.stats.cancelled == 3
+    assert isinstance(over[0].error, pf.Cancelled)
+    same(over[1].result, sampler.run(pf.Request(seeds=[1], **words, **more)))
+    assert not engine.cancel(ids[1])
+
+
+def test_cancelled_in_line():
+    engine, _ = pair(1)
+    first, second = (engine.add(pf.Request(plan=PLANS["ddpm"], seeds=[s])) for s in (1, 2))
+    engine.step()
+    assert engine.cancel(second)
+    (over,) = engine.step()
+    assert over.id == second and "cancelled before its first row" in str(over.error)
+    assert [one.id for _ in range(9) for one in engine.step()] == [first]
+
+
+def test_a_running_request_is_cancelled_from_another_thread():
+    engine, sampler = pair(2)
+    one = engine.add(pf.Request(plan=PLANS["f-pndm"], seeds=[5, 6]))
+    engine.step()
+    engine.step()
+    thread = threading.Thread(target=engine.cancel, args=[one])
+    thread.start()
+    thread.join()
+    (over,) = engine.step()
+    states = []
+    sampler.run(pf.Request(plan=PLANS["f-pndm"], seeds=[5, 6], on_step=lambda step: states.append(step.state)))
+    assert over.error.index == 1 and torch.equal(over.error.state, states[1])
+
+
+# ---- who runs
+
+
+class Counting:
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, x, t, shift=None):
+        self.batches.append(len(x))
+        return network(x, t, shift)
+
+
+def test_idle_lanes_cost_no_network_work():
+    counting = Counting()
+    engine = pf.Engine(counting, shape=(8, *SHAPE))
+    lengths = [2, 3, 5, 9]
+    requests = [pf.Request(plan=plan("ddim", n), seeds=[n, n + 1]) for n in lengths]
+    served(engine, requests)
+    warm = [8, 4, 2]  # one more call for each new size
+    sizes = [8] * 2 + [8] * 1 + [4] * 2 + [2] * 4  # of 8, 6, 4 and 2 samples
+    assert sorted(counting.batches) == sorted(warm + sizes)
+    assert engine.stats.lane_rows == 2 * sum(lengths) and engine.stats.places == sum(sizes)
+    assert engine.stats.rows == len(sizes) == engine.stats.network_calls
+
+
+def test_the_first_in_line_never_waits_and_nobody_starves():
+    engine, _ = pair(2, networks=network)
+    guided = {"cond": {"shift": torch.ones(1)}, "uncond": {"shift": torch.zeros(1)}, "guidance": 2.0}
+    order = []
+    kinds = [{}, guided, {}, guided, {}]
+    ids = [engine.add(pf.Request(plan=plan("ddim", 4), seeds=[i], **kinds[i])) for i in range(5)]
+    while not engine.idle:
+        order += [one.id for one in engine.step()]
+    assert order == ids
+    assert engine.stats.rows == 5 * 4
+
+
+def test_priority_goes_first_and_a_large_request_is_not_overtaken():
+    engine, _ = pair(2, networks=network)
+    five = plan("ddim", 5)
+    first = engine.add(pf.Request(plan=five, seeds=[0]))
+    engine.step()
+    large = engine.add(pf.Request(plan=five, seeds=[1, 2]))
+    small = engine.add(pf.Request(plan=five, seeds=[3]))
+    urgent = engine.add(pf.Request(plan=five, seeds=[4]), priority=1)
+    order = [one.id for _ in range(30) for one in engine.step()]
+    assert order == [first, urgent, large, small]
+
+
+def test_costs_decide_how_many_run():
+    assert Policy({1: 1.0, 2: 2.0, 4: 4.0}).lanes() == 1
+    assert Policy({1: 1.0, 2: 1.1, 4: 1.3, 8: 2.7}).lanes() == 4
+    assert Policy({1: 1.0, 2: 1.0, 4: None}).lanes() == 4
+    assert [Policy({1: 1.0, 2: 1.0, 6: 1.0}).bucket(n) for n in (1, 2, 3, 6)] == [1, 2, 6, 6]
+    assert Policy({1: 1.0, 2: 1.5}).seconds(10, 2) == 15.0 and Policy({1: None}).seconds(10, 1) is None
+
+
+@pytest.mark.parametrize("law, most", [(lambda batch: batch, 1), (lambda batch: 1 + 0.05 * batch, 4)])
+def test_prepare_measures_how_many_run(monkeypatch, law, most):
+    clock = [0.0]
+
+    class Timed(Counting):
+        def __call__(self, x, t):
+            clock[0] += law(len(x))
+            return super().__call__(x, t)
+
+    monkeypatch.setattr(groups, "perf_counter", lambda: clock[0])
+    counting = Timed()
+    engine = pf.Engine(counting, plan("ddim", 4), shape=(4, *SHAPE))
+    engine.prepare()
+    counting.batches.clear()
+    ids = [engine.add(pf.Request(seeds=[s])) for s in range(4)]
+    over = [one.id for _ in range(16) for one in engine.step()]
+    assert over == ids and set(counting.batches) == {most}
+
+
+def test_prepare_makes_everything_beforehand():
+    counting = Counting()
+    engine = pf.Engine(counting, plan("ddim", 4), shape=(4, *SHAPE), buckets=[2, 4])
+    engine.prepare(pf.Request(cond={"shift": torch.ones(1)}))
+    assert set(counting.batches) == {1, 2, 4}  # 1 for `batch_error`
+    assert engine.batch_error == 0
+    counting.batches.clear()
+    served(engine, [pf.Request(seeds=[s], cond={"shift": torch.ones(1)}) for s in range(3)])
+    assert len(counting.batches) == engine.stats.rows
+
+
+@given(
+    running=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 9)), max_size=3),
+    line=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 9)), max_size=5),
+)
+def test_what_is_left_is_foreseen(running, line):
+    """With one batch size and one group the prediction is exact."""
+    engine = pf.Engine(network, shape=(3, *SHAPE), buckets=[3])
+    engine._groups._costs = {Kind(0, False): {3: 2.0}}
+    ids = []
+    for number, (batch, rows) in enumerate((*running, *line)):
+        ids.append(engine.add(pf.Request(plan=plan("ddim", rows), seeds=range(batch))))
+        if number < len(running):
+            engine.step()
+    foreseen = {i: engine.seconds_left(i) for i in ids}
+    engine._over.clear()
+    done, ended = 0, {i: 0 for i in ids if i not in engine._known}
+    while not engine.idle:
+        done += 1
+        ended |= {one.id: done for one in engine.step()}
+    assert foreseen == {i: 2.0 * rows for i, rows in ended.items()}
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.sampled_from("ab")), max_size=8),
+    st.dictionaries(st.sampled_from("ab"), st.integers(0, 3)),
+    st.integers(0, 8),
+)
+def test_admission(line, running, free):
+    """Nobody gets lanes that are not there; who is passed over is passed by other groups alone, and keeps its lanes."""
+    line, allowed = [Waiting(*one) for one in line], {"a": 2, "b": 4}
+    begin = admitted(line, running, allowed, free)
+    assert begin == sorted(begin) and sum(line[i].lanes for i in begin) <= free
+    for i, one in enumerate(line):
+        if i in begin:
+            assert sum(before.lanes for before in line[:i]) + one.lanes <= free
+            assert all(j in begin for j in range(i) if line[j].group == one.group)
+    if line and line[0].lanes <= free and not running.get(line[0].group):
+        assert begin[:1] == [0]
+
+
+@given(st.lists(st.integers(0, 5), max_size=60), st.integers(12, 40))
+def test_lines_of_plans_in_use_never_overlap(asked, rows):
+    plans = [plan("ddim", n) for n in (1, 2, 3, 5, 8, 4)]
+    lines, held = Lines(rows), []
+    for which, turn in zip(asked, itertools.cycle([0, 1, 0]), strict=False):
+        if turn and held:
+            lines.give(held.pop(which % len(held)))
+        entry = lines.take(plans[which])
+        if entry is None:
+            free = rows - FIRST - sum(one.end - one.base for one in set(held))
+            assert held and free < 8 + 3 * sum(1 for _ in set(held)) * 9  # else there was room, whatever the gaps
+            continue
+        held.append(entry)
+        taken = sorted({(one.base, one.end) for one in held})
+        assert taken[0][0] >= FIRST and taken[-1][1] <= rows
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(taken))
+        assert entry.plan is plans[which] and entry.end - entry.base == entry.plan.nfe + 1
+
+
+def test_more_plans_than_a_table_holds():
+    engine, sampler = pair(8, networks=network)
+    plans = [plan("ddim", 140 + i) for i in range(8)]
+    requests = [pf.Request(plan=one, seeds=[i]) for i, one in enumerate(plans)]
+    for ours, request in zip(served(engine, requests, [0, 1, 2, 3, 4, 5, 60, 70]), requests, strict=True):
+        same(ours, sampler.run(request))
+
+
+def test_many_plans_one_after_another_stay_in_one_table():
+    engine, sampler = pair(3, networks=network)
+    plans = [plan("ddim", 150 + i) for i in range(12)]
+    requests = [pf.Request(plan=one, seeds=[i]) for i, one in enumerate(plans)]
+    for ours, request in zip(served(engine, requests, [40 * i for i in range(12)]), requests, strict=True):
+        same(ours, sampler.run(request))
+    assert [group.lines.rows for group in engine._groups._groups.values()] == [1024]
+
+
+def test_groups_that_nobody_uses_are_dropped():
+    engine, sampler = pair(2, networks=network)
+    requests = [pf.Request(plan=plan("ddim", 2), seeds=[1], cond={"scale": float(i)}) for i in range(20)]
+    for ours, request in zip(served(engine, requests), requests, strict=True):
+        same(ours, sampler.run(request))
+    assert len(engine._groups._groups) <= 10
+
+
+# ---- the table of what is refused
+
+
+def test_a_full_line_refuses():
+    engine, _ = pair(2, max_queue=2)
+    for _ in range(2):
+        engine.add(pf.Request(plan=PLANS["ddpm"]))
+    with pytest.raises(pf.QueueFull, match="^2 requests are waiting, and max_queue is 2$"):
+        engine.add(pf.Request(plan=PLANS["ddpm"]))
+    engine.step()
+    engine.add(pf.Request(plan=PLANS["ddpm"]))
+
+
+def test_what_is_wrong_is_refused_before_anything_is_in_line():
+    engine, _ = pair(2)
+    for wrong in ({"seeds": range(3)}, {"seeds": -1}, {"cond": {"shift": torch.ones(5)}}, {"plan": None}):
+        with pytest.raises(ValueError):
+            engine.add(pf.Request(**({"plan": PLANS["ddpm"]} | wrong)))
+    assert engine.idle
