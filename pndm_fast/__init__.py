@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pndm_fast.solvers import SOLVERS
     from pndm_fast.solvers.like import plan_like, schedule_of
     from pndm_fast.solvers.make import make_plan
+    from pndm_fast.tuning.tune import tune
+    from pndm_fast.tuning.tuned import TunedPlan
 
 __version__ = "0.2.0.dev0"
 
@@ -55,6 +57,7 @@ _LATER = {
     "State": "loop.starts",
     "Step": "loop.results",
     "Thresholded": "loop.wrappers",
+    "TunedPlan": "tuning.tuned",
     "clear": "runtime.cache",
     "make_plan": "solvers.make",
     "nvtx_ranges": "loop.nvtx",
@@ -62,6 +65,7 @@ _LATER = {
     "plan_like": "solvers.like",
     "sample": "runtime.sample",
     "schedule_of": "solvers.like",
+    "tune": "tuning.tune",
 }
 _ROOMS = ("phase_space", "plan", "solvers")
 
@@ -91,6 +95,7 @@ __all__ = [
     "State",
     "Step",
     "Thresholded",
+    "TunedPlan",
     "clear",
     "make_plan",
     "nvtx_ranges",
@@ -100,6 +105,7 @@ __all__ = [
     "sample",
     "schedule_of",
     "solvers",
+    "tune",
 ]
 
 

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("plan", "solvers", "row", "loop", "runtime", "integrations", "cli")  # a room imports from its left alone
+ROOMS = (
+    "plan",
+    "solvers",
+    "row",
+    "loop",
+    "runtime",
+    "tuning",
+    "integrations",
+    "cli",
+)  # a room imports from its left alone
 # what stands beside the rooms counts as the room that it is made of or made for; "" is `pndm_fast` itself
 BESIDE = {"kernels": "row", "_C": "row", "phase_space": "loop", "demo": "cli", "": "cli"}
 FOLDERS = {room: ROOT / "pndm_fast" / room for room in ROOMS} | {"row/kernels": ROOT / "kernels"}
