@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
+from pndm_fast.loop.checks import FEW_ALPHA
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.plan.warn import Notice
@@ -37,7 +38,8 @@ Error = Callable[[Plan, range], float]  # of a plan's samples on these pairs
 def finalists(schedule: Schedule, prediction: str, nfe: int) -> dict[str, Plan]:
     """Every plan of that many calls that a solver gives on a grid, by what makes it; those that no grid allows are not.
 
-    They are tables without noise whose times decrease, one call a step.
+    They are tables without noise whose times decrease, one call a step. Grids that begin where much of the data is
+    left, of which a sampler warns, are none.
     """
     found = _made(schedule, prediction, nfe, AUTO, {})
     for (solver, options), spacing in product(SOLVERS, SPACINGS):
@@ -55,9 +57,12 @@ def _time(schedule: Schedule) -> float:
 def _made(schedule: Schedule, prediction: str, nfe: int, solver: str, options: dict[str, Any]) -> dict[str, Plan]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Notice)  # of grids that start late, or diverge: they lose here
+            warnings.simplefilter("ignore", Notice)  # of plans that diverge: they lose here
             plan = make_plan(solver, schedule, nfe=nfe, prediction=prediction, **options)
     except ValueError:  # no such grid on this schedule, or fewer steps than the solver needs
+        return {}
+    start = plan.start.position
+    if start.alpha > FEW_ALPHA * math.hypot(*start):
         return {}
     words = " ".join([plan.solver if solver == AUTO else solver, *[f"{k}={v}" for k, v in options.items()]])
     return {f"auto: {words}" if solver == AUTO else words: plan}

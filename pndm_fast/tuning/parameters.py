@@ -178,7 +178,8 @@ def _slopes(schedule: Schedule, times: Any, alpha: Any, sigma: Any) -> tuple[Any
     if schedule.scale == "flow":
         one = np.full_like(times, 1 / schedule.last)
         return -one, one
-    slope = np.array([schedule.log_alpha_slope(float(t)) for t in times])
+    # without data, alpha = 0, a state is at the first time, which stays
+    slope = np.array([schedule.log_alpha_slope(float(t)) if a > 0 else 0.0 for t, a in zip(times, alpha, strict=True)])
     return alpha * slope, -alpha * alpha * slope / sigma  # alpha^2 + sigma^2 = 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from pndm_fast.plan.coefficients import level
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.row import LARGEST
 from pndm_fast.plan.schedule import Schedule
+from pndm_fast.plan.warn import Notice
 from pndm_fast.runtime.progress import progress_bar
 from pndm_fast.runtime.sampler import Sampler
 from pndm_fast.tuning.calls import Caller, Pairs
@@ -74,7 +76,9 @@ class Task:
         """[len(indices)], of the plan as the engine runs it; what is not finite is as large as float32 goes."""
         values = []
         for chunk in chunks(indices, self.batch):
-            made = self.sampler.run(self.request(plan, chunk, on_nan="ignore")).samples
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Notice)  # of a rival that no guidance reaches, say
+                made = self.sampler.run(self.request(plan, chunk, on_nan="ignore")).samples
             with torch.no_grad():
                 values.append(self.loss(made, self.ends[list(chunk)].to(made.device)))
         return torch.cat(values).cpu().double().nan_to_num(nan=LARGEST, posinf=LARGEST)

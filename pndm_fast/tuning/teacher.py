@@ -48,7 +48,7 @@ class Folder:
     def save(self, name: str, tensors: dict[str, Tensor], words: dict[str, str]) -> None:
         """Keep them: whole or not at all."""
         with atomic_path(self.path / f"{name}.safetensors") as partial:
-            save_file({k: t.contiguous() for k, t in tensors.items()}, partial, metadata=words)
+            save_file({k: t.clone() for k, t in tensors.items()}, partial, metadata=words)
 
 
 def _check_key(file: Path, key: Mapping[str, Any]) -> None:
