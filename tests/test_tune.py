@@ -89,11 +89,26 @@ def test_a_killed_fit_ends_where_an_unbroken_one_does(tmp_path):
     got = tuned(last, iterations=30, folder=tmp_path / "broken")
     assert got.rows == wanted.rows and got.fitted["held_out"] == wanted.fitted["held_out"]
     assert got.fitted["validation"] == wanted.fitted["validation"] and last.calls < count.calls
-    for change, said in (({"seed": 1}, "seed"), ({"teacher": 41}, "teacher"), ({"rate": 0.02}, "rate")):
+    for change, said in (({"seed": 1}, "seed"), ({"teacher": 41}, "teacher"), ({"pairs": 300}, "pairs")):
         with pytest.raises(ValueError, match=f"of the same fit, got one with another {said}"):
-            tuned(count, folder=tmp_path / "broken", **{"iterations": 30, **change})
+            tuned(count, folder=tmp_path / "broken", **change)
     with pytest.raises(ValueError, match="another network"):
-        tuned(Mixture(seed=3), iterations=30, folder=tmp_path / "broken")
+        tuned(Mixture(seed=3), folder=tmp_path / "broken")
+    with pytest.raises(ValueError, match="other conditioning"):
+        tuned(MODEL, folder=tmp_path / "broken", cond={"label": torch.zeros(1)})
+    with pytest.raises(ValueError, match="resume must go on from the same fit, got a folder with another rate"):
+        tuned(MODEL, iterations=30, rate=0.02, folder=tmp_path / "broken")
+    (tmp_path / "broken" / "fit.json").write_text("3")
+    with pytest.raises(ValueError, match="of the same fit"):
+        tuned(MODEL, folder=tmp_path / "broken")
+
+
+def test_another_fit_takes_the_teachers_samples(tmp_path):
+    wanted = tuned(MODEL, iterations=10, folder=tmp_path)
+    other = Stopping(-1, None)
+    assert tuned(other, nfe=5, iterations=10, folder=tmp_path, resume=False).nfe == 5
+    again = tuned(MODEL, iterations=10, folder=tmp_path, resume=False)
+    assert again.rows == wanted.rows and other.calls < 40 * 9 + 200
 
 
 def test_ctrl_c_keeps_the_best_so_far():
@@ -185,7 +200,18 @@ def test_a_black_box():
     assert got.better and got.fitted["by"] == "optimal times and least squares" and "by gradient" in got.could_not[0]
     assert got.fitted["network"] is None and got.departs(black_box) is None
     assert got.departs(lambda x, t: 0.9 * black_box(x, t)) == "other outputs"
-    assert "could not: times" in got.summary()
+    assert "could not: told times" in got.summary() and got.could_not[0].endswith("its output carries none")
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+
+def test_a_network_without_a_backward_pass():
+    got = tuned(lambda x, t: Once.apply(MODEL(x, t)), nfe=5, iterations=5)
+    assert got.fitted["by"] == "optimal times and least squares" and "backward" in got.could_not[0]
 
 
 def test_a_network_that_hides_its_time():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -137,19 +137,36 @@ class Caller:
         return out.to(self.state)
 
 
-def differentiable(caller: Caller, pairs: Pairs, t: float) -> tuple[bool, bool]:
-    """Whether the network's output follows its input, and the time that it is told, for a gradient."""
+class Gradients(NamedTuple):
+    """Whether the network's output follows its input and the time it is told, for a gradient; and if not, why."""
+
+    of_x: bool
+    of_t: bool
+    why: str = ""
+
+
+def gradients(caller: Caller, pairs: Pairs, t: float) -> Gradients:
+    """Ask the network, by one call and its backward pass.
+
+    Raises:
+        RuntimeError: the network's own, which is not about gradients: it fails without them too, or memory is short.
+    """
     x = pairs.noise([0], caller.state).requires_grad_()
     told = torch.tensor(t, dtype=torch.float64, requires_grad=True)
+    call = caller.bound(pairs.trees([0]), None)
     try:
         with torch.enable_grad():
-            out = caller.bound(pairs.trees([0]), None)(x, told, 0)
+            out = call(x, told, 0)
             if not out.requires_grad:
-                return False, False
+                return Gradients(False, False, "its output carries none")
             of_x, of_t = torch.autograd.grad(out.sum(), (x, told), allow_unused=True)
-    except RuntimeError:  # no formula for a backward pass, in the words of whoever made the operation
-        return False, False
-    return of_x is not None, of_t is not None
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # no formula for a backward pass, in the words of whoever made the operation
+        with torch.no_grad():
+            call(x.detach(), told.detach(), 0)
+        return Gradients(False, False, str(error).partition("\n")[0])
+    return Gradients(of_x is not None, of_t is not None, "" if of_x is not None else "its output does not follow x")
 
 
 def probed(caller: Caller, pairs: Pairs, t: float) -> list[float]:

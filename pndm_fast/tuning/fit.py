@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ class Course:
         iterations: how many; None until minutes are known as a number of them.
         every: iterations between two validations, after which the checkpoint is written.
         times: whether times and told times are fitted.
+        loss, named: names of the loss, and of the plan that the fit starts at.
     """
 
     pairs: int
@@ -40,6 +42,13 @@ class Course:
     minutes: float | None
     every: int
     times: bool
+    loss: str
+    named: str = ""
+
+    def key(self, nfe: int) -> dict[str, Any]:
+        """What makes a fit this one: no checkpoint of another is gone on from."""
+        own = {name: getattr(self, name) for name in ("rate", "iterations", "minutes", "times", "loss", "named")}
+        return {"nfe": nfe, **own}
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +104,7 @@ def fit(
             if value < state.lowest:
                 state = replace(state, best=state.average, lowest=value)
             if folder is not None and state.total is not None:
-                save(state, folder)
+                save(state, folder, course.key(solver.nfe))
         yield state
 
 
@@ -142,20 +151,28 @@ def drawn(course: Course, iteration: int) -> list[int]:
     return found
 
 
-def save(state: State, folder: Folder) -> None:
-    """Write the state."""
+def save(state: State, folder: Folder, key: dict[str, Any]) -> None:
+    """Write the state, and what fit it is of."""
     vectors = {k: getattr(state, k) for k in ("vector", "mean", "square", "average", "best")}
     curve = torch.tensor(state.curve, dtype=torch.float64)
     own = state.lowest, state.seconds, state.total or 0, state.done, state.skipped
     numbers = torch.tensor(own, dtype=torch.float64)
-    folder.save(CHECKPOINT, {**vectors, "curve": curve, "numbers": numbers}, {})
+    folder.save(CHECKPOINT, {**vectors, "curve": curve, "numbers": numbers}, {"fit": json.dumps(key)})
 
 
-def load(folder: Folder) -> State | None:
-    """The state that was written, None where there is none."""
+def load(folder: Folder, key: dict[str, Any]) -> State | None:
+    """The state that was written, None where there is none.
+
+    Raises:
+        ValueError: it is of another fit.
+    """
     found = folder.load(CHECKPOINT)
     if found is None:
         return None
+    kept = json.loads(found[1].get("fit", "{}"))
+    other = [name for name in key if kept.get(name) != key[name]]
+    if other:
+        raise ValueError(f"resume must go on from the same fit, got a folder with another {', '.join(other)}")
     tensors: dict[str, Any] = found[0]
     curve = [(int(i), float(value)) for i, value in tensors.pop("curve").tolist()]
     lowest, seconds, total, done, skipped = tensors.pop("numbers").tolist()

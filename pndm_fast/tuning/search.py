@@ -15,7 +15,7 @@ from pndm_fast.plan.coefficients import log_snr
 from pndm_fast.plan.plan import Plan
 from pndm_fast.runtime.progress import progress_bar
 from pndm_fast.tuning.blackbox import LastRow, on_times, optimal_times
-from pndm_fast.tuning.calls import differentiable, probed
+from pndm_fast.tuning.calls import gradients, probed
 from pndm_fast.tuning.figures import compared
 from pndm_fast.tuning.fit import Course, fit, load, started
 from pndm_fast.tuning.parameters import Solver, coefficients, coefficients_of, start_of
@@ -27,7 +27,7 @@ from pndm_fast.tuning.tuned import TunedPlan
 GRID = 30  # times that optimal ones are chosen from
 PATHS = 16  # pairs whose paths they are chosen by
 REGRESSED = 256  # pairs that the last row is fitted on
-NO_GRADIENT = "times, told times and rows before the last by gradient: the network's output carries none"
+NO_GRADIENT = "told times, and rows before the last, by gradient: the network has none, for "
 NO_TIME = "times and told times: the network's output carries no gradient to the time it is told"
 
 
@@ -36,15 +36,15 @@ def search(task: Task, course: Course, name: str, named: Plan, *, resume: bool) 
     began = time.perf_counter()
     table = table_of(named, task.schedule)
     solver = Solver(task.schedule, task.prediction, float(table.times[0]), task.nfe)
-    of_x, of_t = differentiable(task.caller, task.pairs, float(table.told[len(table.told) // 2]))
+    of_x, of_t, why = gradients(task.caller, task.pairs, float(table.told[len(table.told) // 2]))
     told: dict[str, Any] = {"could_not": [], "iterations": 0, "interrupted": False}
     if of_x:
-        course = replace(course, times=of_t)
+        course = replace(course, times=of_t, named=name)
         told["could_not"] = [] if of_t else [NO_TIME]
         found, more = _by_gradient(task, solver, course, table, resume)
         told |= more
     else:
-        told |= {"by": "optimal times and least squares", "could_not": [NO_GRADIENT]}
+        told |= {"by": "optimal times and least squares", "could_not": [NO_GRADIENT + why]}
         found = _without_gradient(task, solver, table)
     return _judged(task, name, named, found, told, began)
 
@@ -52,7 +52,7 @@ def search(task: Task, course: Course, name: str, named: Plan, *, resume: bool) 
 def _by_gradient(
     task: Task, solver: Solver, course: Course, table: Table, resume: bool
 ) -> tuple[Table, dict[str, Any]]:
-    begin = load(task.folder) if task.folder is not None and resume else None
+    begin = load(task.folder, course.key(task.nfe)) if task.folder is not None and resume else None
     if begin is None:
         start, lowest = _lowest(task, [table, *_with_last_rows(task, solver, table)], solver)
         begin = started(start_of(start, solver), lowest, course)

@@ -18,12 +18,13 @@ from pndm_fast.plan.checks import check_type, shown
 from pndm_fast.plan.numbers import is_integer, is_number
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.schedule import Schedule
+from pndm_fast.runtime.progress import progress_bar
 from pndm_fast.runtime.sampler import Sampler
 from pndm_fast.solvers.make import make_plan
 from pndm_fast.tuning.calls import Caller, Conditioning, Pairs
 from pndm_fast.tuning.figures import Loss, loss_of
 from pndm_fast.tuning.fit import Course
-from pndm_fast.tuning.named import best, finalists, given
+from pndm_fast.tuning.named import KEPT, best, finalists, given
 from pndm_fast.tuning.search import search
 from pndm_fast.tuning.task import Task
 from pndm_fast.tuning.teacher import Folder
@@ -98,17 +99,15 @@ def tune(
     _check_counts(nfe=nfe, pairs=pairs, validation=validation, held_out=held_out, batch=batch)
     for name, value in (("recompute", recompute), ("resume", resume), ("progress", progress)):
         check_type(name, value, bool)
-    course = _course(nfe, pairs, batch, rate, seed, iterations, minutes)
     name, measure = loss_of(loss)
-    schedule, prediction = completed(model, schedule, prediction)
-    schedule, prediction = Schedule.linear() if schedule is None else schedule, prediction or "eps"
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule must be a Schedule, got {shown(schedule)}")
+    course = _course(pairs, batch, rate, seed, iterations, minutes, name)
+    schedule, prediction = _process(model, schedule, prediction)
     guide = _guidance(guidance, cond, uncond)
     plan = _teacher(teacher, schedule, prediction, nfe)
     plans = finalists(schedule, prediction, nfe) if rivals is None else given(rivals, schedule, prediction, nfe)
     sampler = Sampler(model, shape=shape, device=device, dtype=dtype)
     draws = Pairs(sampler.shape[1:], seed, cond, uncond, sampler.device)
+    counts = [pairs, validation, held_out, batch]
     task = Task(
         sampler=sampler,
         caller=_caller(model, guide, sampler),
@@ -118,16 +117,14 @@ def tune(
         guidance=guide,
         nfe=nfe,
         teacher=plan,
-        loss_name=name,
+        loss_name=course.loss,
         loss=measure,
         train=range(pairs),
         validate=range(pairs, pairs + validation),
         held_out=range(pairs + validation, pairs + validation + held_out),
         batch=batch,
         recompute=recompute,
-        folder=None
-        if folder is None
-        else Folder(folder, _key(model, draws, plan, guide, name, course, validation, held_out)),
+        folder=None if folder is None else Folder(folder, _key(model, draws, plan, guide, counts)),
         progress=progress,
     )
     return search(task, course, *_best(task, plans), resume=resume)
@@ -137,7 +134,14 @@ def _best(task: Task, plans: dict[str, Plan]) -> tuple[str, Plan]:
     """The named plan of the lowest loss on training noise, before anything is fitted."""
     if not plans:
         raise ValueError(f"rivals must be one plan or more, got none of {task.nfe} calls on {task.schedule.name}")
-    name, plan, _ = best(plans, lambda one, part: float(task.plan_losses(one, part).mean()), len(task.train))
+    with progress_bar(task.progress, "named plans", len(plans) + min(KEPT, len(plans)), "plans") as advance:
+
+        def error(plan: Plan, part: range) -> float:
+            value = float(task.plan_losses(plan, part).mean())
+            advance()
+            return value
+
+        name, plan, _ = best(plans, error, len(task.train))
     return name, plan
 
 
@@ -148,8 +152,16 @@ def _check_counts(**counts: Any) -> None:
             raise ValueError(f"{name} must be an integer in [{least}, {most}], got {shown(value)}")
 
 
+def _process(model: Any, schedule: Any, prediction: str | None) -> tuple[Schedule, str]:
+    schedule, prediction = completed(model, schedule, prediction)
+    schedule = Schedule.linear() if schedule is None else schedule
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule must be a Schedule, got {shown(schedule)}")
+    return schedule, prediction or "eps"
+
+
 def _course(
-    nfe: int, pairs: int, batch: int, rate: Any, seed: Any, iterations: int | None, minutes: float | None
+    pairs: int, batch: int, rate: Any, seed: Any, iterations: int | None, minutes: float | None, loss: str
 ) -> Course:
     if iterations is not None and minutes is not None:
         raise ValueError("minutes cannot go with iterations: either says how long the fit takes")
@@ -162,7 +174,7 @@ def _course(
         raise ValueError(f"seed must be an integer in [0, 2^63), got {shown(seed)}")
     total = 800 if minutes is None and iterations is None else iterations
     every = 20 if total is None else max(1, min(20, total // 10))
-    return Course(pairs, batch, float(rate), int(seed), total, minutes, every, times=True)
+    return Course(pairs, batch, float(rate), int(seed), total, minutes, every, times=True, loss=loss)
 
 
 def _guidance(guidance: Any, cond: Conditioning, uncond: Conditioning) -> Guidance | None:
@@ -198,10 +210,8 @@ def _caller(model: Any, guide: Guidance | None, sampler: Sampler) -> Caller:
     return Caller(own, guide, weaker, torch.float64 if exact else torch.float32)
 
 
-def _key(
-    model: Any, pairs: Pairs, teacher: Plan, guide: Guidance | None, loss: str, course: Course, *more: int
-) -> dict[str, Any]:
-    """What makes a fit this one: what is kept in a folder is of no other."""
+def _key(model: Any, pairs: Pairs, teacher: Plan, guide: Guidance | None, counts: list[int]) -> dict[str, Any]:
+    """What makes a teacher's samples these ones: a folder that holds others is not taken."""
     own = None if guide is None else [guide.scale, guide.interval and list(guide.interval), guide.rescale]
     return {
         "network": fingerprint(model),
@@ -209,9 +219,5 @@ def _key(
         "seed": pairs.seed,
         "guidance": own,
         "teacher": teacher.to_json(),
-        "loss": loss,
-        "pairs": [course.pairs, *more],
-        "batch": course.batch,
-        "rate": course.rate,
-        "length": [course.iterations, course.minutes],
+        "pairs, validation, held_out, batch": counts,
     }
