@@ -18,7 +18,7 @@ class Net(torch.nn.Module):
 
     def forward(self, x, t, class_labels=None):
         self.calls += torch.is_grad_enabled()
-        if self.calls == self.last:
+        if self.calls == self.last and torch.is_grad_enabled():
             raise KeyboardInterrupt
         label = None if class_labels is None else class_labels / 4
         return self.inner(x.flatten(1), t, label).view(x.shape)
