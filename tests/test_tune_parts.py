@@ -7,6 +7,7 @@ from tune_case import CASES, SHAPE, VP, Mixture, relative
 
 import pndm_fast as pf
 from pndm_fast.loop.network import denoiser_of
+from pndm_fast.plan.agree import departure
 from pndm_fast.plan.coefficients import level, to_store
 from pndm_fast.tuning.blackbox import LastRow, on_times, optimal_times
 from pndm_fast.tuning.calls import Caller, Pairs, joined
@@ -92,6 +93,17 @@ def test_named_plans_as_tables_and_as_parameters(case):
         again = coefficients(start_of(table, solver), solver).table()
         for one in ("times", "told", "p0", "a", "b"):
             np.testing.assert_allclose(getattr(again, one), getattr(table, one), rtol=1e-9, atol=1e-11, err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_told_is_on_the_networks_schedule(case):
+    """As far as a fit may move told times, a network that carries its schedule takes the plan."""
+    schedule, _, prediction = CASES[case]
+    solver = Solver(schedule, prediction, schedule.last, NFE)
+    for seed in range(20):
+        vector = random_vector(seed)
+        named(vector, NFE)["told"].copy_(torch.randn(NFE, generator=torch.Generator().manual_seed(seed)).sign())
+        assert departure(plan_of(coefficients(vector, solver).table(), schedule, prediction), schedule) is None
 
 
 def test_zero_terminal_snr():

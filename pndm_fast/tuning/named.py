@@ -27,7 +27,7 @@ SOLVERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("unipc", {"order": 2}),
     ("unipc", {"order": 3}),
 )
-SPACINGS = ("leading", "trailing", "logsnr", "karras")
+SPACINGS = ("leading", "trailing", "beta", "logsnr", "karras")
 LAST = 0.05  # sigma / alpha of the last call, besides the schedule's own end: what few calls on a noise grid want
 FIRST, SECOND = 16, 64  # pairs that all rivals are run on, and the best of them
 KEPT = 6
