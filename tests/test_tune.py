@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from tune_case import SHAPE, VP, Mixture, black_box, tuned
+from tune_case import CASES, SHAPE, VP, Mixture, black_box, tuned
 
 import pndm_fast as pf
 from pndm_fast.loop.fitted import difference, fingerprint
@@ -227,12 +227,16 @@ def test_minutes_are_iterations():
     assert got.fitted["iterations"] >= 5 and not got.fitted["interrupted"]
 
 
-def test_float64_and_flow(plan):
+def test_float64_and_flow():
     """A network in float64 on flow's schedule, with rivals of one's own, recomputed in the backward pass."""
-    from tune_case import CASES
-
     schedule, model, prediction = CASES["flow"]
     rivals = [pf.make_plan(s, schedule, nfe=4, prediction=prediction, spacing="trailing") for s in ("unipc", "ddim")]
     got = tuned(copy.deepcopy(model).double(), schedule=schedule, prediction=prediction, rivals=rivals, recompute=True,
                 iterations=60)  # fmt: skip
     assert got.better and got.fitted["named"]["plan"].startswith("rival") and got.prediction == "flow"
+
+
+def test_a_network_in_bfloat16():
+    """The state is float32 and the loss sees through the rounding; the plan is for the network in float32 too."""
+    got = tuned(copy.deepcopy(MODEL).bfloat16(), iterations=40)
+    assert got.better and got.departs(MODEL) is None and got.interval[1] < 0.6

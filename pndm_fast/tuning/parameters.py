@@ -14,8 +14,7 @@ from pndm_fast.plan.levels import Level
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.tuning.table import Table
 
-# what a step of the optimiser moves, relative to the learning rate: times 4 as in DyWeight-like trials on a small
-# network, where coefficients alone learned slower times than they could use
+# of the learning rate, for each kind of parameter; 4 for times as in trials on the packaged network
 PACE = {"theta": 4.0, "told": 4.0, "c": 1.0, "a": 1.0, "scale": 1.0}
 
 
