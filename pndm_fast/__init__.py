@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from pndm_fast.solvers import SOLVERS
     from pndm_fast.solvers.like import plan_like, schedule_of
     from pndm_fast.solvers.make import make_plan
+    from pndm_fast.tuning.tune import tune
+    from pndm_fast.tuning.tuned import TunedPlan
 
 __version__ = "0.2.0.dev0"
 
@@ -67,6 +69,7 @@ _LATER = {
     "Step": "loop.results",
     "Thresholded": "loop.wrappers",
     "Ticket": "engine.ticket",
+    "TunedPlan": "tuning.tuned",
     "Worker": "engine.worker",
     "clear": "runtime.cache",
     "make_plan": "solvers.make",
@@ -75,6 +78,7 @@ _LATER = {
     "plan_like": "solvers.like",
     "sample": "runtime.sample",
     "schedule_of": "solvers.like",
+    "tune": "tuning.tune",
 }
 _ROOMS = ("phase_space", "plan", "solvers")
 
@@ -111,6 +115,7 @@ __all__ = [
     "Step",
     "Thresholded",
     "Ticket",
+    "TunedPlan",
     "Worker",
     "clear",
     "make_plan",
@@ -121,6 +126,7 @@ __all__ = [
     "sample",
     "schedule_of",
     "solvers",
+    "tune",
 ]
 
 

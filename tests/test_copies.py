@@ -53,6 +53,7 @@ HELD = {
     "Shared": pf.Shared(X),
     "State": pf.State(X),
     "Thresholded": pf.Thresholded(Half().eval(), PLAN),
+    "TunedPlan": pf.TunedPlan(PLAN.rows, fitted={"better": False}),
 }
 # what else is public, and why it is not copied
 OTHERS = {
@@ -72,6 +73,7 @@ OTHERS = {
     "sample": "a function",
     "schedule_of": "a function",
     "solvers": "a module",
+    "tune": "a function",
 }
 MORE = {
     "PSLD": PSLD(gamma=0.02),

@@ -15,6 +15,7 @@ ROOMS = (
     "row",
     "loop",
     "runtime",
+    "tuning",
     "engine",
     "integrations",
     "cli",

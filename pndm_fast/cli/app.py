@@ -296,7 +296,50 @@ def plan(
     _say(json.dumps(made.plan.to_json()) if as_json else str(made.plan))
 
 
-def write_plan(plan: pf.Plan, path: str) -> None:
+@app.command()
+def tune(
+    model: given.Tuned = DEMO,
+    nfe: given.Calls = 5,
+    out: given.PlanOut = "plan.json",
+    trust: given.Trust = False,
+    shape: given.Shape = None,
+    prediction: given.Prediction = None,
+    schedule: given.ScheduleName = None,
+    classes: given.Classes = None,
+    guidance: given.Guidance = 1.0,
+    null_class: given.NullClass = None,
+    pairs: given.Pairs = None,
+    batch: given.FitBatch = None,
+    iterations: given.Iterations = None,
+    minutes: given.Minutes = None,
+    seed: given.FitSeed = 0,
+    resume: given.Resume = False,
+    device: given.Device = "auto",
+    dtype: given.Dtype = "fp32",
+    as_json: given.Json = False,
+    quiet: given.Quiet = False,
+) -> None:
+    """Fit a plan of few calls to a model: pndm-fast tune demo:mnist --nfe 5 --minutes 20 --out plan.json"""
+    from pndm_fast.cli.fits import FitSpec, fitted
+    from pndm_fast.cli.models import ModelArgs, find_device
+
+    network = ModelArgs(model, trust, parse_shape(shape), null_class, find_device(device), dtype)
+    lengths = {"pairs": pairs, "batch": batch, "iterations": iterations, "minutes": minutes}
+    told = tuple((name, value) for name, value in lengths.items() if value is not None)
+    words = Words(schedule=schedule, prediction=prediction)
+    spec = FitSpec(network, nfe, out, words, parse_classes(classes), guidance, seed, resume, told)
+    with orderly():
+        plan = fitted(spec, progress=not quiet and not as_json)
+    write_plan(plan, out, "--out")
+    summary = {"out": out, "nfe": plan.nfe, **(plan.fitted or {})}
+    if as_json:
+        _say(json.dumps(summary))
+    elif not quiet and sys.stdout is not None:
+        _say(plan.summary())
+    raise typer.Exit(INTERRUPTED if summary["interrupted"] else 0)
+
+
+def write_plan(plan: pf.Plan, path: str, option: str = "--save") -> None:
     """Into a file, whole or not at all.
 
     Raises:
@@ -308,7 +351,7 @@ def write_plan(plan: pf.Plan, path: str) -> None:
             plan.save(path)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
-        text = f"--save must be a file that can be written, got {path!r}: {error.strerror}"
+        text = f"{option} must be a file that can be written, got {path!r}: {error.strerror}"
         raise JobError(text) if full else UsageError(text) from error
 
 

@@ -81,6 +81,23 @@ Out = Annotated[str, _option(help="A sheet .png, an array .npz, or a folder for 
 Force = Annotated[bool, _option("--force", help="Replace what is there.")]
 OnNan = Annotated[str, _option(help="raise, mark (black, or left out of a folder) or ignore.", among=ON_NAN)]
 Quiet = Annotated[bool, _option("--quiet", help="Print errors and warnings alone.")]
+Tuned = Annotated[
+    str,
+    typer.Argument(
+        help=f"{', '.join(DEMOS[:1])}, or package.module:factory with --trust.",
+        autocompletion=complete.among(DEMOS[:1]),
+    ),
+]
+Calls = Annotated[int, _option("--nfe", help="Network calls of the plan, 2 to 10.")]
+PlanOut = Annotated[str, _option("--out", help="The plan's file; OUT.fit beside it keeps what a fit goes on from.")]
+Pairs = Annotated[int | None, _option(min=2, help="Noises that the fit learns from, default 1024.")]
+FitBatch = Annotated[int | None, _option("--batch", min=1, help="Pairs at a time, default 24.")]
+Iterations = Annotated[int | None, _option(min=1, help="Length of the fit, default 800.")]
+Minutes = Annotated[float | None, _option(help="Length of the fit in place of --iterations; the teacher comes before.")]
+FitSeed = Annotated[int, _option("--seed", help="Pair i has the noise of seed + i.")]
+Resume = Annotated[
+    bool, _option("--resume", help="Go on from OUT.fit; without it only the teacher's samples are kept.")
+]
 Named = Annotated[
     str | None, typer.Argument(help="A solver, --list shows them; or auto.", autocompletion=complete.solver)
 ]

@@ -64,7 +64,7 @@ class Job:
         check_components(spec.plan, (1, *self.model.shape))
         check_told(spec.plan, [self.model.net])
         images.to_uint8(self._pictures(torch.zeros(1, *self.model.shape)))  # raises where samples are no pictures
-        classes = _classes(spec, self.model)
+        classes = classes_of(spec.classes, spec.guidance, network, self.model)
         self.draws = self._draws(classes) if draws is None else draws
         self.batch = max((len(draw.items) for draw in self.draws), default=1)
         self.sampler = pf.Sampler(
@@ -220,13 +220,18 @@ def _check_numbers(spec: JobSpec) -> None:
     choose("on_nan", spec.on_nan, ON_NAN)
 
 
-def _classes(spec: JobSpec, model: Model) -> tuple[int, ...]:
-    classes = model.default if spec.classes is None else spec.classes
+def classes_of(asked: tuple[int, ...] | None, guidance: float, network: ModelArgs, model: Model) -> tuple[int, ...]:
+    """The labels that are asked for, or the model's own.
+
+    Raises:
+        UsageError: the model has no such label, or guidance has none to leave out.
+    """
+    classes = model.default if asked is None else asked
     for label in classes:
         if model.classes is not None and not label < model.classes:
-            raise UsageError(f"--class must be in [0, {model.classes - 1}] for {spec.network.name}, got {label}")
-    if spec.guidance != 1.0 and not classes:
-        raise UsageError(f"--guidance must be 1 without a class, got {spec.guidance:g}")
-    if spec.guidance != 1.0 and model.null is None:
-        raise UsageError(f"--null-class must be given for --guidance {spec.guidance:g} with {spec.network.name}")
+            raise UsageError(f"--class must be in [0, {model.classes - 1}] for {network.name}, got {label}")
+    if guidance != 1.0 and not classes:
+        raise UsageError(f"--guidance must be 1 without a class, got {guidance:g}")
+    if guidance != 1.0 and model.null is None:
+        raise UsageError(f"--null-class must be given for --guidance {guidance:g} with {network.name}")
     return classes

@@ -30,6 +30,7 @@ from pndm_fast.loop.checks import (
     warn_of_idle_guidance,
     warn_of_idle_interval,
 )
+from pndm_fast.loop.fitted import warn_of_fit
 from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.inpainting import Known, known_of
 from pndm_fast.loop.layers import Around, layers
@@ -337,6 +338,7 @@ def _plans(
         used = [setup.networks[i].network for i in sorted({row.model for row in plan})]
         check_told(plan, used if weaker is None else [*used, weaker.network])
         _check_rows(plan, setup.networks)
+        warn_of_fit(plan, used)
         return plan
 
     facts = None

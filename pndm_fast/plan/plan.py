@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pndm_fast.plan import matrix2
 from pndm_fast.plan.atomic import atomic_path
@@ -29,6 +29,10 @@ class Plan:
     Facts of the whole table are found once, at the first question, and are no part of its value: copies and pickles
     leave them behind.
 
+    Attributes:
+        fitted: of a plan that was fitted to a network, what to and how well: a tree as JSON has it. It is no part of
+            what a plan does, or of what makes two plans equal.
+
     Raises:
         ValueError: naming the row, when a row reads a slot that no earlier row has written, or levels do not join.
     """
@@ -38,11 +42,14 @@ class Plan:
     steps: int = 0
     prediction: str = "eps"
     prologue: Prologue = field(default_factory=Prologue)
+    fitted: dict[str, Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(self.rows))
         check_numbers("the prologue", self.prologue)
         choose("prediction", self.prediction, PREDICTIONS)
+        if self.fitted is not None and not isinstance(self.fitted, dict):
+            raise ValueError(f"fitted must be an object, got {shown(self.fitted)}")
         for row in self.rows:
             if not isinstance(row, Row):
                 raise TypeError(f"rows must be of type Row, got {type(row).__name__}")
@@ -271,7 +278,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """A plain tree of numbers and strings; zero coefficients are left out."""
-        return {
+        tree = {
             "format": "pndm_fast.plan.1",
             "solver": self.solver,
             "steps": self.steps,
@@ -279,9 +286,10 @@ class Plan:
             "prologue": self.prologue._asdict(),
             "rows": [row.to_json() for row in self.rows],
         }
+        return tree if self.fitted is None else {**tree, "fitted": self.fitted}
 
     @classmethod
-    def from_json(cls, tree: Any) -> Plan:
+    def from_json(cls, tree: Any) -> Self:
         """The plan that `to_json` described.
 
         Raises:
@@ -303,9 +311,8 @@ class Plan:
                 parsed.append(Row.from_json(row))
             except ValueError as error:
                 raise ValueError(f"row {i}: {error}") from error
-        return cls(
-            tuple(parsed), str(tree.get("solver", "custom")), steps, str(tree.get("prediction", "eps")), prologue
-        )
+        solver, prediction = str(tree.get("solver", "custom")), str(tree.get("prediction", "eps"))
+        return cls(tuple(parsed), solver, steps, prediction, prologue, tree.get("fitted"))
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON: whole or not at all."""
@@ -313,7 +320,7 @@ class Plan:
             partial.write_text(json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> Plan:
+    def load(cls, path: str | Path) -> Self:
         """Read a plan that `save` wrote. Numbers come back exactly."""
         try:
             tree = json.loads(Path(path).read_text())

@@ -12,8 +12,10 @@ from contextlib import AbstractContextManager
 MOST = 60.0  # seconds from one line to the next, where a tenth takes longer
 
 
-def progress_bar(show: bool, text: str, total: int) -> AbstractContextManager[Callable[[], None]]:
-    """Yields a function to call after each of `total` network calls; where `show` asks for it, it tells of them.
+def progress_bar(
+    show: bool, text: str, total: int, unit: str = "network calls"
+) -> AbstractContextManager[Callable[[], None]]:
+    """Yields a function to call after each of `total` network calls, or other units; where `show`, it tells of them.
 
     A terminal gets a bar, which needs rich; log files, notebooks and a terminal without rich get a line each tenth of
     the way, and at least one a minute, without control characters.
@@ -23,7 +25,7 @@ def progress_bar(show: bool, text: str, total: int) -> AbstractContextManager[Ca
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         with contextlib.suppress(ImportError):
             return _bar(text, total)
-    return contextlib.nullcontext(progress_lines(text, total))
+    return contextlib.nullcontext(progress_lines(text, total, unit))
 
 
 _HIDDEN = contextlib.nullcontext(lambda: None)
@@ -44,7 +46,7 @@ def _bar(text: str, total: int) -> AbstractContextManager[Callable[[], None]]:
     return drawn()
 
 
-def progress_lines(text: str, total: int) -> Callable[[], None]:
+def progress_lines(text: str, total: int, unit: str = "network calls") -> Callable[[], None]:
     """What `progress_bar` gives, in lines wherever they go: several calls may tell of themselves at once."""
     began = told = time.monotonic()
     done = 0
@@ -58,6 +60,6 @@ def progress_lines(text: str, total: int) -> Callable[[], None]:
         told, spent = now, now - began
         left = f"{spent:.1f} s" if done == total else f"{spent * (total - done) / done:.0f} s left"
         with contextlib.suppress(OSError, ValueError):  # who reads the lines may be gone, which ends no call
-            print(f"{text}: {done} of {total} network calls ({100 * done // total} %), {left}", file=sys.stderr)
+            print(f"{text}: {done} of {total} {unit} ({100 * done // total} %), {left}", file=sys.stderr)
 
     return advance

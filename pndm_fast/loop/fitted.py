@@ -1,0 +1,108 @@
+"""Whether a plan that was fitted to a network is used with that one, at the guidance that it was fitted for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pndm_fast.loop.layers import innermost
+from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.warn import warn
+
+TENSORS, NUMBERS = 16, 4  # of the weights that are looked at, and of each
+NEAR = 2.0**-7  # bfloat16 rounds by 2^-9 of a number; weights of another training are further away
+LEAST = 2.0**-20  # float16 rounds what is smaller to a few bits
+
+
+def fingerprint(network: Any) -> dict[str, Any] | None:
+    """What tells a network from others, None of one without weights: its configuration, its weights, some of them.
+
+    It is the same in any floating-point dtype, compiled, in `DataParallel` or `DistributedDataParallel`.
+    """
+    inner = innermost(network)
+    weights = _weights(inner)
+    if not weights:
+        return None
+    names = sorted(weights)
+    shapes = json.dumps([[name, list(weights[name].shape)] for name in names])
+    chosen = [names[i * len(names) // min(TENSORS, len(names))] for i in range(min(TENSORS, len(names)))]
+    return {
+        "config": _digest(_config(inner)),
+        "weights": _digest(shapes),
+        "numbers": [number for name in chosen for number in _numbers(weights[name])],
+    }
+
+
+def difference(own: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> str | None:
+    """In what two fingerprints differ, None where they do not or one is not known."""
+    if own is None or other is None:
+        return None
+    if own.get("weights") != other.get("weights"):
+        return "weights of other names or shapes"
+    if not near(own.get("numbers", ()), other.get("numbers", ())):
+        return "other weights"
+    return "another configuration" if own.get("config") != other.get("config") else None
+
+
+def near(own: Iterable[float], other: Iterable[float], tolerance: float = NEAR) -> bool:
+    """Whether numbers are the same but for their rounding."""
+    a, b = torch.tensor([*own], dtype=torch.float64), torch.tensor([*other], dtype=torch.float64)
+    return a.shape == b.shape and bool(((a - b).abs() <= tolerance * torch.maximum(a.abs(), b.abs()) + LEAST).all())
+
+
+def warn_of_fit(plan: Plan, networks: Iterable[Any]) -> None:
+    """Where a fitted plan meets another network, or another guidance, than it was fitted for."""
+    fitted = plan.fitted
+    if fitted is None or not fitted.get("better"):
+        return
+    for network in networks:
+        away = difference(fitted.get("network"), fingerprint(network))
+        if away is not None:
+            warn(f"the plan was fitted to another network: this one has {away}")
+    scales = fitted.get("guidance", {}).get("scales")
+    if scales is not None and scales != [row.guidance for row in plan]:
+        warn(f"the plan was fitted at guidance {_spoken(scales)}, got {_spoken([row.guidance for row in plan])}")
+
+
+def _spoken(scales: list[float]) -> str:
+    return f"{scales[0]:g}" if len(set(scales)) == 1 else str(scales)
+
+
+def _weights(inner: Any) -> dict[str, Tensor]:
+    tell = getattr(inner, "named_parameters", None)
+    if not callable(tell):
+        return {}
+    told = {name.replace("_orig_mod.", ""): tensor for name, tensor in tell()}
+    return {name: t for name, t in told.items() if isinstance(t, Tensor) and t.numel() and t.device.type != "meta"}
+
+
+def _numbers(tensor: Tensor) -> list[float]:
+    count = min(NUMBERS, tensor.numel())
+    places = [(2 * k + 1) * tensor.numel() // (2 * count) for k in range(count)]
+    at = [torch.unravel_index(torch.tensor(place), tensor.shape) for place in places]  # whatever the memory format
+    return [float(tensor.detach()[tuple(int(i) for i in index)]) for index in at]
+
+
+def _config(inner: Any) -> str:
+    """The entries that say what the network is; those with an underscore are about files and versions."""
+    config: Any = getattr(inner, "config", None)
+    if is_dataclass(config) and not isinstance(config, type):
+        config = asdict(config)
+    elif not isinstance(config, Mapping) and callable(getattr(config, "to_dict", None)):
+        config = config.to_dict()
+    if not isinstance(config, Mapping):
+        return ""
+    own = {
+        str(k): v for k, v in config.items() if not str(k).startswith("_") and str(k) not in ("dtype", "torch_dtype")
+    }
+    return json.dumps(own, sort_keys=True, default=str)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

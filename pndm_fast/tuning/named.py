@@ -1,0 +1,98 @@
+"""The rivals of a fitted plan: named solvers, their options and grids, and which of them is best on a few pairs."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from pndm_fast.loop.checks import FEW_ALPHA
+from pndm_fast.plan.plan import Plan
+from pndm_fast.plan.schedule import Schedule
+from pndm_fast.plan.warn import Notice
+from pndm_fast.solvers.auto import AUTO
+from pndm_fast.solvers.make import make_plan
+from pndm_fast.tuning.table import table_of
+
+SOLVERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("ddim", {}),
+    ("deis", {"order": 2}),
+    ("deis", {"order": 3}),
+    ("dpmpp-2m", {}),
+    ("dpmpp-3m", {}),
+    ("ipndm", {}),
+    ("unipc", {"order": 2}),
+    ("unipc", {"order": 3}),
+)
+SPACINGS = ("leading", "trailing", "beta", "logsnr", "karras")
+LAST = 0.05  # sigma / alpha of the last call, besides the schedule's own end: what few calls on a noise grid want
+FIRST, SECOND = 16, 64  # pairs that all rivals are run on, and the best of them
+KEPT = 6
+
+Error = Callable[[Plan, range], float]  # of a plan's samples on these pairs
+
+
+def finalists(schedule: Schedule, prediction: str, nfe: int) -> dict[str, Plan]:
+    """Every plan of that many calls that a solver gives on a grid, by what makes it; those that no grid allows are not.
+
+    They are tables without noise whose times decrease, one call a step. Grids that begin where much of the data is
+    left, of which a sampler warns, are none.
+    """
+    found = _made(schedule, prediction, nfe, AUTO, {})
+    for (solver, options), spacing in product(SOLVERS, SPACINGS):
+        found |= _made(schedule, prediction, nfe, solver, {**options, "spacing": spacing})
+        if spacing in ("logsnr", "karras") and schedule.alpha(schedule.last) > 0:
+            last = _time(schedule)
+            found |= _made(schedule, prediction, nfe, solver, {**options, "spacing": spacing, "t_min": last})
+    return found
+
+
+def _time(schedule: Schedule) -> float:
+    return round(max(float(schedule.time_at(-math.log(LAST))), schedule.floor), 6)
+
+
+def _made(schedule: Schedule, prediction: str, nfe: int, solver: str, options: dict[str, Any]) -> dict[str, Plan]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Notice)  # of plans that diverge: they lose here
+            plan = make_plan(solver, schedule, nfe=nfe, prediction=prediction, **options)
+    except ValueError:  # no such grid on this schedule, or fewer steps than the solver needs
+        return {}
+    start = plan.start.position
+    if start.alpha > FEW_ALPHA * math.hypot(*start):
+        return {}
+    words = " ".join([plan.solver if solver == AUTO else solver, *[f"{k}={v}" for k, v in options.items()]])
+    return {f"auto: {words}" if solver == AUTO else words: plan}
+
+
+def best(plans: dict[str, Plan], error: Error, pairs: int) -> tuple[str, Plan, float]:
+    """The name, the plan and the error of the lowest on the first training pairs: all on a few, then some on more."""
+    first = {name: error(plan, range(min(FIRST, pairs))) for name, plan in plans.items()}
+    ranked = sorted(first, key=lambda name: _finite(first[name]))[:KEPT]
+    second = {name: _finite(error(plans[name], range(min(SECOND, pairs)))) for name in ranked}
+    name = min(second, key=lambda one: second[one])
+    return name, plans[name], second[name]
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
+
+
+def given(plans: Sequence[Plan], schedule: Schedule, prediction: str, nfe: int) -> dict[str, Plan]:
+    """Rivals of the caller's, by what they are.
+
+    Raises:
+        ValueError: one makes another number of calls, is for another prediction, or is no table whose times decrease.
+    """
+    for plan in plans:
+        if plan.nfe != nfe:
+            raise ValueError(f"rivals must be plans of {nfe} calls, got one of {plan.nfe}")
+        if plan.prediction != prediction:
+            raise ValueError(f"rivals must be for prediction {prediction!r}, got {plan.prediction!r}")
+        times = table_of(plan, schedule).times
+        if not (times[1:] < times[:-1]).all():
+            raise ValueError(f"rivals must make one call a step, at decreasing times, got {plan.solver}")
+    return {f"rival {i}: {plan.solver}": replace(plan, fitted=None) for i, plan in enumerate(plans)}

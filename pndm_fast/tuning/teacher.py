@@ -1,0 +1,132 @@
+"""What a plan is to reproduce: where a fine plan takes the same noise, kept on disk if asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pndm_fast.plan.atomic import atomic_path
+from pndm_fast.tuning.calls import Pairs
+
+KEY = "fit.json"
+
+
+class Folder:
+    """Where a fit keeps what it has: the teacher's samples, and the parameters on their way.
+
+    Raises:
+        ValueError: it holds another fit's.
+    """
+
+    def __init__(self, path: str | Path, key: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(key, indent=1, sort_keys=True)
+        file = self.path / KEY
+        if file.exists():
+            _check_key(file, json.loads(text))
+        else:
+            with atomic_path(file) as partial:
+                partial.write_text(text + "\n")
+
+    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        """Tensors and words of that name, None where there are none yet."""
+        file = self.path / f"{name}.safetensors"
+        if not file.exists():
+            return None
+        with safe_open(file, framework="pt") as opened:
+            return {k: opened.get_tensor(k) for k in opened.keys()}, opened.metadata() or {}
+
+    def save(self, name: str, tensors: dict[str, Tensor], words: dict[str, str]) -> None:
+        """Keep them: whole or not at all."""
+        with atomic_path(self.path / f"{name}.safetensors") as partial:
+            save_file({k: t.clone() for k, t in tensors.items()}, partial, metadata=words)
+
+
+def _check_key(file: Path, key: Mapping[str, Any]) -> None:
+    try:
+        kept = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"folder must be a fit's own, got {file} which is not JSON") from error
+    other = [name for name in key if not isinstance(kept, dict) or kept.get(name) != key[name]]
+    if other:
+        raise ValueError(f"folder must be empty or of the same fit, got one with another {', '.join(sorted(other))}")
+
+
+def chunks(indices: range, size: int) -> Iterator[range]:
+    """The same in parts of at most `size`."""
+    for start in range(indices.start, indices.stop, size):
+        yield range(start, min(start + size, indices.stop))
+
+
+def samples(run: Callable[[range], Tensor], indices: range, size: int, advance: Callable[[], None]) -> Tensor:
+    """[len(indices), *shape], part by part."""
+    parts = []
+    for chunk in chunks(indices, size):
+        parts.append(run(chunk))
+        advance()
+    return torch.cat(parts)
+
+
+def ends(
+    run: Callable[[range], Tensor],
+    pairs: Pairs,
+    indices: range,
+    size: int,
+    folder: Folder | None,
+    advance: Callable[[], None],
+) -> Tensor:
+    """The teacher's samples; those in the folder are not made again.
+
+    Raises:
+        ValueError: the folder has them for another conditioning.
+    """
+
+    def kept(chunk: range) -> Tensor:
+        if folder is None:
+            return run(chunk)
+        name, told = f"teacher-{chunk.start:06}", _digest(pairs.trees(chunk))
+        found = folder.load(name)
+        if found is None:
+            made = run(chunk)
+            folder.save(name, {"ends": made}, {"conditioning": told})
+            return made
+        if found[1].get("conditioning") != told or len(found[0]["ends"]) != len(chunk):
+            raise ValueError(f"folder must be empty or of the same fit, got other conditioning for pairs {chunk}")
+        return found[0]["ends"]
+
+    return samples(kept, indices, size, advance)
+
+
+def _digest(tree: Any) -> str:
+    """Of the values of a tree; objects of other types count by their type alone."""
+    seen = hashlib.sha256()
+
+    def look(value: Any) -> None:
+        if isinstance(value, Tensor):
+            seen.update(str((tuple(value.shape), value.dtype)).encode())
+            seen.update(value.detach().to("cpu", torch.float64).contiguous().numpy().tobytes())
+        elif isinstance(value, Mapping):
+            for key in value:
+                seen.update(str(key).encode())
+                look(value[key])
+        elif isinstance(value, (list, tuple)):
+            seen.update(str(len(value)).encode())
+            for part in value:
+                look(part)
+        elif hasattr(value, "entries") or hasattr(value, "value"):
+            look(getattr(value, "entries", getattr(value, "value", None)))
+        else:
+            plain = isinstance(value, (int, float, str, type(None)))
+            seen.update((repr(value) if plain else type(value).__name__).encode())
+
+    look(tree)
+    return seen.hexdigest()
