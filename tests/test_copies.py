@@ -56,6 +56,8 @@ OTHERS = {
     "Step": "a look at buffers that move on",
     "SOLVERS": "a registry",
     "clear": "a function",
+    "flow_mu": "a function",
+    "flux2_mu": "a function",
     "make_plan": "a function",
     "nvtx_ranges": "a function",
     "ops": "a module",
