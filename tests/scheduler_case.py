@@ -44,8 +44,9 @@ def scheduler_of(case: str) -> Any:
 def loop(
     scheduler: Any,
     network: Callable[..., torch.Tensor],
-    steps: int,
+    steps: int | None,
     *,
+    grid: dict[str, Any] | None = None,
     begin: int = 0,
     seed: int = 3,
     shape: tuple[int, ...] = (2, 3, 4, 4),
@@ -53,8 +54,11 @@ def loop(
     states: list[torch.Tensor] | None = None,
     **call: Any,
 ) -> torch.Tensor:
-    """What a pipeline does: from noise, or with `begin` from noised data at a later time. `states` takes all."""
-    scheduler.set_timesteps(steps)
+    """What a pipeline does: from noise, or with `begin` from noised data at a later time. `states` takes all.
+
+    `grid` is what set_timesteps is given in place of a number of steps.
+    """
+    scheduler.set_timesteps(**(grid or {"num_inference_steps": steps}))
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(shape, generator=generator)
     timesteps = scheduler.timesteps[begin:]

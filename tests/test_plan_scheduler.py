@@ -1,11 +1,13 @@
 """`PlanScheduler`: what pipelines ask of a scheduler, and what `step` does with one row."""
 
 import copy
+import inspect
 import json
 import math
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 
 diffusers = pytest.importorskip("diffusers", reason="the scheduler is one of diffusers'")
@@ -50,6 +52,54 @@ def test_the_loop_of_diffusers_scheduler(case):
     assert float(ours.init_noise_sigma) == pytest.approx(float(getattr(theirs, "init_noise_sigma", 1.0)), rel=1e-5)
 
 
+TIMES, FLOW_TIMES = [999, 850, 736, 455, 124, 24], [1000.0, 900.0, 620.5, 400.0, 150.0]
+AYS = [14.6146, 6.4746, 3.8637, 2.6947, 1.8842, 1.3944, 0.9643, 0.6524, 0.3977, 0.1515, 0.0292, 0.0]
+SDXL_END = [14.6146, 6.3184, 2.1811, 0.8621, 0.3299, 0.0292]  # which leaves noise
+GIVEN = [
+    *((case, {"timesteps": TIMES}) for case in ("DDPM", "LCM", "LCM clipped", "3M", "2M SDE", "Euler", "Heun")),
+    *((case, {"timesteps": TIMES}) for case in ("2S", "Heun clipped", "Euler leading")),
+    *(("Euler", {"sigmas": sigmas}) for sigmas in (AYS, SDXL_END)),
+    ("Euler leading", {"sigmas": AYS}),
+    ("flow Euler", {"timesteps": FLOW_TIMES}),
+    ("flow Euler", {"sigmas": [1.0, 0.9, 0.5, 0.2]}),
+    ("flow Euler", {"sigmas": [1.0, 0.9, 0.5, 0.2], "timesteps": [1000.0, 950.0, 700.0, 100.0]}),
+    ("UniPC flow", {"sigmas": np.array([1.0, 0.9, 0.5, 0.2])}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:timesteps are told as they are")
+@pytest.mark.parametrize("case, grid", GIVEN, ids=str)
+def test_grids_that_are_given(case, grid):
+    """timesteps and sigmas, of every class that takes them: the same calls, states and noise."""
+    theirs = scheduler_of(case)
+    ours = PlanScheduler.from_config(theirs)
+    got, wanted = [], []
+    loop(theirs, network, None, grid=grid, states=wanted)
+    loop(ours, network, None, grid=grid, states=got)
+    assert len(got) == len(wanted)
+    assert max(map(relative, got, wanted)) < 5e-5  # their float32, where a step grows the state twentyfold
+    assert ours.timesteps.tolist() == pytest.approx(theirs.timesteps.tolist(), abs=2e-3)
+
+
+def test_each_class_that_takes_a_grid_is_tried():
+    """By the arguments of its set_timesteps, whatever the class."""
+    for case in LOOPS:
+        takes = inspect.signature(scheduler_of(case).set_timesteps).parameters.keys() & {"timesteps", "sigmas"}
+        kind = type(scheduler_of(case))
+        tried = {name for other, grid in GIVEN for name in grid if type(scheduler_of(other)) is kind}
+        assert tried == takes, case
+
+
+def test_timesteps_beside_their_sigmas_are_told():
+    with pytest.warns(
+        UserWarning, match="timesteps are told as they are, but the sigmas that they stand for are shift"
+    ):
+        pf.plan_like(FLOW, timesteps=FLOW_TIMES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        pf.plan_like({**FLOW, "shift": 1.0}, timesteps=FLOW_TIMES)
+
+
 NOT_LATER = ("PNDM", "LMS")
 
 
@@ -71,8 +121,6 @@ def test_a_later_time_is_refused_before_any_call(case):
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("config", [DDIM, FLOW], ids=["discrete", "flow"])
 def test_a_solver_s_loop_is_its_plan_s(config, solver):
-    if config is FLOW and solver in ("deis", "dpmpp-3m-sde", "ddpm"):
-        pytest.skip("none on flow, or with noise of another kind")
     schedule, prediction = pf.schedule_of(config)
     plan = pf.make_plan(solver, schedule, steps=6, prediction=prediction)
     ours = PlanScheduler.from_config(config, solver)
