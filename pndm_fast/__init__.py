@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pndm_fast.loop.starts import Image, Inpaint, Noise, State
     from pndm_fast.loop.wrappers import Thresholded
     from pndm_fast.plan import Level, Levels, OutputMap, Plan, Prologue, Row, Schedule
+    from pndm_fast.plan.flow import flow_mu, flux2_mu
     from pndm_fast.row import op as ops
     from pndm_fast.runtime.cache import clear
     from pndm_fast.runtime.sample import sample
@@ -72,6 +73,8 @@ _LATER = {
     "TunedPlan": "tuning.tuned",
     "Worker": "engine.worker",
     "clear": "runtime.cache",
+    "flow_mu": "plan.flow",
+    "flux2_mu": "plan.flow",
     "make_plan": "solvers.make",
     "nvtx_ranges": "loop.nvtx",
     "ops": "row.op",
@@ -118,6 +121,8 @@ __all__ = [
     "TunedPlan",
     "Worker",
     "clear",
+    "flow_mu",
+    "flux2_mu",
     "make_plan",
     "nvtx_ranges",
     "ops",

@@ -65,6 +65,8 @@ OTHERS = {
     "Worker": "a thread",
     "SOLVERS": "a registry",
     "clear": "a function",
+    "flow_mu": "a function",
+    "flux2_mu": "a function",
     "make_plan": "a function",
     "nvtx_ranges": "a function",
     "ops": "a module",

@@ -98,7 +98,7 @@ def transported(plan, x0, eps, data=0.5):
 def stored(solver, options, schedule):
     """What the slots hold."""
     kind = options.get("predict") or SOLVER_INFO[solver].stores
-    straight = not solver.startswith(("dpm-solver", "dpm-fast", "dpmpp", "unipc"))  # those say eps and mean it
+    straight = not solver.startswith(("deis", "dpm-solver", "dpm-fast", "dpmpp", "unipc"))  # those say eps and mean it
     return "flow" if kind == "eps" and schedule.scale == "flow" and straight else kind
 
 
@@ -111,8 +111,6 @@ def enough(times):
 @given(grids(), st.sampled_from(["eps", "v", "flow", "x0"]))
 def test_rows_are_exact_on_one_point(solver, options, grid, prediction):
     schedule, times = grid
-    if schedule.scale == "flow" and solver == "deis":
-        return  # they refuse it: golden/errors.txt
     if schedule.scale != "vp" and solver in ("lambda-ddim", "conjugate"):
         return
     if solver == "ddim-inverse" and times[-1] == schedule.first:

@@ -1,11 +1,14 @@
 """`PlanScheduler`: what pipelines ask of a scheduler, and what `step` does with one row."""
 
 import copy
+import dataclasses
+import inspect
 import json
 import math
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 
 diffusers = pytest.importorskip("diffusers", reason="the scheduler is one of diffusers'")
@@ -18,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 import pndm_fast as pf  # noqa: E402
 from pndm_fast.integrations import stepping  # noqa: E402
 from pndm_fast.integrations.diffusers import PlanScheduler  # noqa: E402
+from pndm_fast.integrations.outputs import EstimatingOutput  # noqa: E402
 from pndm_fast.row.backends import choose_backend  # noqa: E402
 
 # diffusers' of numpy, and ours of few steps
@@ -50,6 +54,54 @@ def test_the_loop_of_diffusers_scheduler(case):
     assert float(ours.init_noise_sigma) == pytest.approx(float(getattr(theirs, "init_noise_sigma", 1.0)), rel=1e-5)
 
 
+TIMES, FLOW_TIMES = [999, 850, 736, 455, 124, 24], [1000.0, 900.0, 620.5, 400.0, 150.0]
+AYS = [14.6146, 6.4746, 3.8637, 2.6947, 1.8842, 1.3944, 0.9643, 0.6524, 0.3977, 0.1515, 0.0292, 0.0]
+SDXL_END = [14.6146, 6.3184, 2.1811, 0.8621, 0.3299, 0.0292]  # which leaves noise
+GIVEN = [
+    *((case, {"timesteps": TIMES}) for case in ("DDPM", "LCM", "LCM clipped", "3M", "2M SDE", "Euler", "Heun")),
+    *((case, {"timesteps": TIMES}) for case in ("2S", "Heun clipped", "Euler leading")),
+    *(("Euler", {"sigmas": sigmas}) for sigmas in (AYS, SDXL_END)),
+    ("Euler leading", {"sigmas": AYS}),
+    ("flow Euler", {"timesteps": FLOW_TIMES}),
+    ("flow Euler", {"sigmas": [1.0, 0.9, 0.5, 0.2]}),
+    ("flow Euler", {"sigmas": [1.0, 0.9, 0.5, 0.2], "timesteps": [1000.0, 950.0, 700.0, 100.0]}),
+    ("UniPC flow", {"sigmas": np.array([1.0, 0.9, 0.5, 0.2])}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:timesteps are told as they are")
+@pytest.mark.parametrize("case, grid", GIVEN, ids=str)
+def test_grids_that_are_given(case, grid):
+    """timesteps and sigmas, of every class that takes them: the same calls, states and noise."""
+    theirs = scheduler_of(case)
+    ours = PlanScheduler.from_config(theirs)
+    got, wanted = [], []
+    loop(theirs, network, None, grid=grid, states=wanted)
+    loop(ours, network, None, grid=grid, states=got)
+    assert len(got) == len(wanted)
+    assert max(map(relative, got, wanted)) < 5e-5  # their float32, where a step grows the state twentyfold
+    assert ours.timesteps.tolist() == pytest.approx(theirs.timesteps.tolist(), abs=2e-3)
+
+
+def test_each_class_that_takes_a_grid_is_tried():
+    """By the arguments of its set_timesteps, whatever the class."""
+    for case in LOOPS:
+        takes = inspect.signature(scheduler_of(case).set_timesteps).parameters.keys() & {"timesteps", "sigmas"}
+        kind = type(scheduler_of(case))
+        tried = {name for other, grid in GIVEN for name in grid if type(scheduler_of(other)) is kind}
+        assert tried == takes, case
+
+
+def test_timesteps_beside_their_sigmas_are_told():
+    with pytest.warns(
+        UserWarning, match="timesteps are told as they are, but the sigmas that they stand for are shift"
+    ):
+        pf.plan_like(FLOW, timesteps=FLOW_TIMES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        pf.plan_like({**FLOW, "shift": 1.0}, timesteps=FLOW_TIMES)
+
+
 NOT_LATER = ("PNDM", "LMS")
 
 
@@ -71,8 +123,6 @@ def test_a_later_time_is_refused_before_any_call(case):
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("config", [DDIM, FLOW], ids=["discrete", "flow"])
 def test_a_solver_s_loop_is_its_plan_s(config, solver):
-    if config is FLOW and solver in ("deis", "dpmpp-3m-sde", "ddpm"):
-        pytest.skip("none on flow, or with noise of another kind")
     schedule, prediction = pf.schedule_of(config)
     plan = pf.make_plan(solver, schedule, steps=6, prediction=prediction)
     ours = PlanScheduler.from_config(config, solver)
@@ -267,6 +317,46 @@ def test_a_step(solver):
         assert scheduler.step_index == 2
         outputs.append(second)
     assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("case", LOOPS)
+def test_the_estimate_of_each_step(case):
+    """pred_original_sample, of the classes that have it, however they are asked; a clamped one too."""
+    theirs = scheduler_of(case)
+    ours = PlanScheduler.from_config(theirs)
+    got, wanted = [], []
+    loop(theirs, network, 6, outputs=wanted)
+    loop(ours, network, 6, outputs=got)
+    has = "pred_original_sample" in {field.name for field in dataclasses.fields(wanted[0])}
+    assert has == isinstance(got[0], EstimatingOutput)
+    if not has:
+        assert set(got[0]) == set(wanted[0])
+        return
+    for one, other in zip(got, wanted, strict=True):
+        assert relative(one.pred_original_sample, other.pred_original_sample) < 1e-5
+        assert one["pred_original_sample"] is one.pred_original_sample is one.to_tuple()[1] is one[1]
+        assert one[0] is one.prev_sample
+
+
+def test_an_estimate_is_made_when_it_is_asked_for():
+    """Of what it was then, in inference mode too; copies have it."""
+    scheduler = ready(DDIM, "dpmpp-2m")
+    said = 0.1 * SAMPLE
+    out = scheduler.step(said, scheduler.timesteps[0], SAMPLE)
+    level = pf.make_plan("dpmpp-2m", steps=6).start
+    want = (SAMPLE - level.sigma * said) / level.alpha
+    assert out._estimate is None and relative(out.pred_original_sample, want) < 1e-5
+    copied = pickle.loads(pickle.dumps(out))
+    assert torch.equal(copied.pred_original_sample, out.pred_original_sample)
+    half = ready(DDIM, "dpmpp-2m").step(said.half(), scheduler.timesteps[0], SAMPLE.half())
+    assert half.pred_original_sample.dtype is torch.float16
+    changed = ready(DDIM, "dpmpp-2m").step(said, scheduler.timesteps[0], SAMPLE)
+    said.add_(1)
+    with pytest.raises(ValueError, match="pred_original_sample must be read before model_output or sample change"):
+        _ = changed.pred_original_sample
+    with torch.inference_mode():
+        out = ready(DDIM, "dpmpp-2m").step(0.1 * SAMPLE, scheduler.timesteps[0], SAMPLE)
+        assert relative(out.pred_original_sample, want) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -18,9 +18,12 @@ from pndm_fast.plan.schedule import Schedule
 
 PHASE_SPACINGS = ("uniform", "quadratic")
 SPACINGS = ("leading", "trailing", "linspace", "quadratic", "logsnr", "karras", "exponential", "beta", "dpm-fast")
+_IN_LAM = ("logsnr", "dpm-fast")
+_IN_NOISE = (*_IN_LAM, "karras", "exponential")
 FINALS = ("zero", "min")
 KARRAS_RHO = 7.0
 BETA = 0.6  # both parameters of the Beta distribution
+SHORT = 1e-4  # of the flow from noise to data that grids in log-SNR leave out before the shift, as ComfyUI has it
 SAME = 1e-6  # relative difference of numbers that are equal but for float32's rounding, some operations of it
 HERE["spacing"].update(SPACINGS)
 
@@ -35,13 +38,20 @@ def make_grid(
     noisiest time to the end. The others put `steps` points from the noisiest time to `t_min`, then step to the end:
     linspace: equal steps of t (on a continuous schedule: trailing); quadratic: of sqrt(t); logsnr, exponential: of
     lam = log(alpha / sigma); dpm-fast: of lam from group to group of `fast_groups`, and inside each; karras: of
-    (sigma / alpha)^(1/7) (arXiv:2206.00364, eq. 5); beta: quantiles of
-    Beta(0.6, 0.6) in t (arXiv:2407.12173). In phase space (arXiv:2303.01748) `steps` points t_min + (1 - t_min) u,
+    (sigma / alpha)^(1/7) (arXiv:2206.00364, eq. 5); beta: quantiles of Beta(0.6, 0.6) in t (arXiv:2407.12173).
+
+    On flow, grids in t are spread before the schedule's shift. karras and exponential are grids of sigma itself, as
+    every library has them there, from 1; those in lam begin at `noisiest`, for sigma = 1 has no log-SNR. The shift then
+    moves their ends alone. trailing and linspace take t_min there too: 1 - sigma is scaled so that the last call is at
+    t_min, which diffusers calls shift_terminal.
+
+    In phase space (arXiv:2303.01748) `steps` points t_min + (1 - t_min) u,
     uniform, or with u^2 in place of u, quadratic, for equal steps of u from 1 to 0; then 0.
 
     Args:
         final: zero ends at sigma = 0; min ends at `t_min`, and all n + 1 points are spaced.
-        t_min: the smallest time at which linspace to beta call the network, default `schedule.floor`; None elsewhere.
+        t_min: the smallest time at which linspace to beta call the network, default `schedule.floor`, of karras,
+            exponential and logsnr on flow that one shifted; None elsewhere, but for trailing on flow.
 
     Raises:
         TypeError, ValueError: unknown spacing or final, or steps or t_min that do not fit.
@@ -60,14 +70,16 @@ def make_grid(
     if not 1 <= steps <= most:
         raise ValueError(f"steps must be in [1, {most}] for {spacing} spacing on {schedule.name}, got {steps}")
     whole = spacing == "trailing" or (spacing == "linspace" and not schedule.discrete)
-    low = _lowest(schedule, spacing, final, t_min, unused=spacing == "leading" or (whole and final == "zero"))
+    stretch = t_min is not None and schedule.scale == "flow"
+    unused = spacing == "leading" or (whole and final == "zero" and not stretch)
+    low = _lowest(schedule, spacing, final, t_min, unused=unused)
     if spacing == "leading":
         return _leading(schedule, int(steps), final)
     if final == "min":
         return tuple(_spread(schedule, steps + 1, "linspace" if whole else spacing, low))
     if whole:
-        even = np.array([schedule.last - count * i / steps for i in range(steps)])
-        return (*_shifted(schedule, even).tolist(), float(schedule.first))
+        times = _shifted(schedule, np.array([schedule.last - count * i / steps for i in range(steps)]))
+        return (*(_stretched(times, low) if stretch else times).tolist(), float(schedule.first))
     return (*_spread(schedule, steps, spacing, low), float(schedule.first))
 
 
@@ -89,6 +101,8 @@ def _lowest(schedule: Schedule, spacing: str, final: str, t_min: float | None, *
             raise ValueError(f"t_min must be None for {spacing} spacing with final={final!r}, got {t_min:g}")
         return schedule.floor
     low, first = schedule.floor if t_min is None else float(t_min), schedule.first
+    if t_min is None and spacing in _IN_NOISE:
+        low = float(_shifted(schedule, np.array(low)))
     if not first <= low < schedule.last:
         raise ValueError(f"t_min must be in [{first:g}, {schedule.last:g}), got {low:g}")
     if low == first and final == "zero":
@@ -117,6 +131,40 @@ def _shifted(schedule: Schedule, t: Array) -> Array:
     return schedule.last * (u / (u + (1 - u) / schedule.shift))  # 1 at u = 1 whatever the rounding, and never more
 
 
+def _stretched(times: Array, low: float) -> Array:
+    """The times of a flow, T - t scaled so that the last is `low`: the first, T, stays."""
+    if len(times) < 2:
+        raise ValueError(f"t_min must be None for a grid of one point, got {low:g}")
+    rest = times[0] - times
+    stretched: Array = times[0] - rest * ((times[0] - low) / rest[-1])
+    stretched[-1] = low  # rounding aside, it is
+    return stretched
+
+
+def noisiest(schedule: Schedule) -> float:
+    """The last time; of a flow, where alpha = 0 then, the shifted 1 - 1e-4: the noisiest that has a log-SNR."""
+    if schedule.scale != "flow":
+        return schedule.last
+    return float(_shifted(schedule, np.array(schedule.last * (1 - SHORT))))
+
+
+def with_log_snr(schedule: Schedule, times: Sequence[float], solver: str) -> tuple[float, ...]:
+    """The times, where they begin at a flow's alpha = 0 from `noisiest` on.
+
+    Raises:
+        TypeError, ValueError: no numbers, or the second is not after that.
+    """
+    values, start = numbers_of("times", times), noisiest(schedule)
+    if schedule.scale != "flow" or values[0] != schedule.last:
+        return values
+    if len(values) > 1 and values[1] >= start:
+        raise ValueError(
+            f"times must be below {start:g} after the first for {solver}, which begins there since alpha = 0 has no "
+            f"log-SNR, got {values[1]:g}"
+        )
+    return (start, *values[1:])
+
+
 def _unshifted(schedule: Schedule, t: float) -> float:
     """The time that `_shifted` takes to t."""
     if schedule.shift == 1:
@@ -128,10 +176,9 @@ def _unshifted(schedule: Schedule, t: float) -> float:
 def _spread(schedule: Schedule, points: int, spacing: str, low: float) -> list[float]:
     """`points` times from the noisiest to `low`, both included; one point is the noisiest."""
     fractions = np.linspace(0.0, 1.0, points)
-    in_time = spacing in ("linspace", "quadratic", "beta")
-    times = (_spread_times if in_time else _spread_noise)(schedule, fractions, spacing, low)
+    times = (_spread_noise if spacing in _IN_NOISE else _spread_times)(schedule, fractions, spacing, low)
     times[-1] = low  # rounding aside, they are
-    times[0] = schedule.last
+    times[0] = noisiest(schedule) if spacing in _IN_LAM else schedule.last
     return [float(t) for t in times]
 
 
@@ -147,12 +194,14 @@ def _spread_times(schedule: Schedule, fractions: Array, spacing: str, low: float
 
 
 def _spread_noise(schedule: Schedule, fractions: Array, spacing: str, low: float) -> Array:
-    high, first = schedule.last, schedule.first
+    high, first, flow = noisiest(schedule), schedule.first, schedule.scale == "flow"
     if schedule.alpha(high) == 0:
         raise ValueError(f"spacing must be uniform in t where the schedule starts at alpha = 0, got {shown(spacing)}")
     start, end = float(schedule.lam(high)), float(schedule.lam(low))
     if end == np.inf:
         raise ValueError(f"t_min must be later than {first:g} for {spacing} spacing, got {low:g}")
+    if flow and spacing not in _IN_LAM:  # the same curves, with log sigma in place of -lam
+        start, end = 0.0, -math.log(low / schedule.last)
     if spacing == "karras":
         roots = np.exp(-start / KARRAS_RHO) * (1 - fractions) + np.exp(-end / KARRAS_RHO) * fractions
         lam = -KARRAS_RHO * np.log(roots)
@@ -162,7 +211,7 @@ def _spread_noise(schedule: Schedule, fractions: Array, spacing: str, low: float
         lam = start + (end - start) * np.array([*parts, len(sizes)]) / max(len(sizes), 1)
     else:
         lam = start + (end - start) * fractions
-    return np.array(schedule.time_at(lam))
+    return np.array(schedule.last * np.exp(-lam) if flow and spacing not in _IN_LAM else schedule.time_at(lam))
 
 
 def fast_groups(steps: int) -> list[int]:

@@ -64,6 +64,7 @@ HINTS: dict[str, str] = {
     },
     "use_lu_lambdas": "say spacing='logsnr', or with compat= sigma_spacing='lu'",
     "use_flow_sigmas": "the schedule says it: schedule=pf.Schedule.flow(shift, T=1000)",
+    "shift_terminal": "say t_min=, the time of the last call, on pf.Schedule.flow",
     **dict.fromkeys(("t_end", "t_eps", "sampling_eps", "t_0"), "say t_min=, with final='min' to end there"),
     **dict.fromkeys(("denoise_to_zero", "final_sigmas_type", "denoise_final"), "say final='zero' or final='min'"),
     **dict.fromkeys(("t_T", "start_at_step", "init_timestep"), "say t_start= or strength="),
@@ -106,7 +107,7 @@ HINTS: dict[str, str] = {
     **dict.fromkeys(("rho", "karras_rho"), "spacing='karras' has rho = 7; another grid is given as sigmas="),
     **dict.fromkeys(
         ("shift", "flow_shift", "time_shift", "mu", "use_dynamic_shifting"),
-        "the schedule says it: schedule=pf.Schedule.flow(shift=), shift = exp(mu)",
+        "the schedule says it: schedule=pf.Schedule.flow(shift=), shift = exp(mu) with mu as of pf.flow_mu",
     ),
     **dict.fromkeys(
         ("rescale_betas_zero_snr", "zero_snr", "zsnr"), "the schedule says it: schedule=....zero_terminal_snr()"

@@ -269,7 +269,8 @@ class Plan:
         lines = [self._head, f"{'row':>4} {'t':>9} {'alpha':>8} {'sigma':>8}  update"]
         for i, row in enumerate(self.rows):
             call = row.levels.call.position
-            text = f"{i:>4} {row.t:>9.6g} {call.alpha:>8.5f} {call.sigma:>8.5f}  s{row.slot} <- {store_text(row.store)}"
+            alpha = f"{call.alpha:.1e}" if 0 < call.alpha < 1e-3 else f"{call.alpha:.5f}"
+            text = f"{i:>4} {row.t:>9.6g} {alpha:>8} {call.sigma:>8.5f}  s{row.slot} <- {store_text(row.store)}"
             text += guidance_text(row)
             if row.x != SAME_X:
                 text += f";  x <- {form_text(row.x, NAMES)}"

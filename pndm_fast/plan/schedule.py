@@ -185,9 +185,14 @@ class Schedule:
     def flow(cls, shift: float = 1.0, T: float = 1.0) -> Schedule:
         """alpha = 1 - t, sigma = t. Liu et al. 2022, arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747.
 
+        At the first time alpha = 0: eps says nothing of x_0 there and log-SNR has no end. Solvers that combine eps
+        (deis, dpm-solver, unipc on eps) take the first step by x_0, which is the limit of theirs, and leave that call
+        out of their history; dpmpp-sde, whose stage stands in log-SNR, and logsnr grids begin at shift (1 - 1e-4).
+
         Args:
             shift: times spread as shift u / (1 + (shift - 1) u). Esser et al. 2024, arXiv:2403.03206, eq. 23. Grids by
-                `spacing` are; times and sigmas that are given stay as they are.
+                `spacing` are; times and sigmas that are given stay as they are. Networks that are shifted by the size
+                of a sample have exp(mu): `pf.flow_mu`, `pf.flux2_mu`.
             T: the network's time of pure noise; 1000 for networks that are called with 1000 t.
         """
         _check_types(shift=shift, T=T)

@@ -23,7 +23,10 @@ Weights = Callable[[int, int], list[float]]  # of step i, for its k newest slope
 def _straight(rows: PlanBuilder, order: int, weights_of: Weights) -> Plan:
     """x_s = m_s (x_t / m_t + sum_j w_j slope_j), the w_j adding up to the change of the path's variable."""
     for i, (t, s) in enumerate(pairwise(rows.times)):
-        k = min(order, i + 1)
+        if rows.blind(t):
+            rows.by_data(t, i % order, s)
+            continue
+        k = min(order, rows.history(i))
         target = rows.level(s)
         measure = target.alpha if rows.kind == "eps" else target.alpha + target.sigma
         phi = rows.transfer(t, s)
@@ -97,9 +100,7 @@ def deis(
     choose("variable", variable, VARIABLES)
     if lower_order_final is not None and variable != "log_rho":
         raise ValueError(f"lower_order_final must be None unless variable='log_rho', got {lower_order_final!r}")
-    if schedule.scale == "flow":
-        raise ValueError("schedule must have alpha > 0 for deis, got flow: lms and ipndm-v are its like there")
-    rows = PlanBuilder("deis", schedule, times, prediction)
+    rows = PlanBuilder("deis", schedule, times, prediction, "eps")
 
     def rho(t: Array) -> Array:
         value: Array = schedule.sigma(t) / schedule.alpha(t)

@@ -10,7 +10,7 @@ from pndm_fast.plan.coefficients import SPLITS, Transfer, level, log_snr, networ
 from pndm_fast.plan.grids import WholeTimes, check_times
 from pndm_fast.plan.levels import Level, Levels
 from pndm_fast.plan.plan import Plan
-from pndm_fast.plan.row import ANCHOR, Form, OutputMap, Prologue, Row
+from pndm_fast.plan.row import ANCHOR, SLOT, STATE, Form, OutputMap, Prologue, Row
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.solvers.registry import SOLVER_INFO
 
@@ -60,7 +60,20 @@ class PlanBuilder:
         if end.sigma == 0 or end == self.level(self.times[i]):
             return 1
         lower = self.steps < FEW_STEPS if lower_order_final is None else lower_order_final
-        return min(order, i + 1, self.steps - i if lower else order)
+        return min(order, self.history(i), self.steps - i if lower else order)
+
+    def blind(self, t: float) -> bool:
+        """Whether the slots hold eps, and t is where alpha = 0: eps is the state itself there, with no x_0 in it."""
+        return self.kind == "eps" and self.level(t).alpha == 0
+
+    def history(self, i: int) -> int:
+        """How many of the calls up to step i's own a multistep may combine: not the one that was `blind`."""
+        return max(i + 1 - self.blind(self.times[0]), 1)
+
+    def by_data(self, t: float, slot: int, s: float) -> None:
+        """A step from where it is `blind`: by the network's x_0, as the limit of every first step is."""
+        move = Transfer(self.level(t), self.level(s), "x0")
+        self.call(t, slot, move(STATE, SLOT[slot]), s, kind="x0")
 
     def level(self, t: float) -> Level:
         if t not in self._levels:

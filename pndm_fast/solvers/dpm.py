@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from pndm_fast.plan.checks import choose
 from pndm_fast.plan.coefficients import Transfer, ancestral
+from pndm_fast.plan.grids import with_log_snr
 from pndm_fast.plan.plan import MAX_ROWS, Plan
 from pndm_fast.plan.quadrature import moment
 from pndm_fast.plan.row import ANCHOR, NOISE, SLOT, STATE, Form
@@ -90,6 +91,9 @@ def multistep(rows: Exponential, orders: Sequence[int], curved: float) -> Plan:
     width = max(orders)
     for i, (t, s) in enumerate(pairwise(rows.times)):
         past = [SLOT[(i - j) % width] for j in range(orders[i])]
+        if rows.blind(t):
+            rows.by_data(t, i % width, s)
+            continue
         if len(past) == 1:
             y = rows.step(t, s, STATE, [(1.0, 0, past[0])])
         elif len(past) == 2:
@@ -123,6 +127,10 @@ def singlestep(rows: Exponential, sizes: Sequence[int], halved: bool = False) ->
     i = 0
     for size in sizes:
         a = rows.times[i]
+        if rows.blind(a):
+            rows.by_data(a, 0, rows.times[i + 1])
+            i += 1
+            continue
         for j in range(size):
             t, s = rows.times[i + j], rows.times[i + j + 1]
             base, x = (STATE, STATE) if j == 0 else (ANCHOR, ANCHOR)
@@ -371,6 +379,8 @@ def dpmpp_sde(
     check_eta(eta)
     if not 0 < r < 1:
         raise ValueError(f"r must be in (0, 1), got {r}")
+    if isinstance(schedule, Schedule):
+        times = with_log_snr(schedule, times, "dpmpp-sde")
     rows = PlanBuilder("dpmpp-sde", schedule, times, prediction, "x0")
 
     def move(t: float, s: float, base: Form, data: Form) -> tuple[Form, float]:

@@ -24,11 +24,10 @@ class _Classical(PlanBuilder):
         self, name: str, schedule: Schedule, times: Sequence[float], prediction: str, delta: float | None
     ) -> None:
         if schedule.scale != "vp":
-            raise ValueError(f"schedule must be variance-preserving for {name}, got {schedule.name}")
+            where = ", whose stages keep the state of a start at alpha = 0" if schedule.scale == "flow" else ""
+            raise ValueError(f"schedule must be variance-preserving for {name}{where}, got {schedule.name}")
         super().__init__(name, schedule, times, prediction)
-        self.delta = float(schedule.discrete) if delta is None else float(delta)
-        if not 0 <= self.delta < math.inf:
-            raise ValueError(f"delta must be 0 or a positive time, got {delta}")
+        self.delta = float(schedule.discrete) if delta is None else check_delta(delta)
 
     def transfer(self, t: float, s: float) -> Callable[[Form, Form], Form]:
         return lambda x, g: x + (t - s) * g
@@ -59,6 +58,13 @@ class _Classical(PlanBuilder):
         return on_y - on_eps * a / b, on_eps / b
 
 
+def check_delta(delta: float | None) -> float:
+    """Refuse a step of the difference quotient that is none."""
+    if delta is not None and not 0 <= delta < math.inf:
+        raise ValueError(f"delta must be 0 or a positive time, got {delta}")
+    return float(delta or 0.0)
+
+
 @solver("fon-rk4", order=4, stores="dx/dt", min_steps=4, extra_calls=9, inner_steps=START_STEPS)
 def fon_rk4(
     schedule: Schedule,
@@ -69,7 +75,8 @@ def fon_rk4(
 ) -> Plan:
     """The classical fourth-order method: Runge-Kutta for three steps, then Adams-Bashforth, on dx/dt. n + 9 calls.
 
-    The classical transfer x + (t - s) g in place of phi, g = (phi(x, e; t -> t - delta) - x) / delta.
+    The classical transfer x + (t - s) g in place of phi, g = (phi(x, e; t -> t - delta) - x) / delta. On flow schedules
+    phi is that transfer, with g = -flow whatever delta: there this is `f_pndm`.
 
     Args:
         delta: step of the difference quotient, in units of time; 0 is the derivative itself. Default: one training
@@ -78,7 +85,12 @@ def fon_rk4(
     Raises:
         ValueError: fewer than 4 steps, times not decreasing, negative delta.
     """
-    rows = _Classical("fon-rk4", schedule, times, prediction, delta)
+    rows: PlanBuilder
+    if isinstance(schedule, Schedule) and schedule.scale == "flow":
+        check_delta(delta)
+        rows = PlanBuilder("fon-rk4", schedule, times, prediction)
+    else:
+        rows = _Classical("fon-rk4", schedule, times, prediction, delta)
     runge_kutta(rows)
     adams_bashforth(rows, order=4, first=3)
     return rows.plan()

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from pndm_fast.plan.checks import check_type, choose, shown
-from pndm_fast.plan.grids import FINALS, SPACINGS, WholeTimes, make_grid, numbers_of, snap, times_of
+from pndm_fast.plan.grids import FINALS, SPACINGS, WholeTimes, make_grid, noisiest, numbers_of, snap, times_of
 from pndm_fast.plan.named_grids import OTHER_SPACINGS, named_grid
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.psld import PSLD
@@ -121,17 +121,25 @@ class GridSpec:
             where = "at" if end == "zero" else "above"
             raise ValueError(f"final must be {end!r} where {self.explicit} end {where} sigma = 0, got {self.final!r}")
 
-    def warn(self, solver: str, schedule: Schedule | PSLD, times: Sequence[float]) -> None:
-        """Of a grid that ends before the data, or begins after the noise, where nothing says that this is meant."""
+    def warn(self, solver: str, schedule: Schedule | PSLD, times: Sequence[float], first: float) -> None:
+        """Of a grid that ends before the data, or begins after the noise, where nothing says that this is meant.
+
+        Args:
+            first: the time of the plan's first call.
+        """
         if SOLVER_INFO[solver].inverts:
             return
         if self.explicit is not None and self.final is None and times[-1] > schedule.first:
             _warn_of_end(schedule, times[-1], self.explicit)
         cut = self.t_start is not None or self.strength is not None
+        if not isinstance(schedule, Schedule):
+            return
         # which start where the caller says, or who published them
         meant = cut or self.spacing in OTHER_SPACINGS or (self.explicit is not None and not schedule.discrete)
-        if isinstance(schedule, Schedule) and not meant and times[0] < schedule.last:
+        if not meant and times[0] < noisiest(schedule):
             _warn_of_start(schedule, times[0])
+        if self.explicit is not None and first < times[0] == schedule.last and schedule.scale == "flow":
+            warn(f"{solver} begins at t = {first:.8g}, not at {times[0]:g}, where alpha = 0 has no log-SNR")
 
     def _kept(self, solver: str, schedule: Schedule | PSLD, times: Sequence[float]) -> Sequence[float]:
         """The points from `t_start` on, or `strength`'s part of the steps.

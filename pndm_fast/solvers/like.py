@@ -87,11 +87,16 @@ def schedule_of(scheduler: Any, *, mu: float | None = None) -> tuple[Schedule, s
     flow = name.startswith("FlowMatch")
     word = config.get("prediction_type", "flow_prediction" if flow else "epsilon")
     prediction = "flow" if flow else PREDICTIONS[choose("prediction_type", word, PREDICTIONS)]
-    if flow or (name in FLOWS and config.get("use_flow_sigmas")):
+    if _on_flow(config):
         return Schedule.flow(_shift(config, "shift" if flow else "flow_shift", mu), _length(config)), prediction
     schedule = _from_betas(config, BETAS_OF.get(name, BETAS))
     rescaled = name in ZERO_SNR and config.get("rescale_betas_zero_snr")
     return schedule.zero_terminal_snr() if rescaled else schedule, prediction
+
+
+def _on_flow(config: Mapping[str, Any]) -> bool:
+    name = config["_class_name"]
+    return name.startswith("FlowMatch") or bool(name in FLOWS and config.get("use_flow_sigmas"))
 
 
 def _length(config: Mapping[str, Any]) -> int:
@@ -145,9 +150,10 @@ def plan_like(
             diffusers does. Of a `PlanScheduler` that has a solver the plan is that solver's.
         steps: num_inference_steps.
         mu: of use_dynamic_shifting.
-        timesteps: the network's times in place of a grid, the end left out: of DDPMScheduler, EulerDiscreteScheduler
-            and DPMSolverMultistepScheduler, and of our solvers.
-        sigmas: noise levels in place of a grid. On flow, before the shift and the end left out, as pipelines give them.
+        timesteps: the network's times in place of a grid, the end left out: of the classes that take them, and of our
+            solvers.
+        sigmas: noise levels in place of a grid. On flow, before the shift and the end left out, as pipelines give them;
+            elsewhere with the end, of EulerDiscreteScheduler and of our solvers.
         begin: how many of the first calls are left out, as set_begin_index does for an image.
         eta: of DDIMScheduler, whose pipelines give it with each call.
 
@@ -159,7 +165,7 @@ def plan_like(
         given = timesteps if sigmas is None else sigmas
         if given is None:
             raise ValueError("steps must be given, got None")
-        steps = len(given)
+        steps = len(given) - (timesteps is None and not _on_flow(config))  # the end is no step
     asked = _Asked(steps, mu, timesteps, sigmas, begin, eta)
     settings = config.get("_plan")
     if isinstance(settings, Mapping) and settings["solver"] is not None:

@@ -108,7 +108,7 @@ def make_plan(
     function, own = SOLVERS[name], _options(SOLVERS[name], name, options)
     times = grid.points(name, schedule)
     plan = function(schedule, times, **own, prediction=prediction)
-    grid.warn(name, schedule, times)
+    grid.warn(name, schedule, times, plan.times[0])
     _warn_of_quiet(plan, own)
     if solver != AUTO:  # which chooses the options itself
         _warn_of_idle(plan, own, function, schedule, times, prediction=prediction)

@@ -61,9 +61,12 @@ def unipc(
         state = STATE
         if i > 0 and corrector and math.isfinite(rows.lam(rows.times[i - 1])):
             state = rows.correct(i, ANCHOR, slots, previous)
+        previous = k
+        if rows.blind(t):
+            rows.by_data(t, i % (order + 1), s)
+            continue
         y = rows.predict(i, state, slots[:k])
         rows.call(t, i % (order + 1), y, s, x=state)
-        previous = k
     return rows.plan()
 
 

@@ -193,7 +193,7 @@ def make(
         used = int((-np.log(training.stored) >= least_lam).sum())
         model_time = model_times(schedule, steps, spacing, steps_offset, extra, used)
     else:
-        model_time = given_times(timesteps, schedule, sigmas)
+        model_time = given_times(timesteps, schedule, sigmas, cut=extra)
     steps = len(model_time)
     rho, every = training.rho, np.arange(len(training.rho))
     levels = np.interp(model_time, every, rho)
@@ -265,13 +265,29 @@ def stretched(sigmas: Array, terminal: float | None) -> Array:
     return np.asarray(1 - (1 - sigmas) / ((1 - sigmas[-1]) / (1 - terminal)))
 
 
-def given_times(timesteps: Sequence[float], schedule: Schedule, sigmas: str | None) -> Array:
-    """The network's times, decreasing, in place of a grid.
+def of_sigmas(schedule: Schedule, sigmas: Sequence[float], scheduler: str, zero_snr: bool) -> Grid:
+    """A grid of sigma / alpha, the end among them, whose network is told their times.
+
+    Raises:
+        TypeError, ValueError: no numbers, fewer than two, or not decreasing to an end of 0 or more.
+    """
+    levels = np.array(numbers_of("sigmas", sigmas))
+    if not (len(levels) > 1 and levels[-1] >= 0 and np.isfinite(levels[0]) and (np.diff(levels) < 0).all()):
+        raise ValueError(f"sigmas must decrease to the end, 0 or more, n + 1 for n steps, got {levels.tolist()}")
+    check_steps(schedule, len(levels) - 1)
+    table = Training.of(schedule, scheduler, zero_snr).rho
+    alpha = 1 / np.sqrt(1 + levels**2)
+    return Grid(told(levels[:-1], table), alpha, levels * alpha, told(np.sqrt(levels[:-2] * levels[1:-1]), table))
+
+
+def given_times(timesteps: Sequence[float], schedule: Schedule, sigmas: str | None, *, cut: bool = False) -> Array:
+    """The network's times, decreasing, in place of a grid; `cut`: as integers, as most of diffusers' have them.
 
     Raises:
         TypeError, ValueError: anything else, or a grid of sigmas, which has times of its own.
     """
     times = np.array(numbers_of("timesteps", timesteps))
+    times = np.trunc(times) if cut else times
     check_steps(schedule, len(times))
     if sigmas is not None:
         raise ValueError(f"timesteps cannot go with sigma_spacing={sigmas!r}, whose grid is its own")
@@ -294,9 +310,23 @@ def given_sigmas(sigmas: Sequence[float], steps: int) -> Array:
     return points
 
 
-def flow_grid(sigmas: Array, end: float, length: int, scheduler: str, *, cut: bool) -> Grid:
-    """A grid of flow sigmas, whose network is told sigma T; `cut`: as an integer."""
-    times = sigmas * length
+def given_flow_times(timesteps: Sequence[float], steps: int, length: int) -> Array:
+    """The times that a flow network is told, decreasing from at most T, the end left out.
+
+    Raises:
+        TypeError, ValueError: anything else.
+    """
+    times = np.array(numbers_of("timesteps", timesteps))
+    if len(times) != steps:
+        raise ValueError(f"timesteps must be as many as steps, {steps}, got {len(times)}")
+    if not (length >= times[0] and times[-1] > 0 and (np.diff(times) < 0).all()):
+        raise ValueError(f"timesteps must decrease from at most {length} to above 0, got {times.tolist()}")
+    return times
+
+
+def flow_grid(sigmas: Array, end: float, length: int, scheduler: str, *, cut: bool, times: Array | None = None) -> Grid:
+    """A grid of flow sigmas, whose network is told `times`, or sigma T; `cut`: as an integer."""
+    times = sigmas * length if times is None else times
     times = check_first(np.trunc(times), scheduler) if cut else times
     levels = np.append(sigmas, end)
     return Grid(times, 1 - levels, levels, times[:0], True)

@@ -73,7 +73,8 @@ def _grid(
         if terminal is not None:
             raise ValueError(f"shift_terminal must be None on {schedule.name}, got {terminal}")
         if sigmas is not None:
-            raise ValueError(f"sigmas must be None on {schedule.name}, for diffusers' {scheduler}, got {sigmas!r}")
+            where = f"{schedule.name}, for diffusers' {scheduler} takes them on flow alone"
+            raise ValueError(f"sigmas must be None on {where}, got {sigmas!r}")
         return make(
             schedule, steps, spacing, steps_offset, sigma_spacing, final, extra=True, scheduler=scheduler,
             zero_snr=zero_snr, least_lam=least_lam, timesteps=timesteps,
@@ -182,6 +183,7 @@ def dpm_singlestep(
     solver_type: str = "midpoint",
     lower_order_final: bool = False,
     lambda_min_clipped: float = -math.inf,
+    timesteps: Sequence[float] | None = None,
     prediction: str = "eps",
 ) -> Plan:
     """DPMSolverSinglestepScheduler.
@@ -197,7 +199,7 @@ def dpm_singlestep(
     _check_prediction(prediction, schedule, kind == "x0", "DPMSolverSinglestep")
     grid = _grid(
         schedule, steps, "linspace", 0, sigma_spacing, final_sigmas_type, "DPMSolverSinglestep",
-        least_lam=lambda_min_clipped,
+        least_lam=lambda_min_clipped, timesteps=timesteps,
     )  # fmt: skip
     sizes = _groups(len(grid.model_time), solver_order, lower_order_final, final_sigmas_type == "zero")
     build = partial(singlestep, sizes=sizes, halved=True)

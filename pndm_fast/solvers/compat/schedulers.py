@@ -18,16 +18,19 @@ from pndm_fast.plan.checks import choose
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.row import NOISE, SLOT, STATE
 from pndm_fast.plan.schedule import Schedule
+from pndm_fast.plan.warn import warn
 from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.compat.grids import (
     FINALS,
     check_flow,
     check_steps,
     flow_grid,
+    given_flow_times,
     given_sigmas,
     given_times,
     make,
     model_times,
+    of_sigmas,
     plan_on,
     shifted,
     spread,
@@ -53,15 +56,21 @@ def _sigma(
     final: str = "zero",
     zero_snr: bool = False,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     **options: bool,
 ) -> Plan:
     """n points, then the end. The start is sigma_max z in unscaled data, but for leading the normal itself."""
     choose("prediction", prediction, predictions, f" for diffusers' {scheduler}")
     choose("final_sigmas_type", final, FINALS)
-    grid = make(
-        schedule, steps, spacing, steps_offset, sigma_spacing, final, extra=False, scheduler=scheduler,
-        zero_snr=zero_snr, timesteps=timesteps,
-    )  # fmt: skip
+    if sigmas is None:
+        grid = make(
+            schedule, steps, spacing, steps_offset, sigma_spacing, final, extra=False, scheduler=scheduler,
+            zero_snr=zero_snr, timesteps=timesteps,
+        )  # fmt: skip
+    elif timesteps is None:
+        grid = of_sigmas(schedule, sigmas, scheduler, zero_snr)
+    else:
+        raise ValueError("timesteps and sigmas exclude each other: give one of them")
     return plan_on(solver, grid, prediction, sigma_prior=spacing != "leading", unscaled=True, **options)
 
 
@@ -74,16 +83,19 @@ def euler(
     sigma_spacing: str | None = None,
     final_sigmas_type: str = "zero",
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     prediction: str = "eps",
 ) -> Plan:
     """EulerDiscreteScheduler without churn, interpolation_type linear, timestep_type discrete.
+
+    `timesteps` stand for the grid by spacing; `sigmas`, n + 1 with the end, for all of it, sigma_spacing too.
 
     Its quirks: alpha-bar = 2^-24 at zero terminal SNR; with final_sigmas_type="sigma_min" a last call that changes
     nothing, where the grid's last time is 0.
     """
     return _sigma(
         solvers.euler, "EulerDiscrete", ALL, schedule, steps, spacing, steps_offset, prediction, sigma_spacing,
-        final_sigmas_type, zero_snr=True, timesteps=timesteps,
+        final_sigmas_type, zero_snr=True, timesteps=timesteps, sigmas=sigmas,
     )  # fmt: skip
 
 
@@ -104,11 +116,13 @@ def heun(
     spacing: str = "linspace",
     steps_offset: int = 0,
     sigma_spacing: str | None = None,
+    timesteps: Sequence[float] | None = None,
     prediction: str = "eps",
 ) -> Plan:
     """HeunDiscreteScheduler. It has no zero terminal SNR."""
     return _sigma(
-        solvers.heun, "HeunDiscrete", ALL, schedule, steps, spacing, steps_offset, prediction, sigma_spacing
+        solvers.heun, "HeunDiscrete", ALL, schedule, steps, spacing, steps_offset, prediction, sigma_spacing,
+        timesteps=timesteps,
     )  # fmt: skip
 
 
@@ -167,7 +181,7 @@ def ddpm(
     if timesteps is None:
         times = model_times(schedule, steps, spacing, steps_offset, False).round()
     else:
-        times = given_times(timesteps, schedule, None)
+        times = given_times(timesteps, schedule, None, cut=True)
     variance = "large" if variance_type == "fixed_large" else "small"
     plan = solvers.ddpm(schedule, [*times, -1.0], variance=variance, prediction=prediction)
     if variance == "large" and times[-1] > 0:
@@ -182,24 +196,28 @@ def lcm(
     *,
     original_inference_steps: int = 50,
     timestep_scaling: float = 10.0,
+    timesteps: Sequence[float] | None = None,
     prediction: str = "eps",
 ) -> Plan:
-    """LCMScheduler with clip_sample=False; n of the original_inference_steps times.
+    """LCMScheduler with clip_sample=False; n of the original_inference_steps times, or `timesteps`.
 
     Raises:
         ValueError: fewer original steps than steps, or more than training times.
     """
     choose("prediction", prediction, ALL, FOR)
     count, length = check_steps(schedule, steps), int(schedule.last) + 1
-    if not count <= original_inference_steps <= length:
+    if timesteps is None and not count <= original_inference_steps <= length:
         raise ValueError(
             f"original_inference_steps must be in [{count}, {length}] for {count} steps, got {original_inference_steps}"
         )
     if not 0 < timestep_scaling < math.inf:
         raise ValueError(f"timestep_scaling must be positive, got {timestep_scaling}")
+    if timesteps is not None and not original_inference_steps <= length:
+        raise ValueError(f"original_inference_steps must be at most {length}, got {original_inference_steps}")
     origin = np.arange(1, original_inference_steps + 1)[::-1] * (length // original_inference_steps) - 1
     places = np.floor(np.linspace(0, len(origin), num=count, endpoint=False)).astype(np.int64)
-    plan = solvers.lcm(schedule, [*origin[places], -1.0], time_scale=timestep_scaling, prediction=prediction)
+    times = origin[places] if timesteps is None else given_times(timesteps, schedule, None, cut=True)
+    plan = solvers.lcm(schedule, [*times, -1.0], time_scale=timestep_scaling, prediction=prediction)
     return replace(plan, solver="lcm (diffusers)")
 
 
@@ -211,6 +229,7 @@ def flow_euler(
     shift_terminal: float | None = None,
     use_dynamic_shifting: bool = False,
     stochastic_sampling: bool = False,
+    timesteps: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
     prediction: str = "flow",
 ) -> Plan:
@@ -218,20 +237,29 @@ def flow_euler(
 
     Its quirk: the least sigma is shifted twice, for the constructor has shifted it. With use_dynamic_shifting, where
     shift is exp(mu), it is shifted once. `sigmas` are those of n calls before the shift, in place of a uniform grid.
+    `timesteps` are told as they are; where there are no sigmas theirs, t / T, are shifted.
+
+    Warns:
+        UserWarning: the sigmas of `timesteps` are not the ones that go with them.
 
     Raises:
         ValueError: another prediction than "flow", steps, sigma_spacing or shift_terminal that leave no grid.
     """
     choose("prediction", prediction, ("flow",), " for diffusers' FlowMatchEulerDiscrete")
     count, length, shift = check_flow(schedule, steps, "FlowMatchEulerDiscrete")
-    if sigmas is None:
-        levels = _twice_shifted(count, length, 1.0 if use_dynamic_shifting else shift, shift)
-    else:
+    times = None if timesteps is None else given_flow_times(timesteps, count, length)
+    if sigmas is not None:
         levels = shifted(given_sigmas(sigmas, count), shift)
+    elif times is not None:
+        levels = shifted(times / length, shift)
+    else:
+        levels = _twice_shifted(count, length, 1.0 if use_dynamic_shifting else shift, shift)
     levels = stretched(levels, shift_terminal)
     if sigma_spacing is not None:
         levels = spread(sigma_spacing, levels, count)
-    grid = flow_grid(levels, 0.0, length, "FlowMatchEulerDiscrete", cut=False)
+    if times is not None and sigmas is None and not np.allclose(levels * length, times, rtol=1e-6):
+        warn("timesteps are told as they are, but the sigmas that they stand for are shifted: sigmas= gives those")
+    grid = flow_grid(levels, 0.0, length, "FlowMatchEulerDiscrete", cut=False, times=times)
     return plan_on(_noised_anew if stochastic_sampling else solvers.euler, grid, prediction)
 
 

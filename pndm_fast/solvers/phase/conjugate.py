@@ -98,7 +98,8 @@ def _preserving(
 ) -> Plan:
     rows = PlanBuilder(name, schedule, times, prediction)
     if schedule.scale != "vp":
-        raise ValueError(f"schedule must be variance-preserving for {name}, got {schedule.name}")
+        where = ", which but for B = 0, deis, has no limit at alpha = 0" if schedule.scale == "flow" else ""
+        raise ValueError(f"schedule must be variance-preserving for {name}{where}, got {schedule.name}")
     length = schedule.last - schedule.first
 
     def rho(r: Array) -> Array:
