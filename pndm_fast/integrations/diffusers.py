@@ -282,6 +282,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         if run is None or others or (eta or 0) != self._eta:
             run = self._begin(timestep, sample, eta or 0, others)
         out = run.step(model_output, sample, normals_like, generator)
+        if return_dict and self._estimates:
+            return EstimatingOutput.of(out, run.plan.rows[run.index - 1], model_output, sample)
         if self._consistency or return_dict:
             return self._result(out, run.denoised(out.dtype) if self._consistency else None, return_dict)
         return (out,)
@@ -294,8 +296,6 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
             return LCMSchedulerOutput(prev_sample=out, denoised=denoised) if return_dict else (out, denoised)
         if not return_dict:
             return (out,)
-        if self._estimates:
-            return EstimatingOutput.of(out, run.plan.rows[run.index - 1], model_output, sample)
         return SchedulerOutput(prev_sample=out)
 
     def _begin(self, timestep: Any, sample: Tensor, eta: float, others: Mapping[str, Any]) -> Stepper:
