@@ -161,13 +161,28 @@ def test_a_scheduler_of_ours(solver):
     check(tiny.stable_diffusion("Img2Img"), scheduler, guidance_scale=1.0, tolerance=0.0)
 
 
-def test_networks_of_other_kinds():
-    """In half precision, with the state in float32 as `PlanScheduler` has it, and compiled."""
-    for change in (lambda unet: unet.to(torch.bfloat16), lambda unet: torch.compile(unet, backend="eager")):
-        pipeline, call = fresh()
-        pipeline.unet = change(pipeline.unet)
-        call |= {name: value.to(pipeline.unet.dtype) for name, value in call.items() if name.endswith("_embeds")}
-        check((pipeline, call), PlanScheduler.from_config(latent("UniPC")), guidance_scale=1.0, tolerance=0.0)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda unet: unet.to(torch.bfloat16),
+        lambda unet: torch.compile(unet, backend="eager"),
+        lambda unet: unet.to(memory_format=torch.channels_last),
+    ],
+    ids=["bfloat16", "compiled", "channels_last"],
+)
+def test_networks_of_other_kinds(change):
+    """The state is float32 whatever they are, as `PlanScheduler` has it."""
+    pipeline, call = fresh()
+    pipeline.unet = change(pipeline.unet)
+    call |= {name: value.to(pipeline.unet.dtype) for name, value in call.items() if name.endswith("_embeds")}
+    check((pipeline, call), PlanScheduler.from_config(latent("UniPC")), guidance_scale=1.0, tolerance=0.0)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_modes_of_torch(mode):
+    with mode():
+        check(fresh(), PlanScheduler.from_config(latent("Euler a")), guidance_scale=1.0, tolerance=0.0)
+    check(fresh(), latent("Euler a"))
 
 
 def test_embeddings_of_an_image():

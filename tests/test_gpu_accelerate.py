@@ -35,3 +35,25 @@ def test_a_loop_in_a_graph(name, mode):
         got = tiny.run(fast, scheduler, **call)
         assert relative(got.double().cpu(), want.double().cpu()) < 1e-4
     assert fast.report.graph == mode and fast.report.captures == (2 if "two" in name else 1)  # one of each network
+
+
+@pytest.mark.parametrize("mode", ["while", "replay"])
+@pytest.mark.parametrize(
+    "make",
+    [tiny.stable_diffusion, tiny.stable_diffusion_xl, lambda: tiny.stable_diffusion("Inpaint", 9)],
+    ids=["SD", "SDXL", "SD told the mask"],
+)
+def test_a_module_that_is_replaced(make, mode):
+    """As loading adapters does: the next call captures anew."""
+    pipeline, call = make()
+    pipeline = copy.deepcopy(pipeline).to(DEVICE)
+    call = {word: on_device(value) for word, value in call.items()}
+    fast, last = accelerate(pipeline, graph=mode), copy.deepcopy(pipeline.unet.conv_out)
+    torch.nn.init.zeros_(last.weight)
+    for replaced in (False, True):
+        pipeline.unet.conv_out = last if replaced else pipeline.unet.conv_out
+        want = tiny.run(pipeline, pipeline.scheduler, **call)
+        for _ in range(2):
+            got = tiny.run(fast, pipeline.scheduler, **call)
+            assert relative(got.double().cpu(), want.double().cpu()) < 1e-4
+        assert fast.report.graph == mode and fast.report.recaptures == replaced

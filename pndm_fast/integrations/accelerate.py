@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any
 
 from pndm_fast.integrations.denoise import Call, Kept
@@ -23,7 +22,13 @@ def accelerate(
     What is returned is of a subclass of the pipeline's class and shares all that the pipeline has: what is loaded into
     one, moved or replaced there is so in the other. In a call the pipeline's own code prepares and decodes; its loop's
     body is run once, for what it gives to the network. The scheduler's plan is that of `PlanScheduler`, which may be
-    the pipeline's scheduler too. `report` is the sampler's of the last call that ended. Several threads may call it.
+    the pipeline's scheduler too: where no plan does what a scheduler does, it is refused.
+
+    A call changes nothing of the pipeline, so that several threads may make one each; a callback is given the call's
+    own copy. It may return other latents, where the plan can go on from them; one loop has one conditioning and one
+    guidance. `_interrupt = True`, there or at the pipeline, ends the loop after a step that a callback or a bar sees.
+
+    `report` is the sampler's of the last call that ended, None where it was interrupted.
 
     Args:
         pipe: see `families.FAMILIES`.
@@ -53,7 +58,7 @@ def accelerate(
 def _run(pipe: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
     """A call of an accelerated pipeline."""
     kept: Kept = pipe._kept
-    bound = inspect.signature(kept.base.__call__).bind(pipe, *arguments, **keywords)
+    bound = kept.signature.bind(pipe, *arguments, **keywords)
     bound.apply_defaults()
     kept.family.check({**bound.arguments, **bound.arguments.get("kwargs", {})})
     call = Call(pipe, kept, bound.arguments)

@@ -40,12 +40,23 @@ class Form(NamedTuple):
     answered: bool
 
 
+class Answers:
+    """What a network's outputs were like: of what dtype, which autocast decides on."""
+
+    dtype: torch.dtype | None = None
+
+
 class AsDenoiser(Around):
-    """The network as network(x, t, **cond)."""
+    """The network as network(x, t, **cond).
+
+    Attributes:
+        answers: what is known of those so far.
+    """
 
     def __init__(self, network: Any, form: Form) -> None:
         super().__init__()
         self.model, self.form, self.training = network, form, in_training(network)
+        self.answers = Answers()
 
     def forward(
         self, x: Tensor, t: Tensor, cache_context: tuple[str, Mapping[str, Any]] | None = None, **cond: Any
@@ -57,9 +68,11 @@ class AsDenoiser(Around):
             name, where = cache_context
             with self.model.cache_context(name, **where):
                 result = self._called(x, t, **cond)
+        out = result_tensor(result)
+        self.answers.dtype = out.dtype
         if not self.form.answered:
-            return result
-        return result_tensor(result).narrow(self.form.channels, 0, x.shape[self.form.channels]).contiguous()
+            return out
+        return out.narrow(self.form.channels, 0, x.shape[self.form.channels]).contiguous()
 
     def _called(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pndm_fast.integrations.as_denoiser import IN_PLACE, Samplers, conditioning_of, form_of, halves
+from pndm_fast.integrations.as_denoiser import IN_PLACE, Answers, Samplers, conditioning_of, form_of, halves
 from pndm_fast.integrations.contexts import check_caches, hooks_of, in_contexts
 from pndm_fast.integrations.diffusers import PlanScheduler, normals_like
 from pndm_fast.integrations.family import Family
@@ -35,7 +36,7 @@ class Kept:
     """
 
     def __init__(self, base: Any, family: Family, graph: str, backend: str, concurrency: int, on_nan: str) -> None:
-        self.base, self.family = base, family
+        self.base, self.family, self.signature = base, family, inspect.signature(base.__call__)
         self.options = {"graph": graph, "backend": backend, "concurrency": concurrency, "on_nan": on_nan}
         self.graph, self.on_nan = graph, on_nan
         self.samplers = Samplers(backend, concurrency)
@@ -94,6 +95,7 @@ class Call:
         if self.family.in_place:
             self.inner.__dict__["prepare_latents"] = self._prepare_latents
         self._asked: Asked | None = None
+        self._answers: Answers | None = None
         self._callback: Callable[..., Any] | None = arguments.get("callback_on_step_end")
         # the body then goes on to there before the loop is run
         self._hooked = self._callback is not None or self._known is not None
@@ -193,6 +195,8 @@ class Call:
         x, _ = call.get(0, self.family.sample)
         graph, reason = self._graph_of(networks, sample.device)
         sampler = self.kept.samplers.of(tuple(networks.values()), form_of(call, self.family), sample, x.dtype, graph)
+        adapter: Any = sampler.model
+        self._answers = adapter.answers
         try:
             result = sampler.run(request)
         except Cancelled:
@@ -220,8 +224,14 @@ class Call:
         return each[0], each[1] if guided else None
 
     def _noise(self, asked: Asked, batch: int) -> Callable[[int], Tensor]:
-        """The pipeline's numbers, in its order."""
-        return lambda index: normals_like(asked.output, asked.generator)[:batch]
+        """The pipeline's numbers, in its order: of the dtype that the network's output has."""
+        output = asked.output
+
+        def draw(index: int) -> Tensor:
+            dtype = None if self._answers is None else self._answers.dtype
+            return normals_like(output if dtype is None else output.to(dtype), asked.generator)[:batch]
+
+        return draw
 
     def _watch(self, asked: Asked, plan: Plan, tensors: Mapping[str, Any], sample: Tensor) -> Watch | None:
         known = self._known if self._known is not None and self._puts_back(sample) else None
