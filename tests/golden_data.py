@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 import pndm_fast as pf
@@ -13,6 +14,12 @@ DATA = np.load(Path(__file__).parent / "golden" / "pndm.npz")
 GUIDED = sorted(name for name in pf.SOLVERS if name.endswith("-cfg-pp"))  # whose calls have two outputs
 SCALAR = sorted(name for name in pf.SOLVERS if SOLVER_INFO[name].space != "phase" and name not in GUIDED)
 PHASE = sorted(name for name in pf.SOLVERS if SOLVER_INFO[name].space != "scalar")
+# samplers by others' names, each of which `test_named_solvers.py` holds to its loop: general laws are `stress` for them
+NAMED = {
+    *("consistency", "dpm-2", "dpm-2-ancestral", "dpm-fast", "dpmpp-2s-ancestral", "dpmpp-3s", "er-sde"),
+    *("exp-heun-2-x0", "exp-heun-2-x0-sde", "gradient-estimation", "heunpp2", "res-2m", "res-2s", "res-3m", "res-3s"),
+    *("res-multistep-ancestral", "rk", "sa-solver", "sa-solver-pece", "seeds-2", "seeds-3", "tcd", *GUIDED),
+}
 FROM_NOISE = sorted(name for name in SCALAR if not SOLVER_INFO[name].inverts)
 START = torch.from_numpy(DATA["meta_x_T"])
 
@@ -24,6 +31,11 @@ def schedule(name):
 def mixture(noise_schedule, prediction="eps"):
     means, variances, weights = (DATA[f"meta_mix_{part}"] for part in ("means", "vars", "weights"))
     return gaussian_mixture(noise_schedule, means, variances, weights, prediction=prediction)
+
+
+def named_stress(names):
+    """Parameters of a test that takes long, `stress` for those of `NAMED`."""
+    return [pytest.param(name, marks=pytest.mark.stress) if name in NAMED else name for name in names]
 
 
 class Recorder:

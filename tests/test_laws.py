@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from drawing import draw
-from golden_data import SCALAR, mixture
+from golden_data import NAMED, SCALAR, mixture
 from hypothesis import given
 from hypothesis import strategies as st
 from rows import evaluate, store
@@ -243,6 +243,7 @@ def step_counts(*few, some, long):
     marks = {**dict.fromkeys(few, ()), **dict.fromkeys(some, pytest.mark.slow)}
     for solver in sorted(pf.SOLVERS):
         marks |= dict.fromkeys(long, pytest.mark.slow if solver in LONG else pytest.mark.stress)
+        marks |= dict.fromkeys(some, pytest.mark.stress if solver in NAMED else pytest.mark.slow)
         yield from (pytest.param(solver, steps, marks=mark) for steps, mark in marks.items())
 
 

@@ -13,7 +13,7 @@ import pytest
 import rows
 import torch
 from drawing import draw
-from golden_data import SCALAR, START, mixture
+from golden_data import NAMED, SCALAR, START, mixture, named_stress
 from oracle import probability_flow
 
 import pndm_fast as pf
@@ -58,6 +58,15 @@ CASES = [
 ]
 
 
+# whose rows are others' where they are quiet, by `test_named_solvers.py::test_names_of_one_method`
+ALIASES = ("dpm-2-ancestral", "dpmpp-2s-ancestral", "exp-heun-2-x0-sde", "res-2m", "res-3m", "res-multistep-ancestral")
+
+
+def late(solver, options, order):
+    """The marks of a case."""
+    return pytest.mark.stress if solver in ALIASES or order == 1 and solver in NAMED else ()
+
+
 @functools.cache
 def exact():
     return probability_flow(mixture(VP), VP, START, end=0.1, rtol=1e-12)
@@ -78,7 +87,7 @@ def error(solver, steps, **options):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* has no effect")  # a variable at order 1
 @pytest.mark.parametrize("steps", [(96, 192), pytest.param((96, 192, 384), marks=pytest.mark.stress)], ids=str)
-@pytest.mark.parametrize("solver, options, order", CASES, ids=str)
+@pytest.mark.parametrize("solver, options, order", [pytest.param(*c, marks=late(*c)) for c in CASES], ids=str)
 def test_observed_order(solver, options, order, steps):
     # the released third-order multistep only comes down to its second order late
     late = 4 if order == 2 and solver in ("dpmpp-3m", "dpmpp-3m-sde") else 1
@@ -157,7 +166,7 @@ def test_rows_run_here_as_in_the_engine(name):
 
 
 @pytest.mark.parametrize("prediction", ["v", *(pytest.param(p, marks=pytest.mark.slow) for p in ("x0", "flow"))])
-@pytest.mark.parametrize("solver", SCALAR)
+@pytest.mark.parametrize("solver", named_stress(SCALAR))
 def test_predictions_agree(solver, prediction):
     """What the network predicts changes the store map alone: the samples are the same to rounding."""
     times = np.linspace(1.0, 0.1, 11)

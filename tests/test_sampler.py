@@ -8,7 +8,7 @@ import pytest
 import rounding
 import torch
 from drawing import Reporting, draw
-from golden_data import FROM_NOISE, START, mixture
+from golden_data import FROM_NOISE, START, mixture, named_stress
 from torch import nn
 
 import pndm_fast as pf
@@ -647,7 +647,9 @@ def test_steps_are_shown(sampler):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-@pytest.mark.parametrize("solver", [*sorted(set(FROM_NOISE) - {"lcm"}), "diffusers plms", "diffusers f-pndm"])
+@pytest.mark.parametrize(
+    "solver", [*named_stress(sorted(set(FROM_NOISE) - {"lcm"})), "diffusers plms", "diffusers f-pndm"]
+)
 def test_x0_estimates_of_a_single_point(solver, prediction):
     """Where the data is one point, every estimate of x_0 is that point."""
     compat, _, solver = solver.rpartition(" ")

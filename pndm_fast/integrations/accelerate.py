@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any
 
 from pndm_fast.integrations.denoise import Call, Kept
@@ -59,7 +58,7 @@ def accelerate(
 def _run(pipe: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
     """A call of an accelerated pipeline."""
     kept: Kept = pipe._kept
-    bound = inspect.signature(kept.base.__call__).bind(pipe, *arguments, **keywords)
+    bound = kept.signature.bind(pipe, *arguments, **keywords)
     bound.apply_defaults()
     kept.family.check({**bound.arguments, **bound.arguments.get("kwargs", {})})
     call = Call(pipe, kept, bound.arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -35,7 +36,7 @@ class Kept:
     """
 
     def __init__(self, base: Any, family: Family, graph: str, backend: str, concurrency: int, on_nan: str) -> None:
-        self.base, self.family = base, family
+        self.base, self.family, self.signature = base, family, inspect.signature(base.__call__)
         self.options = {"graph": graph, "backend": backend, "concurrency": concurrency, "on_nan": on_nan}
         self.graph, self.on_nan = graph, on_nan
         self.samplers = Samplers(backend, concurrency)
