@@ -5,6 +5,7 @@ import torch
 from drawing import draw
 from golden_data import FROM_NOISE, PHASE
 from gpu_networks import DEVICE, assert_no_synchronization, cancel_from_another_thread, conv, sampler
+from gpu_networks import pointwise as shifted
 
 import pndm_fast as pf
 from pndm_fast.phase_space import PSLD
@@ -150,3 +151,32 @@ def test_a_default_sample_is_captured():
     report = ours.report
     assert (report.graph, report.graph_reason, report.captures) == ("replay", AUTO_REASON, 1)
     assert report.graph_bytes >= 0 and report.nodes
+
+
+@pytest.mark.parametrize("graph", ["eager", "replay"])
+def test_an_engine_s_requests(graph):
+    """Each has the bits that it has alone; while they join, move and end, nobody waits for the device's numbers."""
+    plans = [pf.make_plan(solver, steps=6) for solver in ("ddpm", "f-pndm", "unipc")]
+    alone = pf.Sampler(shifted, shape=(1, *SHAPE), device=DEVICE, graph="eager")
+    engine = pf.Engine(shifted, shape=(4, *SHAPE), device=DEVICE, graph=graph)
+
+    def request(i):
+        cond, uncond = ({"shift": torch.full((1,), shift, device=DEVICE)} for shift in (0.5 * i, 0.0))
+        guided = {"uncond": uncond, "guidance": pf.Guidance(2.0, interval=(0.5, 5.0))} if i % 3 == 2 else {}
+        return pf.Request(plan=plans[i % 3], seeds=[i, i + 1][: 1 + i % 2], cond=cond, **guided)
+
+    for mode in ("default", "error"):  # the first time makes the batches
+        requests = [request(i) for i in range(8)]
+        numbers, over = {}, {}
+        for i in (*range(8), *[None] * 60):
+            if i is not None:
+                numbers[engine.add(requests[i])] = i
+            torch.cuda.set_sync_debug_mode(mode)
+            try:
+                over |= {numbers[one.id]: one for one in engine.step()}
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        assert engine.idle and over.keys() == set(range(8))
+        for i, one in over.items():
+            assert one.error is None and one.result.report.graph == graph, one
+            assert torch.equal(one.result.samples, alone.run(requests[i]).samples)

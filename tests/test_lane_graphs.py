@@ -38,7 +38,7 @@ def test_one_graph_for_each_batch_size(stand_in, graph):
     model = Scaled()
     engine, sampler = pf.Engine(model, shape=(4, *SHAPE), graph=graph), pf.Sampler(model, shape=(1, *SHAPE))
     requests = [asked(s, steps, s) for s, steps in enumerate([5, 3, 7, 4, 2, 6])]
-    requests += [asked(7, 4, **GUIDED), asked(8, 6, **GUIDED)]
+    requests += [asked(7, 4, **GUIDED), asked(8, 6, uncond=GUIDED["uncond"], guidance=pf.Guidance(2.0, (0.5, 5.0)))]
     requests.append(pf.Request(plan=plan("ddim", 5), seeds=[3], cond=lambda row: {"shift": torch.tensor([float(row)])}))
     at = [0, 0, 1, 2, 8, 9, 3, 4, 5]
     for ours, request in zip(served(engine, requests, at), requests, strict=True):

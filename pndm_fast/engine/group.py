@@ -140,10 +140,7 @@ class Group:
         own = self._begun(member, segment)
         values = conditioning_of(segment.evaluation, member.call.batch)
         self._take_lines(member, live)
-        numbers = [0] * member.call.batch
-        for b in live:
-            numbers[b] = member.entries[b].base + member.positions.at[b]
-        own.registers.row.copy_(upload(numbers, own.spec.device, own.registers.row.dtype))
+        self._set_rows(member, segment, own, live)
         for b in live:
             lane = member.lanes[b] = len(self._owners)
             self._owners.append((member, b))
@@ -156,8 +153,20 @@ class Group:
         table = room(segment.table.rows), spec.table[1]
         own = self._source.take(spec._replace(batch=member.call.batch, table=table))
         segment.begin(own)
-        own.registers.first_bad.fill_(NEVER)
+        if segment.snapshot is not None:
+            own.registers.first_bad.fill_(NEVER)  # the group before has told
         return own
+
+    def _set_rows(self, member: Member, segment: Segment, own: Workspace, live: list[int]) -> None:
+        """From lines of the request's own table to the group's."""
+        row = own.registers.row
+        if len(member.call.distinct) == 1:
+            row.add_(member.entries[live[0]].base - segment.table.first[0])
+            return
+        numbers = [0] * member.call.batch
+        for b in live:
+            numbers[b] = member.entries[b].base + member.positions.at[b]
+        row.copy_(upload(numbers, own.spec.device, row.dtype))
 
     def _take_lines(self, member: Member, samples: list[int]) -> None:
         for b in samples:
@@ -306,10 +315,15 @@ class Group:
         live = set(member.live())
         ended = [b for b, lane in enumerate(member.lanes) if lane != NOWHERE and b not in live]
         if ended:
-            r = self.resident.workspace.registers
-            places = upload([member.lanes[b] for b in ended], r.y.device)
-            member.keep(ended, r.y[places])
-            member.mark(ended, r.first_bad[places])
+            r, places = self.resident.workspace.registers, [member.lanes[b] for b in ended]
+            if len(ended) == 1:
+                which = slice(places[0], places[0] + 1)
+                states, first_bad = r.y[which].clone(), r.first_bad[which].clone()
+            else:
+                index = upload(places, r.y.device)
+                states, first_bad = r.y[index], r.first_bad[index]
+            member.keep(ended, states)
+            member.mark(ended, first_bad)
             self._vacate(member, ended)
 
     def _snap(self, member: Member) -> None:
@@ -355,5 +369,5 @@ class Group:
             self._owners.pop()
             member.lanes[b] = NOWHERE
             self.lines.give(member.entries[b])
-        if self._resident is not None:
+        if self._resident is not None and samples:
             self.resident.free(len(self._owners), before)

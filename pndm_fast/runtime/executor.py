@@ -219,8 +219,9 @@ def _held_graph(cuda: Cuda, cache: Cache, segment: Segment, lines: int) -> Held:
     refused = cache.refused.peek(key)
     if refused is not None:
         raise CannotCapture(refused)
+    spec = held_spec(segment, output, lines)
     try:
-        graph = Graph(cuda, segment, held_spec(segment, output, lines), ("replay",))
+        graph = Graph(cuda, _with_history(segment, spec), spec, ("replay",))
     except CannotCapture as refusal:
         cache.refuse(key, refusal)
         raise
@@ -233,6 +234,16 @@ def _held_graph(cuda: Cuda, cache: Cache, segment: Segment, lines: int) -> Held:
     found = "replay", "", graph.bytes, graph.nodes
     executor = Executor(segment, graph.workspace, rows, 0, *found, copied=graph.copied)
     return Held(executor, graph.trees, graph.stale)
+
+
+def _with_history(segment: Segment, spec: BufferSpec) -> Segment:
+    """Where an example does not begin at its first row, past outputs: a graph's check must find numbers there."""
+    if not any(segment.at):
+        return segment
+    workspace = Workspace(spec)
+    segment.begin(workspace)
+    workspace.registers.slots.zero_()
+    return segment._replace(snapshot=workspace.snapshot())
 
 
 def held_spec(segment: Segment, output: OutputSpec, lines: int) -> BufferSpec:
