@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from tune_case import CASES, SHAPE, VP, Mixture, black_box, tuned
 
 import pndm_fast as pf
@@ -45,6 +45,7 @@ def test_it_beats_the_best_named_plan(plan):
     ours = errors(plan).mean()
     for solver, spacing in (("auto", None), ("unipc", "trailing"), ("dpmpp-2m", "logsnr"), ("deis", "trailing")):
         assert ours < 0.5 * errors(pf.make_plan(solver, VP, nfe=4, spacing=spacing)).mean()
+    assert MODEL.means.grad is None and MODEL.means.requires_grad  # the network stays as it was
     assert "ratio" in plan.summary() and plan.could_not == () and plan.fitted["by"] == "gradient"
 
 
@@ -152,6 +153,11 @@ def test_fingerprints():
     wrapped = [torch.compile(MODEL), nn.DataParallel(MODEL), torch.optim.swa_utils.AveragedModel(MODEL)]
     for same in (*rounded, *wrapped):
         assert difference(own, fingerprint(same)) is None
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert difference(own, fingerprint(nn.parallel.DistributedDataParallel(copy.deepcopy(MODEL)))) is None
+    finally:
+        distributed.destroy_process_group()
     assert difference(own, fingerprint(Mixture(seed=1))) == "other weights"
     other = copy.deepcopy(MODEL)
     other.more = nn.Linear(2, 2)
