@@ -1,13 +1,17 @@
 """`pf.tune`: better than the best named plan, the same after a break, and honest where it cannot be."""
 
+import ast
 import copy
+import inspect
 import json
+import re
 import signal
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from tune_case import CASES, SHAPE, VP, Mixture, black_box, tuned
 
 import pndm_fast as pf
@@ -41,6 +45,7 @@ def test_it_beats_the_best_named_plan(plan):
     ours = errors(plan).mean()
     for solver, spacing in (("auto", None), ("unipc", "trailing"), ("dpmpp-2m", "logsnr"), ("deis", "trailing")):
         assert ours < 0.5 * errors(pf.make_plan(solver, VP, nfe=4, spacing=spacing)).mean()
+    assert MODEL.means.grad is None and MODEL.means.requires_grad  # the network stays as it was
     assert "ratio" in plan.summary() and plan.could_not == () and plan.fitted["by"] == "gradient"
 
 
@@ -148,6 +153,11 @@ def test_fingerprints():
     wrapped = [torch.compile(MODEL), nn.DataParallel(MODEL), torch.optim.swa_utils.AveragedModel(MODEL)]
     for same in (*rounded, *wrapped):
         assert difference(own, fingerprint(same)) is None
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert difference(own, fingerprint(nn.parallel.DistributedDataParallel(copy.deepcopy(MODEL)))) is None
+    finally:
+        distributed.destroy_process_group()
     assert difference(own, fingerprint(Mixture(seed=1))) == "other weights"
     other = copy.deepcopy(MODEL)
     other.more = nn.Linear(2, 2)
@@ -160,7 +170,9 @@ def test_fingerprints():
     conv = nn.Conv2d(3, 4, 3)
     lasting = copy.deepcopy(conv).to(memory_format=torch.channels_last)
     assert fingerprint(conv) == fingerprint(lasting) and fingerprint(black_box) is None
-    assert fingerprint(nn.Linear(2, 2, device="meta")) is None
+    away = fingerprint(nn.Conv2d(3, 4, 3, device="meta"))
+    assert away["numbers"] == [None, None] and difference(away, fingerprint(conv)) is None
+    assert difference(away, fingerprint(nn.Conv2d(3, 4, 5))) == "weights of other names or shapes"
 
 
 def test_it_warns_elsewhere(plan):
@@ -216,10 +228,10 @@ def test_a_network_without_a_backward_pass():
 
 def test_a_network_that_hides_its_time():
     """Coefficients alone are fitted where no gradient comes from the time that is told."""
-    got = tuned(lambda x, t: MODEL(x, t.detach()), iterations=60)
+    named = pf.make_plan("dpmpp-2m", VP, nfe=4)
+    got = tuned(lambda x, t: MODEL(x, t.detach()), iterations=60, rivals=[named])
     assert got.better and "the time it is told" in got.could_not[0]
-    named = pf.make_plan("auto", VP, nfe=4)
-    assert got.fitted["named"]["plan"] != "auto: deis" or got.times == pytest.approx(named.times, rel=1e-12)
+    assert got.times == pytest.approx(named.times, rel=1e-12) and got.rows != named.rows
 
 
 def test_minutes_are_iterations():
@@ -240,3 +252,15 @@ def test_a_network_in_bfloat16():
     """The state is float32 and the loss sees through the rounding; the plan is for the network in float32 too."""
     got = tuned(copy.deepcopy(MODEL).bfloat16(), iterations=40)
     assert got.better and got.departs(MODEL) is None and got.interval[1] < 0.6
+
+
+def test_the_page_names_what_there_is():
+    """Arguments in docs/tune.md's examples are `tune`'s, and the command's are its own."""
+    page = (Path(__file__).parent.parent / "docs" / "tune.md").read_text()
+    block = page.split("```python\n")[1].split("```")[0]
+    calls = [n for n in ast.walk(ast.parse(block)) if isinstance(n, ast.Call) and ast.unparse(n.func) == "pf.tune"]
+    names = {keyword.arg for call in calls for keyword in call.keywords}
+    assert names and names <= inspect.signature(pf.tune).parameters.keys()
+    assert {"--trust", "--nfe", "--minutes", "--out"} == set(
+        re.findall(r"--\w+", page.split("    pndm-fast tune")[1].split("\n")[0])
+    )

@@ -38,6 +38,7 @@ def failing():
 def fit(place):  # noqa: F811
     (place / "toy_net.py").write_text(TOY)
     words = ("--shape", "1,1,8", "--schedule", "vp", "--nfe", 4, "--batch", 64, "--pairs", 128, "--iterations", 30)
+    words += ("--teacher", 40, "--held-out", 128)
 
     def tune(*more, model="toy_net:net"):
         return run("tune", model, "--trust", *words, "--device", "cpu", *more)
@@ -50,6 +51,7 @@ def test_a_fit_and_another_from_its_folder(fit):
     assert first.exit_code == 0 and "ratio" in first.stdout and "fit: " in first.stderr
     plan = pf.TunedPlan.load("a.json")
     assert plan.better and plan.nfe == 4
+    assert plan.fitted["teacher"]["calls"] == 40 and plan.fitted["held_out"]["pairs"] == 128
     again = fit("--out", "a.json", "--resume", "--json")
     told = json.loads(again.stdout)
     assert again.exit_code == 0 and told["held_out"] == plan.fitted["held_out"] and "fit: " not in again.stderr

@@ -197,7 +197,7 @@ def test_the_last_row_is_least_squares():
     mean = np.mean((matrix**2).sum(1))
     for got, ridge in zip(rows.tables(table), (1e-5, 1e-4, 1e-3, 1e-2), strict=True):
         system = np.concatenate([matrix.T, np.sqrt(ridge * mean) * np.eye(4)])
-        wanted = np.linalg.lstsq(system, np.concatenate([(ends - own).flatten().numpy(), np.zeros(4)]))[0]
+        wanted = np.linalg.lstsq(system, np.concatenate([(ends - own).flatten().numpy(), np.zeros(4)]), rcond=None)[0]
         np.testing.assert_allclose([got.a[-1] - table.a[-1], *(got.b[-1] - table.b[-1])], wanted, rtol=1e-9, atol=1e-12)
         assert (got.b[:-1] == table.b[:-1]).all()
 

@@ -308,7 +308,9 @@ def tune(
     classes: given.Classes = None,
     guidance: given.Guidance = 1.0,
     null_class: given.NullClass = None,
+    teacher: given.Teacher = None,
     pairs: given.Pairs = None,
+    held_out: given.HeldOut = None,
     batch: given.FitBatch = None,
     iterations: given.Iterations = None,
     minutes: given.Minutes = None,
@@ -324,7 +326,8 @@ def tune(
     from pndm_fast.cli.models import ModelArgs, find_device
 
     network = ModelArgs(model, trust, parse_shape(shape), null_class, find_device(device), dtype)
-    lengths = {"pairs": pairs, "batch": batch, "iterations": iterations, "minutes": minutes}
+    counts = {"teacher": teacher, "pairs": pairs, "held_out": held_out, "batch": batch}
+    lengths = {**counts, "iterations": iterations, "minutes": minutes}
     told = tuple((name, value) for name, value in lengths.items() if value is not None)
     words = Words(schedule=schedule, prediction=prediction)
     spec = FitSpec(network, nfe, out, words, parse_classes(classes), guidance, seed, resume, told)

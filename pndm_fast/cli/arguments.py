@@ -91,6 +91,8 @@ Tuned = Annotated[
 Calls = Annotated[int, _option("--nfe", help="Network calls of the plan, 2 to 10.")]
 PlanOut = Annotated[str, _option("--out", help="The plan's file; OUT.fit beside it keeps what a fit goes on from.")]
 Pairs = Annotated[int | None, _option(min=2, help="Noises that the fit learns from, default 1024.")]
+Teacher = Annotated[int | None, _option(help="Calls of the plan that is to be matched, default 60.")]
+HeldOut = Annotated[int | None, _option(min=2, help="Noises that the plan is judged by, default 256.")]
 FitBatch = Annotated[int | None, _option("--batch", min=1, help="Pairs at a time, default 24.")]
 Iterations = Annotated[int | None, _option(min=1, help="Length of the fit, default 800.")]
 Minutes = Annotated[float | None, _option(help="Length of the fit in place of --iterations; the teacher comes before.")]

@@ -29,7 +29,9 @@ class FitSpec:
     guidance: float = 1.0
     seed: int = 0
     resume: bool = False
-    lengths: tuple[tuple[str, Any], ...] = ()  # of pairs, batch, iterations, minutes those that were given
+    lengths: tuple[
+        tuple[str, Any], ...
+    ] = ()  # of teacher, pairs, held_out, batch, iterations, minutes those that were given
 
     @property
     def folder(self) -> Path:

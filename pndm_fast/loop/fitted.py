@@ -23,7 +23,8 @@ LEAST = 2.0**-20  # float16 rounds what is smaller to a few bits
 def fingerprint(network: Any) -> dict[str, Any] | None:
     """What tells a network from others, None of one without weights: its configuration, its weights, some of them.
 
-    It is the same in any floating-point dtype, compiled, in `DataParallel` or `DistributedDataParallel`.
+    It is the same in any floating-point dtype, compiled, in `DataParallel` or `DistributedDataParallel`. Of weights
+    that are elsewhere, offloaded or in shards, names and shapes are known alone.
     """
     inner = innermost(network)
     weights = _weights(inner)
@@ -35,7 +36,7 @@ def fingerprint(network: Any) -> dict[str, Any] | None:
     return {
         "config": _digest(_config(inner)),
         "weights": _digest(shapes),
-        "numbers": [number for name in chosen for number in _numbers(weights[name])],
+        "numbers": [_numbers(weights[name]) for name in chosen],
     }
 
 
@@ -45,7 +46,8 @@ def difference(own: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -
         return None
     if own.get("weights") != other.get("weights"):
         return "weights of other names or shapes"
-    if not near(own.get("numbers", ()), other.get("numbers", ())):
+    both = [(a, b) for a, b in zip(own.get("numbers", ()), other.get("numbers", ()), strict=False) if a and b]
+    if not all(near(a, b) for a, b in both):
         return "other weights"
     return "another configuration" if own.get("config") != other.get("config") else None
 
@@ -79,10 +81,12 @@ def _weights(inner: Any) -> dict[str, Tensor]:
     if not callable(tell):
         return {}
     told = {name.replace("_orig_mod.", ""): tensor for name, tensor in tell()}
-    return {name: t for name, t in told.items() if isinstance(t, Tensor) and t.numel() and t.device.type != "meta"}
+    return {name: tensor for name, tensor in told.items() if isinstance(tensor, Tensor) and tensor.numel()}
 
 
-def _numbers(tensor: Tensor) -> list[float]:
+def _numbers(tensor: Tensor) -> list[float] | None:
+    if tensor.device.type == "meta" or hasattr(tensor, "_local_tensor"):
+        return None
     count = min(NUMBERS, tensor.numel())
     places = [(2 * k + 1) * tensor.numel() // (2 * count) for k in range(count)]
     at = [torch.unravel_index(torch.tensor(place), tensor.shape) for place in places]  # whatever the memory format

@@ -134,6 +134,7 @@ def _best(task: Task, plans: dict[str, Plan]) -> tuple[str, Plan]:
     """The named plan of the lowest loss on training noise, before anything is fitted."""
     if not plans:
         raise ValueError(f"rivals must be one plan or more, got none of {task.nfe} calls on {task.schedule.name}")
+    _ = task.ends  # drawn now, so that each part of the work tells of its own progress
     with progress_bar(task.progress, "named plans", len(plans) + min(KEPT, len(plans)), "plans") as advance:
 
         def error(plan: Plan, part: range) -> float:
