@@ -52,9 +52,11 @@ def loop(
     shape: tuple[int, ...] = (2, 3, 4, 4),
     dtype: torch.dtype = torch.float32,
     states: list[torch.Tensor] | None = None,
+    outputs: list[Any] | None = None,
     **call: Any,
 ) -> torch.Tensor:
-    """What a pipeline does: from noise, or with `begin` from noised data at a later time. `states` takes all.
+    """What a pipeline does: from noise, or with `begin` from noised data at a later time. `states` takes all,
+    `outputs` what step returned.
 
     `grid` is what set_timesteps is given in place of a number of steps.
     """
@@ -76,7 +78,10 @@ def loop(
     for t in timesteps:
         seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         out = network(seen, t.reshape(1).expand(shape[0]))
-        x = scheduler.step(out, t, x, **call).prev_sample
+        made = scheduler.step(out, t, x, **call)
+        x = made.prev_sample
+        if outputs is not None:
+            outputs.append(made)
         if states is not None:
             states.append(x)
     return x

@@ -87,6 +87,24 @@ def test_the_same_levels_in_vp_give_the_same_samples(solver, options, noisy):
     assert relative(got, want) < 1e-9
 
 
+@pytest.mark.parametrize(
+    "solver, options", [("deis", {"variable": "rho"}), ("dpm-solver-1", {}), ("deis", {"order": 1})]
+)
+def test_the_first_step_from_noise_is_a_limit(solver, options):
+    """Of starts at t -> 1, whose own first step takes eps and loses a digit for each that 1 - t has."""
+    schedule = pf.Schedule.flow()
+
+    def end(start):
+        times = [start, *np.linspace(0.9, 0.0, 10)]
+        return rows.run(
+            pf.make_plan(solver, schedule, times=times, prediction="flow", **options), mixture(schedule, "flow"), START
+        )
+
+    exact = end(1.0)
+    near = [relative(end(1 - gap), exact) for gap in (1e-3, 1e-5)]
+    assert near[1] < 1e-4 and near[1] < near[0] / 50, near
+
+
 def test_the_second_step_from_noise_is_of_first_order():
     """eps at alpha = 0 is the state: no slope leads from there to finite log-SNR."""
     for solver in ("deis", "dpm-solver-2", "unipc"):

@@ -1,10 +1,12 @@
 """`plan_like` and `schedule_of`: diffusers' configurations as plans and schedules, or refused by name."""
 
+import ast
 import importlib
 import inspect
 import json
 import math
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -17,8 +19,18 @@ from golden_data import relative  # noqa: E402
 from scheduler_case import LOOPS, loop, scheduler_of  # noqa: E402
 
 import pndm_fast as pf  # noqa: E402
+from pndm_fast.integrations.outputs import ESTIMATING  # noqa: E402
 from pndm_fast.solvers.compat import SCHEDULERS  # noqa: E402
-from pndm_fast.solvers.foreign import FIXED, REFUSED, SAME_AS  # noqa: E402
+from pndm_fast.solvers.foreign import (  # noqa: E402
+    BETAS_OF,
+    CLIP_DEFAULT,
+    CLIPS_ALL,
+    FIXED,
+    FLOWS,
+    REFUSED,
+    SAME_AS,
+    ZERO_SNR,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' of numpy
 
@@ -51,10 +63,41 @@ def config_of(name, **changed):
     return {"_class_name": name, **UNCLIPPED.get(name, {}), **changed}
 
 
+def scheduler_classes():
+    """Every class of the installed diffusers that is called a scheduler and steps, whatever it imports: by source.
+
+    Flax's, which PyTorch has too, aside.
+    """
+    found = set()
+    for file in Path(diffusers.__file__).parent.rglob("*.py"):
+        text = file.read_text()
+        if "Scheduler" not in text or "def step" not in text or "dummy_" in file.name:
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Scheduler"):
+                steps = {"step", "step_pred"} & {getattr(one, "name", None) for one in node.body}
+                found |= {node.name} if steps else set()
+    return {name for name in found if not name.startswith("Flax")}
+
+
 def test_every_scheduler_is_taken_or_refused():
-    names = {name for name in dir(diffusers) if name.endswith("Scheduler")}
-    assert names | {"ConsistencyDecoderScheduler", "ScoreSdeVpScheduler"} == {*SCHEDULERS, *SAME_AS, *REFUSED}
-    assert not set(SCHEDULERS) & set(REFUSED)
+    """The table is all that is exported, and all that stands in any module of it."""
+    table = {*SCHEDULERS, *SAME_AS, *REFUSED}
+    exported = {name for name in dir(diffusers) if name.endswith("Scheduler")}
+    assert exported | {"ConsistencyDecoderScheduler", "ScoreSdeVpScheduler"} == table
+    assert scheduler_classes() == table
+    assert len(table) == len(SCHEDULERS) + len(SAME_AS) + len(REFUSED)
+    assert set(SAME_AS.values()) <= set(SCHEDULERS)
+    assert {*BETAS_OF, *CLIPS_ALL, *CLIP_DEFAULT, *FLOWS, *ZERO_SNR, *ESTIMATING} <= table
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_what_their_steps_take_and_return(name):
+    """A grid that set_timesteps takes is taken, or refused by name; an estimate that step returns is known."""
+    cls = class_of(name)
+    assert ("pred_original_sample=" in inspect.getsource(cls.step)) == (name in ESTIMATING)
+    theirs = {"timesteps", "sigmas"} & inspect.signature(cls.set_timesteps).parameters.keys()
+    assert theirs == {"timesteps", "sigmas"} & inspect.signature(SCHEDULERS[name]).parameters.keys()
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -1,6 +1,7 @@
 """`PlanScheduler`: what pipelines ask of a scheduler, and what `step` does with one row."""
 
 import copy
+import dataclasses
 import inspect
 import json
 import math
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 import pndm_fast as pf  # noqa: E402
 from pndm_fast.integrations import stepping  # noqa: E402
 from pndm_fast.integrations.diffusers import PlanScheduler  # noqa: E402
+from pndm_fast.integrations.outputs import EstimatingOutput  # noqa: E402
 from pndm_fast.row.backends import choose_backend  # noqa: E402
 
 # diffusers' of numpy, and ours of few steps
@@ -315,6 +317,46 @@ def test_a_step(solver):
         assert scheduler.step_index == 2
         outputs.append(second)
     assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("case", LOOPS)
+def test_the_estimate_of_each_step(case):
+    """pred_original_sample, of the classes that have it, however they are asked; a clamped one too."""
+    theirs = scheduler_of(case)
+    ours = PlanScheduler.from_config(theirs)
+    got, wanted = [], []
+    loop(theirs, network, 6, outputs=wanted)
+    loop(ours, network, 6, outputs=got)
+    has = "pred_original_sample" in {field.name for field in dataclasses.fields(wanted[0])}
+    assert has == isinstance(got[0], EstimatingOutput)
+    if not has:
+        assert set(got[0]) == set(wanted[0])
+        return
+    for one, other in zip(got, wanted, strict=True):
+        assert relative(one.pred_original_sample, other.pred_original_sample) < 1e-5
+        assert one["pred_original_sample"] is one.pred_original_sample is one.to_tuple()[1] is one[1]
+        assert one[0] is one.prev_sample
+
+
+def test_an_estimate_is_made_when_it_is_asked_for():
+    """Of what it was then, in inference mode too; copies have it."""
+    scheduler = ready(DDIM, "dpmpp-2m")
+    said = 0.1 * SAMPLE
+    out = scheduler.step(said, scheduler.timesteps[0], SAMPLE)
+    level = pf.make_plan("dpmpp-2m", steps=6).start
+    want = (SAMPLE - level.sigma * said) / level.alpha
+    assert out._estimate is None and relative(out.pred_original_sample, want) < 1e-5
+    copied = pickle.loads(pickle.dumps(out))
+    assert torch.equal(copied.pred_original_sample, out.pred_original_sample)
+    half = ready(DDIM, "dpmpp-2m").step(said.half(), scheduler.timesteps[0], SAMPLE.half())
+    assert half.pred_original_sample.dtype is torch.float16
+    changed = ready(DDIM, "dpmpp-2m").step(said, scheduler.timesteps[0], SAMPLE)
+    said.add_(1)
+    with pytest.raises(ValueError, match="pred_original_sample must be read before model_output or sample change"):
+        _ = changed.pred_original_sample
+    with torch.inference_mode():
+        out = ready(DDIM, "dpmpp-2m").step(0.1 * SAMPLE, scheduler.timesteps[0], SAMPLE)
+        assert relative(out.pred_original_sample, want) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -13,6 +13,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from pndm_fast.integrations.outputs import ESTIMATING, EstimatingOutput
 from pndm_fast.integrations.settings import AS_SAVED, check_idle, check_keys, check_settings, named, options_of
 from pndm_fast.integrations.stepping import Prepared, Stepper
 from pndm_fast.plan.coordinates import unscaled
@@ -62,6 +63,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         register(**{**config, "_class_name": type(self).__name__, "_plan": settings})
         check_like(self)
         self._in_sigma = solver is None and like in _IN_SIGMA
+        self._estimates = like in ESTIMATING
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(len(self) - 1, -1, -1)
         self._asked: dict[str, Any] = {}
@@ -235,6 +237,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
     ) -> SchedulerOutput | LCMSchedulerOutput | tuple[Tensor, ...]:
         """The sample at the next time: one row of the plan; of "lcm" the data before it is noised again too.
 
+        Where the scheduler that was taken over has `pred_original_sample` in its output, so has this one's, made when
+        it is asked for: the estimate of x_0 of that call. A tuple, which pipelines ask for, has the sample alone.
+
         Args:
             model_output: the network's, [B, ...]; of one that learned its variance too the first half of the channels.
             timestep: one of `timesteps`. It says where a loop begins if set_begin_index was not called.
@@ -262,7 +267,11 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         if self._consistency:
             denoised = run.denoised(out.dtype)
             return LCMSchedulerOutput(prev_sample=out, denoised=denoised) if return_dict else (out, denoised)
-        return SchedulerOutput(prev_sample=out) if return_dict else (out,)
+        if not return_dict:
+            return (out,)
+        if self._estimates:
+            return EstimatingOutput.of(out, run.plan.rows[run.index - 1], model_output, sample)
+        return SchedulerOutput(prev_sample=out)
 
     def _begin(self, timestep: Any, sample: Tensor, eta: float, others: Mapping[str, Any]) -> Stepper:
         """The stepper of the loop that this call begins, or is in."""

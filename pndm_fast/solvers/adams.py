@@ -94,6 +94,7 @@ def deis(
     """DEIS, the Adams-Bashforth forms tAB and rhoAB. Zhang & Chen 2023, arXiv:2204.13902.
 
     x_s/alpha_s = x_t/alpha_t + sum_j eps_j int l_j(variable) d rho, rho = sigma/alpha. log_rho is what diffusers runs.
+    From alpha = 0 the first step is by x_0, and its call no part of the history.
 
     Args:
         order: past values used, 1 to 3; k is the paper's AB(k - 1), 1 is DDIM.

@@ -367,7 +367,8 @@ def dpmpp_sde(
 
     Both moves go to a reduced level by x_0 (at the end (1 - 1/(2r)) D_t + 1/(2r) D_r) and are completed by noise, as
     `ddim` with eta. The stage is at lam_t + r h, or at the nearest whole time inside the step, with that one's r.
-    2 n - 1 network calls; the step to sigma = 0 is of order 1.
+    2 n - 1 network calls; the step to sigma = 0 is of order 1. On flow schedules a grid that begins at alpha = 0, which
+    has no lam, begins at the shifted 1 - 1e-4 in its place.
 
     Args:
         one_path: both noises belong to one Brownian path in sigma/alpha, which the last state's variance needs to be of
