@@ -151,7 +151,7 @@ def with_log_snr(schedule: Schedule, times: Sequence[float], solver: str) -> Seq
     Raises:
         TypeError, ValueError: no numbers, or the second is not after that.
     """
-    if schedule.scale != "flow":
+    if not isinstance(schedule, Schedule) or schedule.scale != "flow":  # what is no schedule is refused later
         return times
     values, start = numbers_of("times", times), noisiest(schedule)
     if values[0] != schedule.last:

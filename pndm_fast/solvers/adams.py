@@ -31,8 +31,7 @@ def _place(rows: PlanBuilder, at: Level) -> float:
 def _straight(rows: PlanBuilder, order: int, weights_of: Weights) -> Plan:
     """x_s = m_s (x_t / m_t + sum_j w_j slope_j), the w_j adding up to the change of the path's variable."""
     for i, (t, s) in enumerate(pairwise(rows.times)):
-        if rows.blind(t):
-            rows.by_data(t, i % order, s)
+        if rows.by_data(t, i % order, s):
             continue
         k = min(order, rows.history(i))
         target = rows.level(s)
