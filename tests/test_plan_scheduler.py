@@ -102,6 +102,24 @@ def test_timesteps_beside_their_sigmas_are_told():
         pf.plan_like({**FLOW, "shift": 1.0}, timesteps=FLOW_TIMES)
 
 
+@pytest.mark.parametrize("spacing", [None, "trailing", "karras"])
+def test_a_terminal_of_flow_is_the_last_call_of_any_grid(spacing):
+    """Qwen-Image's shift_terminal; a t_min that is given stands."""
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True, "shift_terminal": 0.02}
+    uniform = np.linspace(1.0, 1 / 8, 8)
+    scheduler = PlanScheduler.from_config(config, "unipc", spacing=spacing)
+    scheduler.set_timesteps(sigmas=uniform, mu=0.9)
+    assert scheduler.sigmas[-2] == pytest.approx(0.02)
+    if spacing != "karras":
+        theirs = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
+        theirs.set_timesteps(sigmas=uniform, mu=0.9)
+        assert scheduler.sigmas.tolist() == pytest.approx(theirs.sigmas.tolist(), abs=1e-6)
+    if spacing:
+        other = PlanScheduler.from_config(config, "unipc", spacing=spacing, t_min=50.0)
+        other.set_timesteps(8, mu=0.9)
+        assert other.sigmas[-2] == pytest.approx(0.05)
+
+
 NOT_LATER = ("PNDM", "LMS")
 
 

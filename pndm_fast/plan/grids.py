@@ -148,14 +148,16 @@ def noisiest(schedule: Schedule) -> float:
     return float(_shifted(schedule, np.array(schedule.last * (1 - SHORT))))
 
 
-def with_log_snr(schedule: Schedule, times: Sequence[float], solver: str) -> tuple[float, ...]:
+def with_log_snr(schedule: Schedule, times: Sequence[float], solver: str) -> Sequence[float]:
     """The times, where they begin at a flow's alpha = 0 from `noisiest` on.
 
     Raises:
         TypeError, ValueError: no numbers, or the second is not after that.
     """
+    if not isinstance(schedule, Schedule) or schedule.scale != "flow":  # what is no schedule is refused later
+        return times
     values, start = numbers_of("times", times), noisiest(schedule)
-    if schedule.scale != "flow" or values[0] != schedule.last:
+    if values[0] != schedule.last:
         return values
     if len(values) > 1 and values[1] >= start:
         raise ValueError(

@@ -23,8 +23,7 @@ Weights = Callable[[int, int], list[float]]  # of step i, for its k newest slope
 def _straight(rows: PlanBuilder, order: int, weights_of: Weights) -> Plan:
     """x_s = m_s (x_t / m_t + sum_j w_j slope_j), the w_j adding up to the change of the path's variable."""
     for i, (t, s) in enumerate(pairwise(rows.times)):
-        if rows.blind(t):
-            rows.by_data(t, i % order, s)
+        if rows.by_data(t, i % order, s):
             continue
         k = min(order, rows.history(i))
         target = rows.level(s)
@@ -86,6 +85,7 @@ def deis(
     """DEIS, the Adams-Bashforth forms tAB and rhoAB. Zhang & Chen 2023, arXiv:2204.13902.
 
     x_s/alpha_s = x_t/alpha_t + sum_j eps_j int l_j(variable) d rho, rho = sigma/alpha. log_rho is what diffusers runs.
+    From alpha = 0 the first step is by x_0, and its call no part of the history.
 
     Args:
         order: past values used, 1 to 4; k is the paper's AB(k - 1), 1 is DDIM, 4 its tAB3.

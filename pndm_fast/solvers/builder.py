@@ -70,10 +70,12 @@ class PlanBuilder:
         """How many of the calls up to step i's own a multistep may combine: not the one that was `blind`."""
         return max(i + 1 - self.blind(self.times[0]), 1)
 
-    def by_data(self, t: float, slot: int, s: float) -> None:
-        """A step from where it is `blind`: by the network's x_0, as the limit of every first step is."""
-        move = Transfer(self.level(t), self.level(s), "x0")
-        self.call(t, slot, move(STATE, SLOT[slot]), s, kind="x0")
+    def by_data(self, t: float, slot: int, s: float) -> bool:
+        """A step from where it is `blind`, by the network's x_0, the limit of every first step; whether it was."""
+        if self.blind(t):
+            move = Transfer(self.level(t), self.level(s), "x0")
+            self.call(t, slot, move(STATE, SLOT[slot]), s, kind="x0")
+        return self.blind(t)
 
     def level(self, t: float) -> Level:
         if t not in self._levels:

@@ -91,8 +91,7 @@ def multistep(rows: Exponential, orders: Sequence[int], curved: float) -> Plan:
     width = max(orders)
     for i, (t, s) in enumerate(pairwise(rows.times)):
         past = [SLOT[(i - j) % width] for j in range(orders[i])]
-        if rows.blind(t):
-            rows.by_data(t, i % width, s)
+        if rows.by_data(t, i % width, s):
             continue
         if len(past) == 1:
             y = rows.step(t, s, STATE, [(1.0, 0, past[0])])
@@ -127,12 +126,10 @@ def singlestep(rows: Exponential, sizes: Sequence[int], halved: bool = False) ->
     i = 0
     for size in sizes:
         a = rows.times[i]
-        if rows.blind(a):
-            rows.by_data(a, 0, rows.times[i + 1])
-            i += 1
-            continue
         for j in range(size):
             t, s = rows.times[i + j], rows.times[i + j + 1]
+            if rows.by_data(t, 0, s):  # a group of its own
+                continue
             base, x = (STATE, STATE) if j == 0 else (ANCHOR, ANCHOR)
             if j == 0:
                 y = rows.step(a, s, base, [(1.0, 0, SLOT[0])])
@@ -146,11 +143,9 @@ def singlestep(rows: Exponential, sizes: Sequence[int], halved: bool = False) ->
 
 
 def _check_multistep(multistep: bool, lower_order_final: bool | None, exact: bool = False) -> None:
-    if multistep:
-        return
-    if lower_order_final is not None:
+    if not multistep and lower_order_final is not None:
         raise ValueError(f"lower_order_final must be None without multistep=True, got {lower_order_final!r}")
-    if exact:
+    if not multistep and exact:
         raise ValueError(f"exact must be False without multistep=True, got {exact!r}")
 
 
@@ -231,11 +226,9 @@ def dpm_solver_3(
     """
     _check_multistep(multistep, lower_order_final, exact)
     rows = Exponential("dpm-solver-3", schedule, times, prediction, "eps", solver_type)
-    return (
-        _multistep(rows, 3, lower_order_final, 1.0 if exact else 0.5)
-        if multistep
-        else singlestep(rows, group_sizes(rows, 3))
-    )
+    if not multistep:
+        return singlestep(rows, group_sizes(rows, 3))
+    return _multistep(rows, 3, lower_order_final, 1.0 if exact else 0.5)
 
 
 @solver("dpmpp-2s", order=2, spacing="trailing", stores="x0")
@@ -367,7 +360,7 @@ def dpmpp_sde(
 
     Both moves go to a reduced level by x_0 (at the end (1 - 1/(2r)) D_t + 1/(2r) D_r) and are completed by noise, as
     `ddim` with eta. The stage is at lam_t + r h, or at the nearest whole time inside the step, with that one's r.
-    2 n - 1 network calls; the step to sigma = 0 is of order 1.
+    2 n - 1 network calls; the step to sigma = 0 is of order 1. A flow's first time is `noisiest`, where there is a lam.
 
     Args:
         one_path: both noises belong to one Brownian path in sigma/alpha, which the last state's variance needs to be of
@@ -379,9 +372,7 @@ def dpmpp_sde(
     check_eta(eta)
     if not 0 < r < 1:
         raise ValueError(f"r must be in (0, 1), got {r}")
-    if isinstance(schedule, Schedule):
-        times = with_log_snr(schedule, times, "dpmpp-sde")
-    rows = PlanBuilder("dpmpp-sde", schedule, times, prediction, "x0")
+    rows = PlanBuilder("dpmpp-sde", schedule, with_log_snr(schedule, times, "dpmpp-sde"), prediction, "x0")
 
     def move(t: float, s: float, base: Form, data: Form) -> tuple[Form, float]:
         reduced, tau = ancestral(rows.level(t), rows.level(s), eta)

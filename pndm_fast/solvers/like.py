@@ -215,7 +215,7 @@ def _by_solver(config: Mapping[str, Any], settings: Mapping[str, Any], asked: _A
         if name not in SOLVERS or "eta" not in inspect.signature(SOLVERS[name]).parameters:
             raise ValueError(f"eta must be 0 for {name}, which has none, got {asked.eta!r}")
         options.setdefault("eta", asked.eta)
-    options |= _grid(config, schedule, settings["spacing"], asked)
+    options = _grid(config, schedule, settings["spacing"], asked) | options
     plan = make_plan(name, schedule, **options)
     begin = check_begin(asked.begin, plan.nfe)
     if not begin:
@@ -235,7 +235,7 @@ def _grid(config: Mapping[str, Any], schedule: Schedule, spacing: str | None, as
     """`make_plan`'s arguments of the grid.
 
     A flow pipeline gives n uniform sigmas where it is asked for n steps: they are no wish against a spacing. Sigmas of
-    flow are shifted, and stretched to shift_terminal.
+    flow are shifted, and stretched to shift_terminal, where a spacing's last call is too.
     """
     steps, sigmas = asked.steps, asked.sigmas
     if asked.timesteps is not None:
@@ -249,7 +249,10 @@ def _grid(config: Mapping[str, Any], schedule: Schedule, spacing: str | None, as
     if flow and spacing is None and (sigmas is not None or terminal):
         levels = uniform if sigmas is None else given_sigmas(sigmas, steps)
         return {"sigmas": np.append(stretched(shifted(levels, schedule.shift), terminal), 0.0)}
-    return {"steps": steps, "spacing": spacing} if sigmas is None else {"sigmas": sigmas, "spacing": spacing}
+    if sigmas is not None:
+        return {"sigmas": sigmas, "spacing": spacing}
+    last = {"t_min": terminal * schedule.last} if flow and terminal and spacing != "leading" and steps > 1 else {}
+    return {"steps": steps, "spacing": spacing, **last}
 
 
 def check_like(scheduler: Any) -> None:

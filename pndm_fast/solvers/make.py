@@ -67,7 +67,8 @@ def make_plan(
             `plan.named_grid` has their options. Default: the schedule's, or else the solver's own.
         final: where the grid ends: "zero", the default, at sigma = 0; "min" at t_min. With times or sigmas, "min" says
             that an end above sigma = 0 is meant.
-        t_min: the earliest time at which the network is called, for linspace to beta; default `schedule.floor`.
+        t_min: the earliest time at which the network is called, for linspace to beta, and on flow for trailing, whose
+            grid is stretched to it; default `schedule.floor`.
         t_start: a time; the grid's noisier points are left out, for a call that starts from an image or a state. The
             plan is a fresh one for the points that are left, its warm-up included.
         strength: as t_start, given as the part of the steps that is kept, the last ones: more than 0, at most 1.

@@ -62,8 +62,7 @@ def unipc(
         if i > 0 and corrector and math.isfinite(rows.lam(rows.times[i - 1])):
             state = rows.correct(i, ANCHOR, slots, previous)
         previous = k
-        if rows.blind(t):
-            rows.by_data(t, i % (order + 1), s)
+        if rows.by_data(t, i % (order + 1), s):
             continue
         y = rows.predict(i, state, slots[:k])
         rows.call(t, i % (order + 1), y, s, x=state)
