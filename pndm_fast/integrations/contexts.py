@@ -29,7 +29,7 @@ def check_caches(networks: Mapping[str, Any], calls: Sequence[Recorded]) -> bool
             if getattr(network, "is_cache_enabled", False) is True:
                 raise ValueError(f"{name} must have no cache enabled: the pipeline calls it in no contexts")
         return False
-    hooks = [hook for hook in hooks_of(networks) if hook._is_stateful]
+    hooks = [hook for hook in hooks_of(networks) if getattr(hook, "_is_stateful", False)]
     if any(hasattr(hook, "current_timestep_callback") for hook in hooks):
         names = " and ".join(networks)
         raise ValueError(f"{names} must have no cache that asks the pipeline for its time, which has none in one loop")
