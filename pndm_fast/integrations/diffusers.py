@@ -231,11 +231,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
             (name, None if v is None else tuple(map(float, v))) for name, v in self._asked.items() if name in LISTS
         )
         key = self._asked["steps"], self._asked["mu"], self._original, *lists, first, eta
-        if key not in self._prepared:
+        found = self._prepared.get(key)
+        if found is None:  # others may share these, and clear them
             original = {} if self._original is None else {"original_inference_steps": self._original}
             plan = plan_like({**self.config, **original}, **self._asked, begin=first, eta=eta)
-            self._prepared[key] = Prepared.of(unscaled(plan) if self._in_sigma else plan)
-        return self._prepared[key]
+            found = self._prepared[key] = Prepared.of(unscaled(plan) if self._in_sigma else plan)
+        return found
 
     def _follow_config(self) -> None:
         self._prepared, self._prepared_for, self._levels = {}, self.config, None
