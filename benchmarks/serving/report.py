@@ -58,13 +58,5 @@ def _row(result: One, name: str, one: One) -> list[str]:
     times = [f"{at[key] * 1e3:.0f}" for key in ("p50", "p99", "short_p50", "short_p99")]
     ratio, simulated = result["ratios"][name], result["simulated_ratios"][name]
     told = "" if ratio is None else f"{ratio:.2f} ({simulated:.2f})"
-    return [
-        name,
-        f"{rate:.2f}",
-        f"{at['rate']:.2f}",
-        f"{at['rate'] / rate:.2f}",
-        told,
-        *times,
-        str(at["calls"]),
-        f"{at['samples'] / at['calls']:.2f}",
-    ]
+    rates = [f"{rate:.2f}", f"{at['rate']:.2f}", f"{at['rate'] / rate:.2f}", told]
+    return [name, *rates, *times, str(at["calls"]), f"{at['samples'] / at['calls']:.2f}"]
