@@ -85,10 +85,20 @@ def test_phase_space_beside_the_plane():
         same(ours, sampler.run(request))
 
 
+def place_blind(model, plan):
+    """An engine with a batch size at which the network's rows do not depend on their place, and such a sampler."""
+    for n in (4, 2, 8):
+        words = {"shape": (n, 1, 32, 32), "fixed_batch": n}
+        engine = pf.Engine(model, plan, **words)
+        engine.prepare(pf.Request(cond={"class_labels": torch.tensor([1])}))
+        if engine.batch_error == 0.0:
+            assert engine.buckets == (n,)
+            return engine, pf.Sampler(model, plan, **words)
+    pytest.fail("no batch size has the same bits at each place")
+
+
 def test_the_packaged_network_with_fixed_batch():
-    model, short = mnist_unet(), plan("ddim", 2)
-    words = {"shape": (3, 1, 32, 32), "fixed_batch": 3}
-    engine, sampler = pf.Engine(model, short, **words), pf.Sampler(model, short, **words)
+    engine, sampler = place_blind(mnist_unet(), plan("ddim", 2))
 
     def asked(seed, digit, guidance=None):
         cond = {"class_labels": torch.tensor([digit])}
@@ -98,7 +108,6 @@ def test_the_packaged_network_with_fixed_batch():
     requests = [asked(1, 3), asked(2, 5), asked(3, 7, 2.0)]
     for ours, request in zip(served(engine, requests, [0, 1, 1]), requests, strict=True):
         same(ours, sampler.run(request))
-    assert engine.buckets == (3,)
 
 
 # ---- what is watched
@@ -199,6 +208,24 @@ def test_an_error_of_a_request_is_its_own(wrong):
     for request, one in zip(company, ours[::2], strict=True):
         same(one, sampler.run(request))
     assert engine.stats.failed == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [torch.zeros(1, 2), torch.zeros(1, *SHAPE, dtype=torch.int64), "words"],
+    ids=["shape", "dtype", "no tensor"],
+)
+def test_what_a_first_call_refuses_is_the_request_s(answer):
+    def fussy(x, t, scale=None):
+        return answer if scale is None else network(x, t)
+
+    engine, _ = pair(2, networks=fussy)
+    good = pf.Request(plan=PLANS["ddpm"], cond={"scale": 1.0})
+    wrong = pf.Request(plan=PLANS["ddpm"])
+    for ours, request in zip(served(engine, [wrong, good]), [wrong, good], strict=True):
+        same(ours, alone(request, pf.Sampler(fussy, shape=(1, *SHAPE))))
+    (again,) = served(engine, [wrong])  # outputs are known by now
+    assert isinstance(again, (TypeError, ValueError)) and "the network" in str(again)
 
 
 def test_what_the_network_raises_ends_its_batch_and_no_more():
@@ -455,13 +482,19 @@ def test_many_plans_one_after_another_stay_in_one_table():
 
 def test_groups_that_nobody_uses_are_dropped():
     engine, sampler = pair(2, networks=network)
-    requests = [pf.Request(plan=plan("ddim", 2), seeds=[1], cond={"scale": float(i)}) for i in range(20)]
+    requests = [pf.Request(plan=plan("ddim", 2), seeds=[1], cond={"scale": float(i)}) for i in range(30)]
     for ours, request in zip(served(engine, requests), requests, strict=True):
         same(ours, sampler.run(request))
-    assert len(engine._groups._groups) <= 10
+    assert len(engine._groups._groups) <= groups.IDLE + 2
 
 
 # ---- the table of what is refused
+
+
+def test_one_seed_is_one_sample():
+    engine, sampler = pair(4)
+    (ours,) = served(engine, [pf.Request(plan=PLANS["ddpm"], seeds=5)])
+    same(ours, sampler.run(pf.Request(plan=PLANS["ddpm"], seeds=[5])))
 
 
 def test_a_full_line_refuses():

@@ -25,6 +25,8 @@ class Alone:
         calls: of the network, in a row; places: in each of them; ran: rows that its request does not know of, none.
     """
 
+    held = 0  # sizes that there are buffers for
+
     def __init__(self, take: Take) -> None:
         self._take = take
         self._stack = contextlib.ExitStack()

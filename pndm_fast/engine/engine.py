@@ -17,7 +17,7 @@ from pndm_fast.engine.member import Member
 from pndm_fast.engine.policy import Waiting, admitted
 from pndm_fast.engine.results import Checked, Finished, Landing, Stats, check_buckets
 from pndm_fast.loop.call import resolve
-from pndm_fast.loop.checks import check_sizes
+from pndm_fast.loop.checks import check_shape, check_sizes
 from pndm_fast.loop.request import Request, check_request
 from pndm_fast.loop.results import Cancel, Cancelled, Result, Step
 from pndm_fast.plan.checks import choose, shown
@@ -34,8 +34,8 @@ class Engine:
     """A network that many requests share: each call of it carries samples of several, at rows of their own plans.
 
     `add` and `cancel` may be called by any thread, all else by one at a time. A request's result has the bytes that
-    `Sampler` gives, where what the network says of a sample does not depend on those beside it (`Sampler.prepare`
-    measures that), or with `fixed_batch`, where calls of that size treat all places alike. Requests whose conditioning
+    `Sampler` gives, where what the network says of a sample does not depend on those beside it, or with `fixed_batch`,
+    where calls of that size treat all places alike: `prepare` measures both as `batch_error`. Requests whose conditioning
     has another form, or shares other values, are in batches of their own; so is one with a `noise_sampler`.
 
     The first row of a batch size that was not prepared is preceded by one more call of the network, which tells of its
@@ -45,7 +45,8 @@ class Engine:
 
     Args:
         model, plan, device, dtype, time_dtype, backend, memory_format, fixed_batch: of `Sampler`.
-        shape: (capacity, *sample shape): how many samples may be under way, and so in one call of the network.
+        shape: (capacity, *sample shape): how many samples may be under way, and so in one call of the network; default
+            one of the shape in model.config. A request with one seed is for one sample.
         graph: `replay` (network and row as one graph, launched for each row), `eager`, or `auto`, which is `replay`
             where that can be had on a CUDA device.
         buckets: batch sizes of network calls, the last one the capacity; default powers of two and the capacity, or
@@ -73,10 +74,12 @@ class Engine:
         max_queue: int | None = None,
     ) -> None:
         choose("graph", graph, GRAPHS)
+        whole = None if shape is None else check_shape(shape)
+        self._capacity = 1 if whole is None else whole[0]
         self._sampler = Sampler(
             model,
             plan,
-            shape=shape,
+            shape=None if whole is None else (1, *whole[1:]),
             device=device,
             dtype=dtype,
             time_dtype=time_dtype,
@@ -113,7 +116,7 @@ class Engine:
     @property
     def capacity(self) -> int:
         """How many samples may be under way."""
-        return self._sampler.shape[0]
+        return self._capacity
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -221,8 +224,7 @@ class Engine:
         calls, requests run one after another. It also measures reports' `batch_error`.
 
         Args:
-            example: of later requests, for a batch of the capacity: values do not matter, forms do, and where there is
-                guidance.
+            example: of later requests: values do not matter, forms do, and where there is guidance.
             buckets: some of the engine's; default all.
 
         Raises:

@@ -57,6 +57,11 @@ class Group:
         return len(self._owners)
 
     @property
+    def held(self) -> int:
+        """Sizes that there are buffers for."""
+        return len(self._residents)
+
+    @property
     def places(self) -> int:
         """Of a network call, those of idle lanes included."""
         return self._last.batch

@@ -26,9 +26,11 @@ from pndm_fast.row.table import layout_for
 from pndm_fast.runtime import executor
 from pndm_fast.runtime.batch_error import batch_error
 from pndm_fast.runtime.executor import Executor, Held, idle_workspaces, take_executor
+from pndm_fast.runtime.graphs import KEPT
 from pndm_fast.runtime.sampler import Sampler
 
-IDLE = 8  # groups without a request that keep their buffers, besides those that were prepared
+# buffers, or graphs with a network's activations, that groups without a request keep, besides those that were prepared
+IDLE = KEPT
 MEASURED = 0.005  # seconds that a measurement takes at least; the best of `BLOCKS`
 BLOCKS = 3
 
@@ -147,10 +149,14 @@ class Groups:
             self._groups.pop(member.key, None)
 
     def _drop_idle(self) -> None:
-        """But for the newest, which is last."""
-        idle = [key for key, group in self._groups.items() if not group.lanes and key not in self._prepared]
-        for key in idle[: max(len(idle) - 1 - IDLE, 0)]:
-            del self._groups[key]
+        """But for the newest, which is last: those that were used last keep theirs."""
+        kept = 0
+        for key, group in list(reversed(self._groups.items()))[1:]:
+            if group.lanes or key in self._prepared:
+                continue
+            kept += group.held
+            if kept > IDLE:
+                del self._groups[key]
 
     def _new(self, call: Call, kind: Kind, member: Member | None = None) -> Group:
         positions, left = self._start_of(call, kind) if member is None else (member.positions, member.left)
@@ -243,4 +249,4 @@ class Groups:
 
     def _take_executor(self, segment: Segment, positions: Positions) -> AbstractContextManager[Executor]:
         sampler = self._sampler
-        return take_executor(sampler.cache, segment, positions, sampler.graph, sampler.shape[0])
+        return take_executor(sampler.cache, segment, positions, sampler.graph, self.buckets[-1])

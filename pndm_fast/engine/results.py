@@ -124,6 +124,8 @@ def check_buckets(buckets: Iterable[int] | None, capacity: int, fixed: int | Non
         TypeError, ValueError: naming the argument.
     """
     own = (fixed,) if fixed is not None else tuple(sorted({*[1 << k for k in range(capacity.bit_length())], capacity}))
+    if fixed is not None and capacity > fixed:
+        raise ValueError(f"shape must have at most fixed_batch = {fixed} samples, got {capacity}")
     if buckets is None:
         return own
     sizes = tuple(sorted(set(check_sizes("buckets", buckets))))
