@@ -27,8 +27,6 @@ from pndm_fast.runtime.executor import Pace
 from pndm_fast.runtime.progress import progress_lines
 from pndm_fast.runtime.sampler import Sampler
 
-GRAPHS = ("auto", "replay", "eager")
-
 
 class Engine:
     """A network that many requests share: each call of it carries samples of several, at rows of their own plans.
@@ -73,7 +71,7 @@ class Engine:
         buckets: Iterable[int] | None = None,
         max_queue: int | None = None,
     ) -> None:
-        choose("graph", graph, GRAPHS)
+        choose("graph", graph, ("auto", "replay", "eager"))
         whole = None if shape is None else check_shape(shape)
         self._capacity = 1 if whole is None else whole[0]
         self._sampler = Sampler(
@@ -198,7 +196,9 @@ class Engine:
     def done(self, number: int) -> int:
         """How many of a request's rows were run; 0 where it waits, or is not here."""
         member = self._known.get(number)
-        return 0 if member is None or member.group is None else member.call.nfe - member.rows_left
+        if member is None or member.group is None:
+            return 0
+        return member.call.nfe - (0 if member.over else member.rows_left)
 
     def watch(self, number: int, look: Callable[[Step], None]) -> None:
         """Show a request's next row to `look`, once, as `on_step` would see it. Nothing where it is not here."""
