@@ -196,9 +196,7 @@ class Engine:
     def done(self, number: int) -> int:
         """How many of a request's rows were run; 0 where it waits, or is not here."""
         member = self._known.get(number)
-        if member is None or member.group is None:
-            return 0
-        return member.call.nfe - (0 if member.over else member.rows_left)
+        return 0 if member is None or member.group is None else member.call.nfe - member.rows_left
 
     def watch(self, number: int, look: Callable[[Step], None]) -> None:
         """Show a request's next row to `look`, once, as `on_step` would see it. Nothing where it is not here."""
