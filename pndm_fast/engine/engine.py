@@ -33,8 +33,9 @@ class Engine:
 
     `add` and `cancel` may be called by any thread, all else by one at a time. A request's result has the bytes that
     `Sampler` gives, where what the network says of a sample does not depend on those beside it, or with `fixed_batch`,
-    where calls of that size treat all places alike: `prepare` measures both as `batch_error`. Requests whose conditioning
-    has another form, or shares other values, are in batches of their own; so is one with a `noise_sampler`.
+    where calls of that size treat all places alike: `prepare` measures both as `batch_error`. Requests whose
+    conditioning has another form, or shares other values, are in batches of their own; so is one with a
+    `noise_sampler`.
 
     The first row of a batch size that was not prepared is preceded by one more call of the network, which tells of its
     outputs. Where the network raises, all requests in that batch end with its error, for nobody knows whose it is, and
