@@ -287,6 +287,20 @@ def test_a_full_queue_refuses_loudly_and_recovers(gated):
     assert told["refused"]["queue_full"] == 4 and value(worker.submit(request(1, 5))) == [5]
 
 
+def test_lanes_that_nothing_gains_by_are_not_idle():
+    """An engine that runs one at a time has nobody begin beside it."""
+    gate, engine = Gate(), FakeEngine()
+    engine.network, engine.together = gate, lambda taken: 1
+    with pf.Worker(engine, max_queue=2) as worker:
+        tickets = [worker.submit(request(2, 0))]
+        gate.wait()
+        tickets += [worker.submit(request(2, seed)) for seed in (1, 2)]
+        with pytest.raises(pf.QueueFull, match="2 requests are waiting, and max_queue is 2"):
+            worker.submit(request(2, 3))
+        gate.let()
+        assert [value(ticket) for ticket in tickets] == [[0], [1], [2]]
+
+
 # previews
 
 
