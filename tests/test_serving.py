@@ -159,9 +159,8 @@ def test_a_page_is_made_of_results(tmp_path, monkeypatch):
         "ratios": {run.SERIAL: None, run.ENGINE: 1.0}, "simulated_ratios": {run.SERIAL: 2.5, run.ENGINE: 1.0},
         "target": {"rival": run.SERIAL, "least": 0.95, "ratio": 0.9, "met": False},
     }  # fmt: skip
-    page = report.text(
-        {"machine": {"cpu": "a", "torch": "b", "commit": None}, "load": 0.1, "lanes": 4, "results": [result]}
-    )
+    result |= {"machine": {"cpu": "a", "torch": "b", "commit": None}, "load": 0.1}
+    page = report.text({"lanes": run.LANES, "results": [result]})
     assert "| engine | 2.50 | 2.00 | 0.80 | 1.00 (1.00) | 100 | 400 | 100 | 200 | 10 | 2.50 |" in page
     assert "below 0.50" in page and "0.90, missed" in page
     monkeypatch.setattr(run, "RESULTS", tmp_path)
