@@ -148,7 +148,7 @@ def test_contestants_draw_what_requests_are_alone(guided):
         contest.check(wrong, asked, network, exact=True)
 
 
-def test_a_page_is_made_of_results():
+def test_a_page_is_made_of_results(tmp_path, monkeypatch):
     at = {"rate": 2.0, "p50": 0.1, "p99": 0.4, "short_p50": 0.1, "short_p99": 0.2, "calls": 10, "samples": 25}
     contestants = {
         run.SERIAL: {"simulated": {"rate": 1.0}, "measured": None, "tried": [at | {"rate": 0.5}]},
@@ -159,8 +159,12 @@ def test_a_page_is_made_of_results():
         "ratios": {run.SERIAL: None, run.ENGINE: 1.0}, "simulated_ratios": {run.SERIAL: 2.5, run.ENGINE: 1.0},
         "target": {"rival": run.SERIAL, "least": 0.95, "ratio": 0.9, "met": False},
     }  # fmt: skip
-    page = report.text(
-        {"machine": {"cpu": "a", "torch": "b", "commit": None}, "load": 0.1, "lanes": 4, "results": [result]}
-    )
+    result |= {"machine": {"cpu": "a", "torch": "b", "commit": None}, "load": 0.1}
+    page = report.text({"lanes": run.LANES, "results": [result]})
     assert "| engine | 2.50 | 2.00 | 0.80 | 1.00 (1.00) | 100 | 400 | 100 | 200 | 10 | 2.50 |" in page
     assert "below 0.50" in page and "0.90, missed" in page
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    for ratio in (0.9, 1.0):
+        result["target"]["ratio"] = ratio
+        run.keep(result)
+    assert (tmp_path / "serving.md").read_text() == page.replace("0.90, missed", "1.00, missed")

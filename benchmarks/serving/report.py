@@ -13,20 +13,17 @@ HEAD = (
 
 def text(tree: One) -> str:
     """The page."""
-    machine, commit = tree["machine"], tree["machine"]["commit"]
     parts = [
         f"""# Requests that share a network
 
-`python benchmarks serving` makes this page. Written on {machine["cpu"]}, torch {machine["torch"]}, one thread, commit
-{(commit or "unknown")[:9]}.
+`python benchmarks serving` makes this page, or a part of it where scenarios are named.
 
 Requests of one sample arrive by chance and need 4 to 50 network calls, by one of four solvers. A rate is the highest at
 which the 99th percentile of latency keeps to the limit: simulated from the costs of calls, and measured, from 0.9 of
 that rate up or down in steps of 15 %, with the same arrivals. "engine / way" is the ratio of measured rates, and of
 simulated ones. Latencies are of the last rate that kept the limit; "short" ones are of requests of at most 10 calls.
 Rates are requests a second, times ms. Static batches are of the size, up to 16, that does best in the simulation. The
-engine has {tree["lanes"]} lanes and any batch size up to that. Costs but for the U-Net's are slept. The load of the
-machine was {tree["load"]:.1f} when it began.""",
+engine has {tree["lanes"]} lanes and any batch size up to that. Costs but for the U-Net's are slept.""",
         *map(table, tree["results"]),
     ]
     return "\n\n".join(parts) + "\n"
@@ -42,9 +39,12 @@ def table(result: One) -> str:
         met = {True: "met", False: "missed", None: "not told"}[target["met"]]
         ratio = "none measured" if target["ratio"] is None else f"{target['ratio']:.2f}"
         said = f"\n\nTarget: at least {target['least']:g} times {target['rival']}; {ratio}, {met}."
+    machine, load = result["machine"], result["load"]
+    where = f"{machine['cpu']}, torch {machine['torch']}, one thread, commit {(machine['commit'] or 'unknown')[:9]}"
     return f"""## {result["name"]}
 
-A call takes, by its batch, in ms: {costs}. Limit of p99: {result["limit"]:.2f} s.
+On {where}; the machine's load was {load:.1f} before. A call takes, by its batch, in ms: {costs}.
+Limit of p99: {result["limit"]:.2f} s.
 
 {lines}{said}"""
 
@@ -58,13 +58,5 @@ def _row(result: One, name: str, one: One) -> list[str]:
     times = [f"{at[key] * 1e3:.0f}" for key in ("p50", "p99", "short_p50", "short_p99")]
     ratio, simulated = result["ratios"][name], result["simulated_ratios"][name]
     told = "" if ratio is None else f"{ratio:.2f} ({simulated:.2f})"
-    return [
-        name,
-        f"{rate:.2f}",
-        f"{at['rate']:.2f}",
-        f"{at['rate'] / rate:.2f}",
-        told,
-        *times,
-        str(at["calls"]),
-        f"{at['samples'] / at['calls']:.2f}",
-    ]
+    rates = [f"{rate:.2f}", f"{at['rate']:.2f}", f"{at['rate'] / rate:.2f}", told]
+    return [name, *rates, *times, str(at["calls"]), f"{at['samples'] / at['calls']:.2f}"]

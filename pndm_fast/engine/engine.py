@@ -27,8 +27,6 @@ from pndm_fast.runtime.executor import Pace
 from pndm_fast.runtime.progress import progress_lines
 from pndm_fast.runtime.sampler import Sampler
 
-GRAPHS = ("auto", "replay", "eager")
-
 
 class Engine:
     """A network that many requests share: each call of it carries samples of several, at rows of their own plans.
@@ -74,7 +72,7 @@ class Engine:
         buckets: Iterable[int] | None = None,
         max_queue: int | None = None,
     ) -> None:
-        choose("graph", graph, GRAPHS)
+        choose("graph", graph, ("auto", "replay", "eager"))
         whole = None if shape is None else check_shape(shape)
         self._capacity = 1 if whole is None else whole[0]
         self._sampler = Sampler(

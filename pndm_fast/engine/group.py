@@ -203,7 +203,7 @@ class Group:
 
     def watch(self, member: Member) -> None:
         """Its `look` is to see the next row: for that it has buffers of its own, as those whose states change have."""
-        if member in self._lent:
+        if member in self._lent or member not in self.members:  # its last row was run
             return
         self._lent.append(member)
         member.sync(self.ran)

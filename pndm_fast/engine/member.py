@@ -90,7 +90,7 @@ class Member:
     @property
     def rows_left(self) -> int:
         """Network calls to come."""
-        done = 0 if self.group is None else self.group.ran - self._since
+        done = 0 if self.group is None or self.over else self.group.ran - self._since
         return self.call.nfe - self.positions.run - done
 
     @property

@@ -109,8 +109,8 @@ class Service:
     def submit(self, owner: object, request: Request, priority: int, deadline: float | None, late: str) -> Ticket:
         """See `Worker.submit`."""
         now = time.monotonic()
-        with self._taking():
-            self._queue.check(self._idle())
+        with self._taking():  # what is refused in any case costs little
+            self._queue.check(self._idle(self._metrics.lanes))
         try:
             taken = self._engine.checked(request, priority)
         except Exception:
@@ -120,7 +120,7 @@ class Service:
         ticket = Ticket(self, owner, taken.call.nfe, taken.call.real, priority, deadline, late)
         job = Job(ticket, taken, now, math.inf if deadline is None else now + deadline, self._stream.callers())
         with self._taking():
-            self._queue.check(self._idle())
+            self._queue.check(self._idle(self._engine.together(taken)))
             if deadline is not None and late == "refuse":
                 needed = time.monotonic() - now + self._predicted(ticket, taken)
                 if needed > deadline:
@@ -161,9 +161,9 @@ class Service:
         _, end = foreseen(most, before, ticket.lanes, ticket.rows)
         return end * self._costs.of(max(together, ticket.lanes))
 
-    def _idle(self) -> int:
-        """Lanes that nobody has: as many requests begin at once, and do not count as waiting."""
-        return max(self._metrics.lanes - sum(job.ticket.lanes for job in self._running), 0)
+    def _idle(self, lanes: int) -> int:
+        """How many of so many nobody has: as many requests begin at once, and do not count as waiting."""
+        return max(lanes - sum(job.ticket.lanes for job in self._running), 0)
 
     def position(self, ticket: Ticket) -> int | None:
         """How many are before it in line."""
