@@ -36,6 +36,8 @@ class Worker:
 
     def __init__(self, engine: Lanes, *, max_queue: int | None = 1024) -> None:
         bound = None if max_queue is None else check_sizes("max_queue", [max_queue])[0]
+        if not isinstance(getattr(engine, "idle", None), bool):
+            raise TypeError(f"engine must be an Engine, got {type(engine).__name__}")
         if not engine.idle:
             raise ValueError("engine must be idle, got one that has requests")
         if engine.on_begin is not None:
