@@ -122,7 +122,10 @@ def growth(worker, requests, asked):
 @pytest.mark.filterwarnings("ignore:the grid starts")
 def test_nothing_grows(requests, real):
     asked = pf.Request(plan=PLANS[0], seeds=[1]) if real else request(2, 0)
-    with pf.Worker(engine() if real else FakeEngine()) as worker:
+    lanes = engine() if real else FakeEngine()
+    if real:
+        lanes.prepare(asked)  # buffers of all sizes, which else come as chance will have it
+    with pf.Worker(lanes) as worker:
         growth(worker, 500, asked)
         tracemalloc.start()
         try:
