@@ -510,6 +510,50 @@ def test_a_thread_that_ends_takes_all_with_it_and_says_why(error):
     assert worker.metrics()["failed"] == 9 and worker.drain(1) and worker.close()
 
 
+def leave(ticket):
+    raise SystemExit("from a callback")
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_a_callback_that_leaves_takes_the_thread_and_nobody_waits_for_ever(each):
+    gate = Gate()
+    worker = pf.Worker(FakeEngine(network=gate))
+    tickets = [worker.submit(request(5, seed)) for seed in range(9)]
+    for ticket in tickets if each else tickets[:1]:
+        ticket.add_done_callback(leave)
+    gate.let()
+    assert value(tickets[0]) == [0]
+    for ticket in tickets[1:]:
+        assert isinstance(ticket.exception(60), SystemExit) or value(ticket)
+    assert worker.drain(60) and worker.close(timeout=60)
+    numbers = worker.metrics()
+    assert numbers["finished"] >= 1 and numbers["finished"] + numbers["failed"] == 9 and numbers["running"] == 0
+
+
+def test_a_callback_that_leaves_while_its_ticket_is_cancelled(gated):
+    worker, gate = gated
+    tickets = [worker.submit(request(5, seed)) for seed in range(6)]
+    for ticket in tickets[:2]:
+        ticket.add_done_callback(leave)
+    with pytest.raises(SystemExit):
+        tickets[0].cancel()
+    with pytest.raises(SystemExit):
+        worker.close(cancel=True)
+    gate.let()
+    assert worker.drain(60) and worker.close(timeout=60)
+    assert all(ticket.cancelled() for ticket in tickets) and worker.metrics()["cancelled"] == 6
+
+
+def test_an_engine_has_one_worker():
+    engine = FakeEngine()
+    with pf.Worker(engine) as first:
+        with pytest.raises(ValueError, match="engine must have no other worker"):
+            pf.Worker(engine)
+        assert value(first.submit(request(2, 7))) == [7]
+    with pf.Worker(engine) as second:
+        assert value(second.submit(request(2, 8))) == [8]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_has_no_worker(gated):

@@ -85,8 +85,9 @@ def engine(plan=PLAN, **options):
     return pf.Engine(options.pop("model", network), plan, **{"shape": SHAPE, **options})
 
 
-def worker(asked=(), bound=None, **options):
+def worker(asked=(), bound=None, told=None, **options):
     made = engine(max_queue=bound)
+    made.on_begin = told
     for request in asked:
         made.add(request)
     return pf.Worker(made, **options).close()

@@ -270,6 +270,55 @@ def test_ctrl_c_in_the_network_goes_through_and_loses_nobody():
     same(served(engine, [request])[0], sampler.run(request))
 
 
+def test_ctrl_c_in_the_first_call_loses_nobody():
+    """Which comes before the first row, where a request joins."""
+
+    def interrupted(x, t):
+        if interrupt:
+            raise KeyboardInterrupt
+        return network(x, t)
+
+    interrupt = True
+    engine, sampler = pair(4, networks=interrupted)
+    requests = [pf.Request(plan=PLANS["ddpm"], seeds=[s]) for s in (1, 2)]
+    ids = [engine.add(request) for request in requests]
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    interrupt = False
+    over = engine.step()
+    assert [one.id for one in over] == ids and all(isinstance(one.error, KeyboardInterrupt) for one in over)
+    assert engine.idle and engine.report()["lanes"] == 0
+    for ours, request in zip(served(engine, requests), requests, strict=True):
+        same(ours, sampler.run(request))
+
+
+def test_a_smaller_batch_than_any_yet_fails_in_its_first_call():
+    """Those that joined for a batch of four are two when their first row comes: a network that refuses two is told."""
+
+    def broken(x, t):
+        if len(x) == 2:
+            raise RuntimeError("not two")
+        return network(x, t)
+
+    engine, _ = pair(4, networks=(network, broken))
+    both = plan("ddim", 4).with_models([0, 0, 1, 1])
+    one = engine.add(pf.Request(plan=both, seeds=[1]))
+    two = engine.add(pf.Request(plan=both, seeds=[2, 3]))
+    engine.step()
+    engine.step()
+    engine.cancel(one)
+    over = {one.id: one.error for _ in range(3) for one in engine.step()}
+    assert isinstance(over[one], pf.Cancelled) and str(over[two]) == "not two" and engine.idle
+
+
+def test_a_callback_may_not_step_its_own_engine():
+    engine, _ = pair(2)
+    one = engine.add(pf.Request(plan=PLANS["ddpm"], seeds=[1], on_step=lambda step: engine.step()))
+    (over,) = [over for _ in range(2) for over in engine.step()]
+    assert over.id == one and isinstance(over.error, RuntimeError) and "one thread at a time" in str(over.error)
+    assert engine.idle
+
+
 @pytest.mark.parametrize("more", [{}, {"noise_sampler": lambda index: torch.ones(1, *SHAPE)}])
 def test_cancelling(more):
     engine, sampler = pair(2)

@@ -15,7 +15,7 @@ from pndm_fast.engine.errors import QueueFull
 from pndm_fast.engine.groups import Groups
 from pndm_fast.engine.member import Member
 from pndm_fast.engine.policy import Waiting, admitted
-from pndm_fast.engine.results import Checked, Finished, Landing, Stats, check_buckets
+from pndm_fast.engine.results import Checked, Finished, Landing, OneAtATime, Stats, check_buckets, refuse_memory
 from pndm_fast.loop.call import resolve
 from pndm_fast.loop.checks import check_shape, check_sizes
 from pndm_fast.loop.request import Request, check_request
@@ -98,6 +98,8 @@ class Engine:
         self._running: list[Member] = []
         self._landing: deque[Landing] = deque()
         self._over: list[Finished] = []
+        self._entered = OneAtATime()
+        self._stops: BaseException | None = None  # what the step under way is to raise
         self._pace = Pace(self._sampler.device)
         self.stats = Stats()
         self.on_begin: Callable[[int], None] | None = None  # told the number of each that leaves the line to run
@@ -164,8 +166,8 @@ class Engine:
         """The first half of `add`: all that can be refused but for the line's length."""
         if not is_integer(priority):
             raise TypeError(f"priority must be an integer, got {shown(priority)}")
-        self._refuse_memory()
         sampler = self._sampler
+        refuse_memory(sampler)
         sampler._look_at_modes()
         with sampler._modes():
             call = resolve(check_request(request), sampler._setup)
@@ -208,13 +210,12 @@ class Engine:
                 member.group.watch(member)
 
     def cancel(self, number: int) -> bool:
-        """End a request: the next `step` gives it back with `Cancelled`. False where it has ended already."""
-        with self._lock:
-            member = self._known.get(number)
-            if member is None:
-                return False
-            member.cancelled = self._cancelling = True
-            return True
+        """End a request: `step` gives it back with `Cancelled`, or as it is after its last row. Whether it was here."""
+        member = self._known.get(number)  # no lock: a signal handler may call this while its thread has it
+        if member is None:
+            return False
+        member.cancelled = self._cancelling = True  # in this order: `_take_out` reads them in the other
+        return True
 
     def prepare(self, example: Request | None = None, buckets: Iterable[int] | None = None) -> None:
         """Make everything for these batch sizes now, and measure what a call of each costs.
@@ -230,38 +231,38 @@ class Engine:
             TypeError, ValueError: naming the argument.
             RuntimeError: requests are running.
         """
-        sizes = self.buckets if buckets is None else sorted(set(check_sizes("buckets", buckets)))
+        sizes = list(self.buckets) if buckets is None else sorted(set(check_sizes("buckets", buckets)))
         if not set(sizes) <= set(self.buckets):
-            raise ValueError(f"buckets must be some of {list(self.buckets)}, the engine's own, got {list(sizes)}")
+            raise ValueError(f"buckets must be some of {list(self.buckets)}, the engine's own, got {sizes}")
         if self._running:
             raise RuntimeError(f"prepare must be called while no request is running, got {self.running}")
-        self._refuse_memory()
+        refuse_memory(self._sampler)
         asked = Request() if example is None else check_request(example, "example")
-        with self._sampler._modes():
+        with self._entered, self._sampler._modes():
             call = resolve(replace(asked, noise_sampler=None), self._sampler._setup, example=True)
             self._groups.prepare(call, sizes)
             self._sampler.batch_error = self._groups.batch_error(call)
-
-    def _refuse_memory(self) -> None:
-        if self._sampler._remembers():
-            raise ValueError(
-                "model must not remember calls, which are of many requests, got one whose cache is enabled"
-            )
 
     def step(self) -> list[Finished]:
         """One row for all samples in the batch of the first request; which requests have ended since the last time.
 
         Where there is no row to run, it waits for results that are on their way.
+
+        Raises:
+            RuntimeError: it runs already: in another thread, or one of its own callbacks calls it.
         """
-        with self._sampler._modes():
+        with self._entered, self._sampler._modes():
             if self._cancelling or any([cancel.is_set() for cancel in list(self._cancels.values())]):
                 self._take_out()
             if self._changed:
                 self._admit()
-            if self._running:
+            if self._running and self._stops is None:
                 self._row()
             if self._landing:
                 self._land()
+        if self._stops is not None:
+            error, self._stops = self._stops, None
+            raise error
         over, self._over = self._over, []
         return over
 
@@ -281,18 +282,18 @@ class Engine:
     def _end(self, left: list[Member]) -> None:
         """Requests that have left their groups: done with, or on their way to another."""
         self._changed = True
-        stops = None
         for member in left:
             if member.error is not None:
-                self._finish(member, None, member.error)
-                stops = stops if isinstance(member.error, Exception) else member.error
+                self._fail(member, member.error)
             elif member.over:
                 self._arrive(member)
             else:
                 member.next_segment()
                 self._place(member, len(member.live()))
-        if stops is not None:
-            raise stops
+
+    def _fail(self, member: Member, error: BaseException) -> None:
+        self._finish(member, None, error)
+        self._stops = self._stops if isinstance(error, Exception) else error  # Ctrl-C, once all are accounted for
 
     def _take_out(self) -> None:
         """Requests that are to end before their next row."""
@@ -325,11 +326,10 @@ class Engine:
             for place in reversed(places):
                 del self._line[place]
         coming = Counter[Hashable]()
+        self._running = sorted([*self._running, *begin], key=lambda one: one.order)
         for member in begin:
             coming[member.key] += member.call.real
-        self._running = sorted([*self._running, *begin], key=lambda one: one.order)
-        if self.on_begin is not None:
-            for member in begin:
+            if self.on_begin is not None:
                 self.on_begin(member.number)
         for member in begin:
             if member.request.progress:
@@ -344,9 +344,9 @@ class Engine:
         group = self._groups.of(member)
         try:
             group.join(member, member.next_rows(), coming)
-        except Exception as error:
+        except BaseException as error:
             group.leave(member)
-            self._finish(member, None, error)
+            self._fail(member, error)
 
     def _arrive(self, member: Member) -> None:
         """Its last row was launched: begin to read what becomes of it."""

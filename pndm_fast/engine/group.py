@@ -229,6 +229,7 @@ class Group:
 
     def row(self) -> list[Member]:
         """Execute one row of all; who then is no more here: at an end, at a row of another kind, or for an error."""
+        self._last = self.resident
         try:
             self.fit(len(self._owners))
             follows = [(member, self._before(member)) for member in self._watched]

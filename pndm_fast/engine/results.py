@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +22,21 @@ from pndm_fast.runtime import executor
 from pndm_fast.runtime.cuda import Event
 from pndm_fast.runtime.executor import report_of
 from pndm_fast.runtime.sampler import Sampler
+
+
+class OneAtATime:
+    """A block that nobody may enter while somebody is in it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            rule = "by one thread at a time, and not by what it calls itself"
+            raise RuntimeError(f"step and prepare of an engine must be called {rule}")
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
 
 
 class Finished(NamedTuple):
@@ -116,6 +132,16 @@ class Checked(NamedTuple):
     def call(self) -> Call:
         """As it was understood."""
         return self.plot.call
+
+
+def refuse_memory(sampler: Sampler) -> None:
+    """Of networks that remember calls.
+
+    Raises:
+        ValueError: one does.
+    """
+    if sampler._remembers():
+        raise ValueError("model must not remember calls, which are of many requests, got one whose cache is enabled")
 
 
 def check_buckets(buckets: Iterable[int] | None, capacity: int, sampler: Sampler) -> tuple[int, ...]:

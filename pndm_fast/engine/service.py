@@ -60,7 +60,6 @@ class Lanes(Protocol):
     """What is asked of an engine: `Engine`. All but `checked` and `together` is for one thread."""
 
     on_begin: Callable[[int], None] | None
-
     max_queue: int | None
 
     @property
@@ -210,10 +209,10 @@ class Service:
         with self._changed:
             if self._state == OPEN:
                 self._state = CLOSING
-            tickets = list(self._jobs) if cancel else []
             self._changed.notify_all()
-        for ticket in tickets:
-            ticket.cancel()
+        with contextlib.ExitStack() as stack:  # all of them, though a callback raises
+            for ticket in reversed(list(self._jobs) if cancel else []):
+                stack.callback(ticket.cancel)
 
     def join(self, timeout: float | None) -> bool:
         """Wait for the thread's end. Whether it has ended; one that asks for itself does not wait."""
@@ -240,9 +239,9 @@ class Service:
             state, cause = DOWN, error
         with self._changed:
             self._state, self._cause = state, cause
-            jobs = list(self._jobs.values())
-        for job in jobs:
-            self._end(job, None, cause, "failed")
+        for job in list(self._jobs.values()):
+            with contextlib.suppress(BaseException):  # of a callback: the others wait for theirs
+                self._end(job, None, cause, "failed")
         self._engine.on_begin = None
         for held in (self._own_jobs, self._own_clock, self._inbox, self._gone):
             held.clear()
@@ -364,9 +363,13 @@ class Service:
         self._end(job, ended.result, ended.error, how)
 
     def _end(self, job: Job, result: Result | None, error: BaseException | None, how: str) -> None:
-        if job.ticket.end(result, error):
-            with self._changed:
-                self._forget(job, how)
+        ended = True  # where a callback raises, too
+        try:
+            ended = job.ticket.end(result, error)
+        finally:
+            if ended:
+                with self._changed:
+                    self._forget(job, how)
 
     def _forget(self, job: Job, how: str) -> None:
         """It is done, in this way."""
@@ -391,6 +394,7 @@ def _words(error: BaseException | None) -> str:
 @atexit.register
 def _leave() -> None:
     """Before the interpreter ends, while the threads can still end: daemons are stopped in the middle of a call."""
-    for service in list(_ALL):
-        service.close(cancel=True)
-        service.join(None)
+    with contextlib.ExitStack() as stack:  # of all, though a callback raises
+        for service in list(_ALL):
+            stack.callback(service.join, None)
+            stack.callback(service.close, cancel=True)

@@ -59,7 +59,7 @@ class Ticket(Future[Result]):
         self.rows, self.lanes, self.priority, self.deadline, self.late = rows, lanes, priority, deadline, late
         self._keeper, self._owner = keeper, owner  # which lives as long as somebody has a ticket
         self._process = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call `cancel` while this thread has it
         self._begun = self._cancelling = False
         self._asking: list[Previews] = []
 
@@ -76,13 +76,15 @@ class Ticket(Future[Result]):
         """End the request. False where it was done before."""
         with self._lock:
             first, self._cancelling = not self._cancelling, True
-        if not super().cancel():
-            return False
-        if first:
-            self.set_running_or_notify_cancel()  # tells those in `concurrent.futures.wait`, once
-            self._keeper.dropped(self)
-            self._silence()
-        return True
+        cancelled = True  # where a callback raises, too
+        try:
+            cancelled = super().cancel()
+        finally:
+            if cancelled and first:
+                self.set_running_or_notify_cancel()  # tells those in `concurrent.futures.wait`, once
+                self._keeper.dropped(self)
+                self._silence()
+        return cancelled
 
     def result(self, timeout: float | None = None) -> Result:
         """The result, or what the request ended in; waits for it.
@@ -126,6 +128,7 @@ class Ticket(Future[Result]):
 
     def end(self, result: Result | None, error: BaseException | None) -> bool:
         """Give it its result or error. False where it was cancelled before."""
+        ended = True  # where a callback raises, too
         try:
             if error is None:
                 assert result is not None
@@ -133,9 +136,11 @@ class Ticket(Future[Result]):
             else:
                 self.set_exception(error)
         except InvalidStateError:
-            return False
-        self._silence()
-        return True
+            ended = False
+        finally:
+            if ended:
+                self._silence()
+        return ended
 
     def asked(self, done: int = sys.maxsize) -> bool:
         """Whether somebody waits for a preview, one that may be made after so many rows."""

@@ -38,6 +38,8 @@ class Worker:
         bound = None if max_queue is None else check_sizes("max_queue", [max_queue])[0]
         if not engine.idle:
             raise ValueError("engine must be idle, got one that has requests")
+        if engine.on_begin is not None:
+            raise ValueError("engine must have no other worker and no on_begin, got one that has")
         if engine.max_queue is not None:
             raise ValueError(f"max_queue must be the worker's, got an engine with max_queue={engine.max_queue}")
         self._service = Service(engine, bound)
