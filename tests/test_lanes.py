@@ -13,7 +13,7 @@ import pndm_fast as pf
 from pndm_fast.demo import mnist_unet, null_class
 from pndm_fast.engine import groups
 from pndm_fast.engine.lines import FIRST, Lines
-from pndm_fast.engine.policy import Policy, Waiting, admitted
+from pndm_fast.engine.policy import Policy, Waiting, admitted, sizes_to
 from pndm_fast.loop.positions import Kind
 
 pytestmark = [
@@ -378,9 +378,20 @@ class Counting:
         return network(x, t, shift)
 
 
+def test_default_sizes_are_near_any_number_of_lanes():
+    for capacity in (1, 2, 7, 16, 100):
+        near, far = sizes_to(capacity, captured=False), sizes_to(capacity, captured=True)
+        assert near[-1] == far[-1] == capacity and set(near) >= set(range(1, min(capacity, 16) + 1))
+        assert all(b - a <= max(1, a / 8) for a, b in itertools.pairwise(near)) and all(
+            b <= 2 * a for a, b in itertools.pairwise(far)
+        )
+    assert pf.Engine(network, shape=(5, *SHAPE)).buckets == (1, 2, 3, 4, 5)
+    assert sizes_to(12, captured=True) == (1, 2, 4, 8, 12)
+
+
 def test_idle_lanes_cost_no_network_work():
     counting = Counting()
-    engine = pf.Engine(counting, shape=(8, *SHAPE))
+    engine = pf.Engine(counting, shape=(8, *SHAPE), buckets=[1, 2, 4, 8])
     lengths = [2, 3, 5, 9]
     requests = [pf.Request(plan=plan("ddim", n), seeds=[n, n + 1]) for n in lengths]
     served(engine, requests)

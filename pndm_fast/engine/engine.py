@@ -48,8 +48,8 @@ class Engine:
             one of the shape in model.config. A request with one seed is for one sample.
         graph: `replay` (network and row as one graph, launched for each row), `eager`, or `auto`, which is `replay`
             where that can be had on a CUDA device.
-        buckets: batch sizes of network calls, the last one the capacity; default powers of two and the capacity, or
-            `fixed_batch`.
+        buckets: batch sizes of network calls, the last one the capacity; default `fixed_batch`, else powers of two
+            where graphs are captured, and elsewhere sizes at most 1/8 apart.
         max_queue: how many requests may wait; None for any number.
 
     Raises:
@@ -88,7 +88,7 @@ class Engine:
             fixed_batch=fixed_batch,
         )
         self.max_queue = None if max_queue is None else check_sizes("max_queue", [max_queue])[0]
-        self._groups = Groups(self._sampler, check_buckets(buckets, self.capacity, fixed_batch))
+        self._groups = Groups(self._sampler, check_buckets(buckets, self.capacity, self._sampler))
         self._lock = threading.Lock()  # of the line, of the requests that are known, and of the flags
         self._line: list[Member] = []
         self._known: dict[int, Member] = {}

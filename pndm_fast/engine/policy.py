@@ -9,6 +9,18 @@ from typing import NamedTuple
 NEAR = 0.97  # of the best throughput: more lanes for less than that are but longer waits
 
 
+def sizes_to(capacity: int, captured: bool) -> tuple[int, ...]:
+    """Batch sizes up to the capacity, from which no number of lanes is far: a call of a larger size does idle work.
+
+    Args:
+        captured: whether each has a graph, and so memory, of its own: then powers of two, else at most 1/8 apart.
+    """
+    sizes = [1]
+    while sizes[-1] < capacity:
+        sizes.append(min(capacity, sizes[-1] + (sizes[-1] if captured else max(1, sizes[-1] // 8))))
+    return tuple(sizes)
+
+
 class Waiting(NamedTuple):
     """A request in line.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pndm_fast.engine.groups import Plot
 from pndm_fast.engine.member import Member
+from pndm_fast.engine.policy import sizes_to
 from pndm_fast.loop.call import Call
 from pndm_fast.loop.checks import check_sizes
 from pndm_fast.loop.request import Request
@@ -143,13 +144,14 @@ def refuse_memory(sampler: Sampler) -> None:
         raise ValueError("model must not remember calls, which are of many requests, got one whose cache is enabled")
 
 
-def check_buckets(buckets: Iterable[int] | None, capacity: int, fixed: int | None) -> tuple[int, ...]:
+def check_buckets(buckets: Iterable[int] | None, capacity: int, sampler: Sampler) -> tuple[int, ...]:
     """Increasing batch sizes that hold any number of lanes.
 
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    own = (fixed,) if fixed is not None else tuple(sorted({*[1 << k for k in range(capacity.bit_length())], capacity}))
+    fixed, captured = sampler.fixed_batch, sampler.graph != "eager" and executor.cuda_of(sampler.device) is not None
+    own = sizes_to(capacity, captured) if fixed is None else (fixed,)
     if fixed is not None and capacity > fixed:
         raise ValueError(f"shape must have at most fixed_batch = {fixed} samples, got {capacity}")
     if buckets is None:
