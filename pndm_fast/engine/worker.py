@@ -79,10 +79,10 @@ class Worker:
 
         queue, running: how many requests wait, and are under way. lanes: samples that may be. submitted: taken into
         the queue; finished, failed, cancelled, missed (deadlines): how they ended; late: finished after their
-        deadlines. refused: how many were not taken, by reason. calls: of the network; rows: of samples, summed;
-        busy_seconds: what both took; rows_per_second: of the last ten seconds; occupancy: the part of lanes that calls
-        had samples in. wait: from submitting to beginning; latency: to the result, by priority: count, sum,
-        quantiles and buckets, pairs of a time and how many did not exceed it.
+        deadlines. refused: how many were not taken, by reason. calls: of the network, but for those before a size's
+        first row; rows: of samples, summed; busy_seconds: what both took; rows_per_second: of the last ten seconds;
+        occupancy: the part of lanes that calls had samples in. wait: from submitting to beginning; latency: to the
+        result, by priority: count, sum, quantiles and buckets, pairs of a time and how many did not exceed it.
         """
         return self._service.numbers()
 
