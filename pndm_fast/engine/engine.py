@@ -41,8 +41,8 @@ class Engine:
 
     The first row of a batch size that was not prepared is preceded by one more call of the network, which tells of its
     outputs. Where the network raises, all requests in that batch end with its error, for nobody knows whose it is, and
-    the engine goes on with the others. A request's conditioning, and the network's weights, must stay as they are while
-    it runs; graphs of weights that were replaced are made anew when the next request joins.
+    the engine goes on with the others. A request's tensors must stay as they are until it has ended, and the network's
+    weights while it runs; graphs of weights that were replaced are made anew when the next request joins.
 
     Args:
         model, plan, device, dtype, time_dtype, backend, memory_format, fixed_batch: of `Sampler`.
