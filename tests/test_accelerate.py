@@ -426,6 +426,17 @@ def test_it_is_saved_as_the_pipeline(tmp_path):
     assert relative(tiny.run(loaded, scheduler, **call), tiny.run(fast, scheduler, **call)) < 1e-5
 
 
+def test_its_class_makes_an_accelerated_one():
+    pipeline, call = fresh()
+    kind = type(accelerate(pipeline, graph="eager"))
+    want = tiny.run(pipeline, latent("Euler"), **call)
+    scheduler = latent("Euler")
+    stepping, running = counted(scheduler)
+    with stepping as steps, running as runs:
+        assert relative(tiny.run(kind.from_pipe(pipeline), scheduler, **call), want) < 1e-5
+    assert steps.call_count == 0 and runs.call_count == 1
+
+
 def test_threads_share_one():
     pipeline, call = fresh()
     pipeline.set_progress_bar_config(disable=True)
