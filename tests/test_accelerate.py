@@ -114,7 +114,12 @@ def test_ddim_s_eta(eta):
 def test_latent_consistency_models():
     check(tiny.consistency(), latent("LCM"))
     check(tiny.consistency(), latent("LCM"), original_inference_steps=20)
-    check(tiny.consistency(), latent("LCM"), callback_on_step_end=lambda pipe, i, t, tensors: tensors)
+    for factor in (1.0, 1.1):
+        change = lambda pipe, i, t, tensors, by=factor: {"latents": tensors["latents"] * by}  # noqa: E731
+        check(tiny.consistency(), latent("LCM"), callback_on_step_end=change)
+    pipeline, call = tiny.consistency()
+    call = call | {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["latents", "denoised"]}
+    refused(accelerate(pipeline), "callback_on_step_end_tensor_inputs must not have 'denoised'", **call)
 
 
 @pytest.mark.parametrize(
@@ -333,6 +338,8 @@ def test_what_a_callback_must_leave():
     ):
         with pytest.raises(ValueError, match=f"callback_on_step_end must leave {what} as it is"):
             seen_by(accelerate(pipeline), "Euler", change, **call)
+    with pytest.raises(ValueError, match="callback_on_step_end must leave negative_prompt_embeds as it is"):
+        seen_by(accelerate(pipeline), "Euler", lambda *_: {"negative_prompt_embeds": torch.zeros(1)}, **call)
     with pytest.raises(TypeError, match="callback_on_step_end must return a dict, got NoneType"):
         seen_by(accelerate(pipeline), "Euler", lambda *_: None, **call)
     with pytest.raises(ValueError, match="must leave"):
