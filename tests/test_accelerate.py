@@ -406,6 +406,14 @@ def check_bar(pipeline, fast, call):
     assert request.on_step is None and (request.noise_sampler is None or noisy)  # no Python between rows
 
 
+def test_a_strength_of_no_step():
+    """diffusers' own schedulers then make no image."""
+    pipeline, call = fresh("Img2Img")
+    for one in (accelerate(pipeline), pipeline):
+        refused(one, "begin_index must leave a call, got 5: is strength too low", **{**call, "strength": 0.01})
+        pipeline.scheduler = PlanScheduler.from_config(latent("Euler"))
+
+
 def test_it_is_the_pipeline():
     pipeline, call = fresh()
     fast = accelerate(pipeline)
