@@ -329,3 +329,21 @@ def test_a_file_for_a_folder(tmp_path):
     (tmp_path / "fit").write_text("mine")
     refused(tmp_path / "fit", "folder must be a folder")
     assert (tmp_path / "fit").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"network": "mine"}, "fitted to another network"),
+        ({"network": {"numbers": 3}}, "fitted to another network"),
+        ({"network": {**(fingerprint(MODEL) or {}), "numbers": [["a"]]}}, "fitted to another network"),
+        ({"guidance": {"scales": ["a"]}}, "fitted at guidance"),
+        ({"guidance": {"scales": 3}}, "fitted at guidance"),
+    ],
+)
+def test_a_files_words_are_not_believed(change, said):
+    """Whatever stands there, the plan samples, and the warning is the product's own."""
+    told = {"better": True, "network": fingerprint(MODEL), "guidance": {"scales": [1.0] * 4}, **change}
+    plan = pf.Plan.from_json({**pf.make_plan("ddim", VP, nfe=4).to_json(), "fitted": told})
+    with pytest.warns(Notice, match=said):
+        draw(MODEL, plan, range(2))
