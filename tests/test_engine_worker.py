@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pndm_fast as pf
+from pndm_fast.engine import service
 from pndm_fast.engine.metrics import CLASSES, EDGES, QUANTILES, Metrics, Rate, Times
 from pndm_fast.engine.policy import foreseen
 from pndm_fast.engine.queue import Costs
@@ -644,6 +645,26 @@ def test_costs_follow_what_is_measured():
     for _ in range(100):
         costs.add(4, 4.0)
     assert costs.of(3) == pytest.approx(4.0, rel=1e-3) and costs.least() == 1.0
+    for _ in range(20):
+        costs.add(4, 1.0)
+    assert costs.of(3) == pytest.approx(1.0, rel=1e-3)
+    costs.forget()
+    assert costs.of(3) == costs.least() == 0
+    measured = Costs({2: 0.5})
+    measured.add(2, 30.0)
+    measured.forget()
+    assert measured.of(2) == 0.5
+
+
+def test_one_slow_call_does_not_have_all_refused_for_ever(monkeypatch):
+    slow = [0.3]
+    with pf.Worker(FakeEngine(network=lambda numbers: time.sleep(slow.pop() if slow else 0))) as worker:
+        worker.submit(request(1)).result(60)
+        with pytest.raises(pf.DeadlineMissed):
+            worker.submit(request(5), deadline=0.5)
+        monkeypatch.setattr(service, "FRESH", 0.0)
+        for _ in range(9):
+            worker.submit(request(5), deadline=0.5, late="refuse").result(60)
 
 
 def test_quantiles_are_within_a_bucket_of_the_exact_ones():

@@ -85,12 +85,12 @@ def engine(plan=PLAN, **options):
     return pf.Engine(options.pop("model", network), plan, **{"shape": SHAPE, **options})
 
 
-def worker(asked=(), bound=None, told=None, **options):
+def worker(asked=(), bound=None, told=None, wrong=None, **options):
     made = engine(max_queue=bound)
     made.on_begin = told
     for request in asked:
         made.add(request)
-    return pf.Worker(made, **options).close()
+    return pf.Worker(wrong or made, **options).close()
 
 
 def submit(request=pf.Request(), **words):  # noqa: B008

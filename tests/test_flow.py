@@ -61,6 +61,8 @@ IN_RHO = [  # solvers built in lam or rho, and those of one straight step
     *((name, {}) for name in ("ddim", "euler", "ddpm", "euler-ancestral", "dpm-solver-1", "dpm-solver-2")),
     *(("deis", {"variable": v}) for v in ("rho", "log_rho")),
     *((name, {}) for name in SCALAR if name.startswith(("dpmpp", "unipc"))),
+    *((name, {}) for name in SCALAR if name.startswith(("res-", "seeds", "exp-heun", "er-sde", "sa-solver"))),
+    ("rk", {"tableau": "etdrk4-b"}),
     ("dpm-solver-2", {"multistep": True}),
     ("dpm-solver-3", {"solver_type": "heun"}),
     ("dpm-solver-3", {"multistep": True, "exact": True}),
@@ -69,11 +71,17 @@ IN_RHO = [  # solvers built in lam or rho, and those of one straight step
 ]
 
 
+STAGES_IN_LAM = (
+    *("dpmpp-sde", "dpmpp-2s-ancestral", "res-2s", "res-3s", "seeds-2", "seeds-3", "rk"),
+    *("exp-heun-2-x0", "exp-heun-2-x0-sde"),
+)
+
+
 @pytest.mark.parametrize("noisy", [0.97, 1.0], ids=["from t = 0.97", "from noise"])
 @pytest.mark.parametrize("solver, options", IN_RHO, ids=str)
 def test_the_same_levels_in_vp_give_the_same_samples(solver, options, noisy):
     """x_flow = (alpha + sigma) x_vp / |alpha, sigma|: another name for the state, the same x_0."""
-    if solver == "dpmpp-sde" and noisy == 1:
+    if solver in STAGES_IN_LAM and noisy == 1:
         noisy = noisiest(pf.Schedule.flow())
     flow = pf.Schedule.flow()
     times = [noisy, 0.93, 0.84, 0.7, 0.55, 0.41, 0.3, 0.17, 0.06, 0.0]

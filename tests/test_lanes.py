@@ -11,7 +11,8 @@ from lanecase import PLANS, SHAPE, alone, draws, network, other, plan, same, ser
 
 import pndm_fast as pf
 from pndm_fast.demo import mnist_unet, null_class
-from pndm_fast.engine import groups
+from pndm_fast.engine import alone as alone_group
+from pndm_fast.engine import group, groups
 from pndm_fast.engine.lines import FIRST, Lines
 from pndm_fast.engine.policy import Policy, Waiting, admitted, sizes_to
 from pndm_fast.loop.positions import Kind
@@ -309,6 +310,32 @@ def test_a_smaller_batch_than_any_yet_fails_in_its_first_call():
     engine.cancel(one)
     over = {one.id: one.error for _ in range(3) for one in engine.step()}
     assert isinstance(over[one], pf.Cancelled) and str(over[two]) == "not two" and engine.idle
+
+
+def test_a_look_that_there_is_no_memory_for_ends_its_request_alone(monkeypatch):
+    """And so with the states of one that is cancelled."""
+
+    def none(*_):
+        raise torch.OutOfMemoryError("full")
+
+    engine, sampler = pair(4)
+    requests = [pf.Request(plan=PLANS["ddpm"], seeds=[s]) for s in range(3)]
+    ids = [engine.add(request) for request in requests]
+    own = engine.add(pf.Request(plan=PLANS["ddpm"], seeds=[7], noise_sampler=lambda index: torch.ones(1, *SHAPE)))
+    engine.step()
+    with monkeypatch.context() as full:
+        full.setattr(engine._groups, "take", none)
+        engine.watch(ids[0], lambda step: step.x0)
+        full.setattr(group, "states_of", none)
+        full.setattr(alone_group, "samples_of", none)
+        engine.cancel(ids[1])
+        engine.cancel(own)
+        over = {one.id: one.error for one in engine.step()}
+    assert over.keys() == {*ids[:2], own} and all(str(error) == "full" for error in over.values())
+    (left,) = [one for _ in range(5) for one in engine.step()]
+    same(left.result, sampler.run(requests[2]))
+    assert engine.idle and engine.report()["lanes"] == 0
+    same(served(engine, requests[:1])[0], sampler.run(requests[0]))
 
 
 def test_a_callback_may_not_step_its_own_engine():

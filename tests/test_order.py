@@ -1,6 +1,6 @@
 """Observed orders on the exact model. A wrong letter in a coefficient shows here at once.
 
-`python tests/test_order.py` prints README's table of solvers; a test compares the two.
+`python tests/test_order.py` prints the table of docs/solvers.md; a test compares the two.
 """
 
 import functools
@@ -179,7 +179,7 @@ def test_predictions_agree(solver, prediction):
 
 
 def table():
-    """README's table of solvers."""
+    """The table of docs/solvers.md."""
     lines = [
         "| name | network calls for n steps | observed order | stores | options | arXiv |",
         "|---|---|---|---|---|---|",
@@ -193,9 +193,9 @@ def table():
     return "\n".join(lines)
 
 
-def test_readme():
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    assert re.search(r"\| name \| network calls.*?(?=\n\n)", readme, re.DOTALL)[0] == table()
+def test_the_page_of_solvers():
+    page = (Path(__file__).parent.parent / "docs" / "solvers.md").read_text()
+    assert re.search(r"\| name \| network calls.*?(?=\n\n)", page, re.DOTALL)[0] == table()
 
 
 if __name__ == "__main__":

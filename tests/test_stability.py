@@ -30,6 +30,7 @@ CASES = [
         for weights in ("deis", "pndm")
     ),
 ]
+REPLACING = {"lcm", "consistency", "tcd"}
 IDS = [" ".join([name, space.name, *(f"{k}={v}" for k, v in options.items())]) for name, space, options in CASES]
 DIVERGES = {"frame": "L", "order": 4, "weights": "pndm"}
 
@@ -73,9 +74,9 @@ def test_spread_is_the_engines(name, space, options, deviation):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted({*FROM_NOISE, *PHASE} - {"lcm"}))
+@pytest.mark.parametrize("name", sorted({*FROM_NOISE, *PHASE} - REPLACING))
 def test_fine_plans_keep_the_spread(name):
-    """lcm, which replaces the state by an estimate, does not; Euler's method is slow in phase space."""
+    """Those that replace the state by an estimate do not; Euler's method is slow in phase space."""
     space = PROCESSES["default"] if name in PHASE else LINEAR
     assert gaussian_spread(pf.make_plan(name, space, steps=300)) == pytest.approx(
         1, abs=0.2 if name == "euler" else 0.06

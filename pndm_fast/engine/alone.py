@@ -86,8 +86,11 @@ class Alone:
 
     def drop(self, member: Member) -> None:
         """End a request where it is."""
-        states = None if self._executor is None else samples_of(self._executor.segment, self._executor.workspace)
-        member.cancel(states)
+        try:
+            states = None if self._executor is None else samples_of(self._executor.segment, self._executor.workspace)
+            member.cancel(states)
+        except Exception as error:  # no memory
+            member.error = error
         self.leave(member)
 
     def leave(self, member: Member) -> None:

@@ -21,6 +21,7 @@ from pndm_fast.loop.checks import check_shape, check_sizes
 from pndm_fast.loop.request import Request, check_request
 from pndm_fast.loop.results import Cancel, Cancelled, Result, Step
 from pndm_fast.plan.checks import choose, shown
+from pndm_fast.plan.hints import in_words
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
 from pndm_fast.runtime.executor import Pace
@@ -28,6 +29,7 @@ from pndm_fast.runtime.progress import progress_lines
 from pndm_fast.runtime.sampler import Sampler
 
 
+@in_words("Engine")
 class Engine:
     """A network that many requests share: each call of it carries samples of several, at rows of their own plans.
 
@@ -39,8 +41,8 @@ class Engine:
 
     The first row of a batch size that was not prepared is preceded by one more call of the network, which tells of its
     outputs. Where the network raises, all requests in that batch end with its error, for nobody knows whose it is, and
-    the engine goes on with the others. A request's conditioning, and the network's weights, must stay as they are while
-    it runs; graphs of weights that were replaced are made anew when the next request joins.
+    the engine goes on with the others. A request's tensors must stay as they are until it has ended, and the network's
+    weights while it runs; graphs of weights that were replaced are made anew when the next request joins.
 
     Args:
         model, plan, device, dtype, time_dtype, backend, memory_format, fixed_batch: of `Sampler`.
@@ -271,11 +273,7 @@ class Engine:
         lanes = group.lanes
         left = group.row()
         self._pace.tick()
-        stats = self.stats
-        stats.rows += 1
-        stats.network_calls += group.calls
-        stats.lane_rows += lanes
-        stats.places += group.places
+        self.stats.ran(lanes, group.calls, group.places)
         if left:
             self._end(left)
 

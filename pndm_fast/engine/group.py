@@ -207,11 +207,14 @@ class Group:
             return
         self._lent.append(member)
         member.sync(self.ran)
-        if member.own is None:
-            member.own = own = self._source.take(self.resident.workspace.spec._replace(batch=member.call.batch))
-            if member.final is not None:
-                own.registers.y.copy_(member.final)  # of samples that have ended
-            self._gather(member, own)
+        try:
+            if member.own is None:
+                member.own = own = self._source.take(self.resident.workspace.spec._replace(batch=member.call.batch))
+                if member.final is not None:
+                    own.registers.y.copy_(member.final)  # of samples that have ended
+                self._gather(member, own)
+        except Exception as error:  # no memory: it ends with its next row
+            member.error = error
         if member not in self._watched:
             self._watched.append(member)
 
@@ -256,12 +259,19 @@ class Group:
         return left
 
     def _before(self, member: Member) -> Callable[[], bool] | None:
-        if member.own is None or member.segment is None:
+        if member.own is None or member.segment is None or member.error is not None:
             return None
-        return following(member.segment, member.own, member.positions, member.on_step())
+        try:
+            return following(member.segment, member.own, member.positions, member.on_step())
+        except Exception as error:  # no memory: the row is for the others
+            member.error = error
+            return None
 
     def _after(self, member: Member, follow: Callable[[], bool] | None) -> bool:
         """What is done between rows; whether the request goes on."""
+        if member.error is not None:
+            self.leave(member)
+            return False
         try:
             if follow is not None and member.own is not None:
                 self._gather(member, member.own)
@@ -345,7 +355,10 @@ class Group:
     def drop(self, member: Member) -> None:
         """End a request where it is."""
         member.sync(self.ran)
-        member.cancel(states_of(member, self.resident.workspace))
+        try:
+            member.cancel(states_of(member, self.resident.workspace))
+        except Exception as error:  # no memory
+            member.error = error
         self.leave(member)
 
     def leave(self, member: Member) -> None:

@@ -11,6 +11,7 @@ from pndm_fast.engine.errors import QueueFull
 from pndm_fast.engine.ticket import Ticket
 
 KEPT = 0.9  # of a cost's mean, at each further call: the last ten or so tell
+QUICKER = 0.5  # the same where the call was quicker: a slow one, as first calls are, is soon forgotten
 
 
 @dataclass(eq=False)
@@ -89,12 +90,18 @@ class Costs:
     """
 
     def __init__(self, known: Mapping[int, float]) -> None:
-        self._seconds = dict(known)
+        self._known = dict(known)
+        self.forget()
 
     def add(self, lanes: int, seconds: float) -> None:
         """One call."""
-        known = self._seconds.get(lanes)
-        self._seconds[lanes] = seconds if known is None else KEPT * known + (1 - KEPT) * seconds
+        known = self._seconds.get(lanes, seconds)
+        kept = QUICKER if seconds < known else KEPT
+        self._seconds[lanes] = kept * known + (1 - kept) * seconds
+
+    def forget(self) -> None:
+        """Back to what was measured before."""
+        self._seconds = dict(self._known)
 
     def of(self, lanes: int) -> float:
         """Of a call with so many lanes; of the nearest number that was met; 0 where nothing is known."""

@@ -58,7 +58,7 @@ class Stats:
 
     Attributes:
         rows: batches that were one row further.
-        network_calls: two a row where guidance takes two.
+        network_calls: for rows: two where guidance takes two. Those before a size's first row are not among them.
         lane_rows: rows of samples; places: of the batches that they were in, those of nobody included.
         finished, failed, cancelled: requests.
     """
@@ -70,6 +70,13 @@ class Stats:
     finished: int = 0
     failed: int = 0
     cancelled: int = 0
+
+    def ran(self, lanes: int, calls: int, places: int) -> None:
+        """One more batch was a row further."""
+        self.rows += 1
+        self.network_calls += calls
+        self.lane_rows += lanes
+        self.places += places
 
     @property
     def occupancy(self) -> float:

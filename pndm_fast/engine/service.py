@@ -27,6 +27,7 @@ from pndm_fast.loop.request import Request
 from pndm_fast.loop.results import Cancelled, Result, Step
 
 OPEN, CLOSING, CLOSED, DOWN = "open", "closing", "closed", "down"
+FRESH = 1.0  # seconds without a request after which calls count as unknown: else one slow call could have all refused
 _ALL: weakref.WeakSet[Service] = weakref.WeakSet()
 
 
@@ -153,12 +154,13 @@ class Service:
 
     def _predicted(self, ticket: Ticket, taken: Any) -> float:
         """Seconds until it would be done: 0 where no call's cost is known."""
+        if not self._jobs and time.monotonic() - self._own_began > FRESH:
+            self._costs.forget()
         rows, most = self._metrics.iterations, self._engine.together(taken)
         running = [(job.ticket.lanes, max(job.ticket.rows - rows + (job.began or 0), 1)) for job in self._running]
         before = [*running, *[(one.lanes, one.rows) for one in self._queue.ahead(ticket.priority)]]
-        together = min(most, ticket.lanes + sum(lanes for lanes, _ in before))
-        _, end = foreseen(most, before, ticket.lanes, ticket.rows)
-        return end * self._costs.of(max(together, ticket.lanes))
+        together = max(min(most, ticket.lanes + sum(lanes for lanes, _ in before)), ticket.lanes)
+        return foreseen(most, before, ticket.lanes, ticket.rows)[1] * self._costs.of(together)
 
     def _idle(self, lanes: int) -> int:
         """How many of so many nobody has: as many requests begin at once, and do not count as waiting."""
@@ -300,9 +302,8 @@ class Service:
 
     def _own_miss(self, job: Job) -> None:
         assert job.id is not None and job.ticket.deadline is not None
-        now, rows, needed = time.monotonic(), job.ticket.rows, None
-        if now < job.until:
-            needed = now - job.submitted + rows * self._costs.least()
+        now, rows = time.monotonic(), job.ticket.rows
+        needed = now - job.submitted + rows * self._costs.least() if now < job.until else None
         error = DeadlineMissed(job.ticket.deadline, needed, self._engine.done(job.id), rows)
         self._own_drop(job)
         self._end(job, None, error, "missed")
@@ -354,8 +355,7 @@ class Service:
         job.ticket.show(Preview(step.index, step.nfe, x0))
 
     def _own_end(self, ended: Ended) -> None:
-        job = self._own_jobs.pop(ended.id, None)
-        if job is None:  # it was cancelled
+        if (job := self._own_jobs.pop(ended.id, None)) is None:  # it was cancelled
             return
         if ended.result is not None:
             self._stream.keep(ended.result.samples, job.reader)

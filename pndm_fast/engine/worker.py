@@ -36,6 +36,8 @@ class Worker:
 
     def __init__(self, engine: Lanes, *, max_queue: int | None = 1024) -> None:
         bound = None if max_queue is None else check_sizes("max_queue", [max_queue])[0]
+        if not isinstance(getattr(engine, "idle", None), bool):
+            raise TypeError(f"engine must be an Engine, got {type(engine).__name__}")
         if not engine.idle:
             raise ValueError("engine must be idle, got one that has requests")
         if engine.on_begin is not None:
@@ -77,10 +79,10 @@ class Worker:
 
         queue, running: how many requests wait, and are under way. lanes: samples that may be. submitted: taken into
         the queue; finished, failed, cancelled, missed (deadlines): how they ended; late: finished after their
-        deadlines. refused: how many were not taken, by reason. calls: of the network; rows: of samples, summed;
-        busy_seconds: what both took; rows_per_second: of the last ten seconds; occupancy: the part of lanes that calls
-        had samples in. wait: from submitting to beginning; latency: to the result, by priority: count, sum,
-        quantiles and buckets, pairs of a time and how many did not exceed it.
+        deadlines. refused: how many were not taken, by reason. calls: of the network, but for those before a size's
+        first row; rows: of samples, summed; busy_seconds: what both took; rows_per_second: of the last ten seconds;
+        occupancy: the part of lanes that calls had samples in. wait: from submitting to beginning; latency: to the
+        result, by priority: count, sum, quantiles and buckets, pairs of a time and how many did not exceed it.
         """
         return self._service.numbers()
 

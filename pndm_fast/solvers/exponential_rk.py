@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from pndm_fast.plan.checks import choose
 from pndm_fast.plan.coefficients import ancestral, combine, log_snr
+from pndm_fast.plan.grids import with_log_snr
 from pndm_fast.plan.levels import Level
 from pndm_fast.plan.plan import MAX_ROWS, Plan
 from pndm_fast.plan.quadrature import moment
@@ -110,8 +111,8 @@ def _stages(
     weights: Weights,
     eta: float = 0.0,
 ) -> Plan:
-    """One step after another, with stages at these parts of it, in lam."""
-    rows = PlanBuilder(name, schedule, times, prediction, "x0")
+    """One step after another, with stages at these parts of it, in lam. A flow's first time is `noisiest`."""
+    rows = PlanBuilder(name, schedule, with_log_snr(schedule, times, name), prediction, "x0")
     for t, s in pairwise(rows.times):
         if rows.level(s).sigma == 0:
             first_order(rows, t, s)
@@ -138,7 +139,7 @@ def res_2s(schedule: Schedule, times: Sequence[float], *, c2: float = 0.5, predi
     2 n - 1 network calls; the step to sigma = 0 is of order 1.
 
     Raises:
-        ValueError: times not decreasing or from alpha = 0, c2 outside (0, 1].
+        ValueError: times not decreasing, or from alpha = 0 (a flow's from `noisiest`), c2 outside (0, 1].
     """
     _check_part("c2", c2)
     return _stages("res-2s", schedule, times, prediction, [c2], two_stages("heun"))
@@ -159,7 +160,8 @@ def res_3s(
     3 n - 2 network calls; the step to sigma = 0 is of order 1.
 
     Raises:
-        ValueError: times not decreasing or from alpha = 0, c2 outside (0, 1] or 2/3, c3 not in (c2, 1].
+        ValueError: times not decreasing, or from alpha = 0 (a flow's from `noisiest`),
+            c2 outside (0, 1] or 2/3, c3 not in (c2, 1].
     """
     _check_part("c2", c2)
     _check_part("c3", c3, c2)
@@ -191,7 +193,8 @@ def seeds_2(
         solver_type: midpoint, as above; heun has b_2 = phi_2/r (ComfyUI's phi_1 and phi_2).
 
     Raises:
-        ValueError: times not decreasing or from alpha = 0, eta negative, r outside (0, 1], unknown solver_type.
+        ValueError: times not decreasing, or from alpha = 0 (a flow's from `noisiest`),
+            eta negative, r outside (0, 1], unknown solver_type.
     """
     check_at_least_0(eta=eta)
     _check_part("r", r)
@@ -219,7 +222,8 @@ def seeds_3(
     order 1.
 
     Raises:
-        ValueError: times not decreasing or from alpha = 0, eta negative, not 0 < r1 < r2 <= 1.
+        ValueError: times not decreasing, or from alpha = 0 (a flow's from `noisiest`),
+            eta negative, not 0 < r1 < r2 <= 1.
     """
     check_at_least_0(eta=eta)
     _check_part("r1", r1)
@@ -235,7 +239,7 @@ def exp_heun_2_x0(schedule: Schedule, times: Sequence[float], *, prediction: str
     network calls; the step to sigma = 0 is of order 1.
 
     Raises:
-        ValueError: times not decreasing or from alpha = 0.
+        ValueError: times not decreasing, or from alpha = 0 (a flow's from `noisiest`).
     """
     return _stages("exp-heun-2-x0", schedule, times, prediction, [1.0], two_stages("heun"))
 
@@ -250,7 +254,7 @@ def exp_heun_2_x0_sde(schedule: Schedule, times: Sequence[float], *, eta: float 
     The stage's noise is the step's. 2 n - 1 network calls; the step to sigma = 0 is of order 1.
 
     Raises:
-        ValueError: times not decreasing or from alpha = 0, eta negative.
+        ValueError: times not decreasing, or from alpha = 0 (a flow's from `noisiest`), eta negative.
     """
     check_at_least_0(eta=eta)
     return _stages("exp-heun-2-x0-sde", schedule, times, prediction, [1.0], two_stages("heun"), eta)
@@ -278,11 +282,13 @@ def dpmpp_2s_ancestral(
         eta, split, noise_scale: as `euler_ancestral` has them; eta at most 1.
 
     Raises:
-        ValueError: times not decreasing or from alpha = 0, eta outside [0, 1], split="flow" on another schedule.
+        ValueError: times not decreasing, or from alpha = 0 (a flow's from `noisiest`), eta outside [0, 1],
+            split="flow" on another schedule.
     """
     check_eta(eta)
     check_at_least_0(noise_scale=noise_scale)
     check_split(schedule, split)
+    times = with_log_snr(schedule, times, "dpmpp-2s-ancestral")
     rows = PlanBuilder("dpmpp-2s-ancestral", schedule, times, prediction, "x0")
     for t, s in pairwise(rows.times):
         if rows.level(s).sigma == 0:

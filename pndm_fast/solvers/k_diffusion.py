@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from pndm_fast.plan.coefficients import Transfer, ancestral, combine, log_snr
-from pndm_fast.plan.grids import fast_groups
+from pndm_fast.plan.grids import fast_groups, with_log_snr
 from pndm_fast.plan.levels import Level
 from pndm_fast.plan.plan import MAX_ROWS, Plan
 from pndm_fast.plan.quadrature import moment
@@ -86,6 +86,8 @@ def _midpoint(
     split: str = "posterior",
     noise_scale: float = 1.0,
 ) -> Plan:
+    if eta > 0 and split == "posterior":
+        times = with_log_snr(schedule, times, name)
     rows = PlanBuilder(name, schedule, times, prediction)
 
     def one(t: float, s: float, to: float, end: End) -> None:
@@ -137,11 +139,12 @@ def dpm_fast(
         noise_scale: multiplies the noise alone.
 
     Raises:
-        ValueError: times not decreasing or from alpha = 0, eta outside [0, 1], noise_scale negative.
+        ValueError: times not decreasing, or from alpha = 0 (a flow's from `noisiest`),
+            eta outside [0, 1], noise_scale negative.
     """
     check_eta(eta)
     check_at_least_0(noise_scale=noise_scale)
-    rows = PlanBuilder("dpm-fast", schedule, times, prediction, "eps")
+    rows = PlanBuilder("dpm-fast", schedule, with_log_snr(schedule, times, "dpm-fast"), prediction, "eps")
     last, i = int(rows.level(rows.times[-1]).sigma == 0), 0
     for size in [*fast_groups(rows.steps - last), *[1] * last]:
         t, *inner, s = rows.times[i : i + size + 1]

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from pndm_fast.plan.checks import choose, shown
 from pndm_fast.plan.coefficients import combine
+from pndm_fast.plan.grids import with_log_snr
 from pndm_fast.plan.numbers import is_integer, is_number
 from pndm_fast.plan.plan import MAX_ROWS, Plan
 from pndm_fast.plan.row import ANCHOR, MAX_SLOTS, SLOT, STATE
@@ -177,9 +178,12 @@ def rk(schedule: Schedule, times: Sequence[float], *, tableau: str | Tableau = "
         tableau: a name of `solvers.TABLEAUX`, or a `solvers.Tableau`.
 
     Raises:
-        ValueError: times not decreasing, whole times, an unknown tableau; of an exponential one, times from alpha = 0.
+        ValueError: times not decreasing, whole times, an unknown tableau; of an exponential one, times from
+            alpha = 0 but on flow, which begins at `noisiest`.
     """
     table = TABLEAUX[choose("tableau", tableau, TABLEAUX)] if isinstance(tableau, str) else tableau
+    if table.exponential:
+        times = with_log_snr(schedule, times, "rk")
     rows = PlanBuilder("rk", schedule, times, prediction, "x0" if table.exponential else None)
     if rows.whole and any(c < 1 for c in table.c):
         raise ValueError("integer_times must be False for rk, whose stages stand at the nodes of its tableau, got True")
