@@ -19,6 +19,7 @@ _DIFFUSION = Family(
     refused=_CALLBACK,
 )
 _INPAINT = replace(_DIFFUSION, known=True)
+_CONSISTENCY = replace(_DIFFUSION, denoised=True)
 
 FAMILIES: dict[str, Family] = {
     "DDPMPipeline": _PIXELS,
@@ -26,8 +27,8 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": _DIFFUSION,
     "StableDiffusionImg2ImgPipeline": _DIFFUSION,
     "StableDiffusionInpaintPipeline": _INPAINT,
-    "LatentConsistencyModelPipeline": _DIFFUSION,
-    "LatentConsistencyModelImg2ImgPipeline": _DIFFUSION,
+    "LatentConsistencyModelPipeline": _CONSISTENCY,
+    "LatentConsistencyModelImg2ImgPipeline": _CONSISTENCY,
     "StableDiffusionXLPipeline": _DIFFUSION,
     "StableDiffusionXLImg2ImgPipeline": _DIFFUSION,
     "StableDiffusionXLInpaintPipeline": _INPAINT,

@@ -45,6 +45,7 @@ class Family:
         in_place: whether `prepare_latents` gives data and a mask too, which stand in the network's input alone.
         known: whether `prepare_latents` and `prepare_mask_latents` give parts of the samples, put back after each step
             where the network takes no more than those.
+        denoised: whether what is shown is not the sample after the last step, but what was denoised in it.
         refused: arguments of the call, with the value at which they do nothing and why no other can be had.
         check_plan: refuses a plan that does not go with the loop.
     """
@@ -62,6 +63,7 @@ class Family:
     answered: bool = False
     in_place: bool = False
     known: bool = False
+    denoised: bool = False
     refused: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
     check_plan: Callable[[Plan], None] | None = None
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from pndm_fast.integrations.family import Family
 from pndm_fast.integrations.stand_in import Asked, StandIn, Times
 from pndm_fast.loop.results import Step
 
@@ -94,6 +95,7 @@ class Loop(Protocol):
 
     pipe: Any
     inner: Any
+    family: Family
     scheduler: StandIn
     times: Times | None
     bar: Bar | None
@@ -171,7 +173,7 @@ class Watch:
             raise TypeError(f"callback_on_step_end must return a dict, got {type(returned).__name__}")
         self._check(returned)
         found: Tensor | None = returned.get("latents", shown)
-        if self._loop.scheduler.denoises and i == len(self._times) - 1 and found is not shown:
+        if self._loop.family.denoised and i == len(self._times) - 1 and found is not shown:
             return latents  # the image is what was denoised before
         if found is not shown or _version(found) != version:
             return found
