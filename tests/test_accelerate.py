@@ -60,6 +60,11 @@ def refused(fast, match, error=ValueError, **call):
     assert not forward.called
 
 
+def interrupted(pipe, i, tensors):
+    pipe._interrupt = i == 2
+    return {"latents": tensors["latents"] + 1}
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_text_to_image(name):
     check(tiny.stable_diffusion(), latent(name))
@@ -87,6 +92,14 @@ def test_inpainting_of_a_solver_with_a_state_of_its_own_is_refused():
     for name in ("PNDM", "UniPC", "Heun"):
         pipeline.scheduler = latent(name)
         refused(accelerate(pipeline), "scheduler must go on from a state that is put back in part", **call)
+
+
+def test_inpainting_that_ends_in_a_step_is_refused():
+    pipeline, call = tiny.stable_diffusion_xl("Inpaint")
+    pipeline.scheduler = latent("Heun")
+    with mock.patch.object(type(pipeline.unet), "forward") as forward, pytest.raises(ValueError, match="put back"):
+        accelerate(pipeline)(**call, num_inference_steps=6, denoising_end=0.6)
+    assert not forward.called
 
 
 @pytest.mark.parametrize("name", ["Euler", "DPM++ 2M Karras"])
@@ -157,6 +170,33 @@ def test_a_generator_for_each_sample(name):
     theirs = pipeline(**call).images
     torch.manual_seed(3)
     assert relative(accelerate(pipeline)(**call).images, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["Euler", "Euler a", "2M SDE", "DDIM", "DDPM", "LCM"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"num_inference_steps": 3},
+        {"num_inference_steps": 1},
+        {"num_inference_steps": 5, "callback_on_step_end": lambda pipe, i, t, tensors: interrupted(pipe, i, tensors)},
+        {"num_inference_steps": 3, "callback_on_step_end": lambda pipe, i, t, tensors: interrupted(pipe, i, tensors)},
+    ],
+    ids=["whole", "one step", "interrupted", "interrupted after the last step"],
+)
+def test_what_a_generator_gives_next(name, more):
+    """Images after one another from one generator: of a step that adds no noise it is drawn where diffusers does."""
+    pipeline, call = fresh()
+    call |= {"eta": 0.7 if name == "DDIM" else 0.0, **more}
+    made = []
+    for scheduler, change in (
+        (latent(name), lambda pipe: pipe),
+        (latent(name), accelerate),
+        (PlanScheduler.from_config(latent(name)), lambda pipe: pipe),
+    ):
+        pipeline.scheduler, generator = scheduler, torch.Generator().manual_seed(5)
+        change(pipeline)(**call, generator=generator)
+        made.append(torch.randn(4, generator=generator))
+    assert torch.equal(made[1], made[0]) and torch.equal(made[2], made[0])
 
 
 @pytest.mark.parametrize("solver", [None, "unipc", "dpmpp-2m", "heun", "euler-ancestral"])
@@ -288,11 +328,6 @@ def doubled_in_place(pipe, i, tensors):
     if i == 1:
         tensors["latents"].mul_(2)
     return tensors
-
-
-def interrupted(pipe, i, tensors):
-    pipe._interrupt = i == 2
-    return {"latents": tensors["latents"] + 1}
 
 
 @pytest.mark.parametrize("kind", ["", "Img2Img", "Inpaint"])

@@ -96,6 +96,7 @@ class Call:
             self.inner.__dict__["prepare_latents"] = self._prepare_latents
         self._asked: Asked | None = None
         self._answers: Answers | None = None
+        self._drawn = 0  # rows whose normals were
         self._callback: Callable[..., Any] | None = arguments.get("callback_on_step_end")
         # the body then goes on to there before the loop is run
         self._hooked = self._callback is not None or self._known is not None
@@ -175,7 +176,7 @@ class Call:
             on_step=watch,
             on_nan=self.kept.on_nan,
         )
-        out = self._run(request, networks, sample, watch).to(sample.dtype)
+        out = self._run(request, networks, asked, sample, watch).to(sample.dtype)
         return torch.cat([out, out]) if twice else out
 
     def _networks(self) -> tuple[dict[str, Any], list[int]]:
@@ -195,7 +196,9 @@ class Call:
                 raise ValueError(f"{name} must be a network where the loop calls it, got None")
         return networks, [used.index(i) for i in models]
 
-    def _run(self, request: Request, networks: dict[str, Any], sample: Tensor, watch: Watch | None) -> Tensor:
+    def _run(
+        self, request: Request, networks: dict[str, Any], asked: Asked, sample: Tensor, watch: Watch | None
+    ) -> Tensor:
         call = self.recorded[0]
         x, _ = call.get(0, self.family.sample)
         graph, reason = self._graph_of(networks, sample.device)
@@ -204,9 +207,11 @@ class Call:
         self._answers = adapter.answers
         try:
             result = sampler.run(request)
-        except Cancelled:
+        except Cancelled as cancelled:
             assert watch is not None and watch.latents is not None
+            self._draw(asked, cancelled.index)
             return watch.latents
+        self._draw(asked, result.report.nfe - 1)
         self.report = result.report._replace(graph_reason=reason) if reason else result.report
         return result.samples
 
@@ -229,18 +234,25 @@ class Call:
         return each[0], each[1] if guided else None
 
     def _noise(self, asked: Asked, batch: int) -> Callable[[int], Tensor]:
-        """The pipeline's numbers, in its order: of the dtype that the network's output has."""
-        output = asked.output
-
         def draw(index: int) -> Tensor:
-            dtype = None if self._answers is None else self._answers.dtype
-            return normals_like(output if dtype is None else output.to(dtype), asked.generator)[:batch]
+            made = self._draw(asked, index - 2)  # after x_T and the prologue's
+            assert made is not None
+            return made[:batch]
 
         return draw
 
+    def _draw(self, asked: Asked, row: int) -> Tensor | None:
+        """The pipeline's numbers up to a row, in its order, those of the row: of the dtype of the network's output."""
+        output, dtype, made = asked.output, None if self._answers is None else self._answers.dtype, None
+        while self._drawn <= row:
+            if asked.draws[self._drawn]:
+                made = normals_like(output if dtype is None else output.to(dtype), asked.generator)
+            self._drawn += 1
+        return made
+
     def _watch(self, asked: Asked, plan: Plan, tensors: Mapping[str, Any], sample: Tensor) -> Watch | None:
         known = self._known if self._known is not None and self._puts_back(sample) else None
-        if known is not None and not all(plan.restarts[:-1]):
+        if known is not None and not (all(plan.restarts[:-1]) and plan.rows[-1].ends_step):
             raise ValueError(
                 f"scheduler must go on from a state that is put back in part, got {plan.solver}: inpainting with a "
                 "network that is not told the mask needs one of one call a step without a corrector, such as "

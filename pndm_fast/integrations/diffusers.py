@@ -22,6 +22,7 @@ from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.row.device import upload
 from pndm_fast.solvers import SOLVER_INFO
+from pndm_fast.solvers.foreign import drawn
 from pndm_fast.solvers.like import check_begin, check_like, config_of, plan_like, schedule_of
 
 if TYPE_CHECKING:
@@ -237,7 +238,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         if found is None:  # others may share these, and clear them
             original = {} if self._original is None else {"original_inference_steps": self._original}
             plan = plan_like({**self.config, **original}, **self._asked, begin=first, eta=eta)
-            found = self._prepared[key] = Prepared.of(unscaled(plan) if self._in_sigma else plan)
+            plan = unscaled(plan) if self._in_sigma else plan
+            found = self._prepared[key] = Prepared.of(plan, drawn(self.config, plan, eta))
         return found
 
     def _follow_config(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -36,11 +36,13 @@ class Asked(NamedTuple):
 
     Attributes:
         plan: the rows from there on; first: the index of its first among all.
+        draws: of which rows normals are drawn.
         output: of the form of the network's; sample: the state.
     """
 
     plan: Plan
     first: int
+    draws: Sequence[bool]
     output: Tensor
     sample: Tensor
     generator: Any
@@ -115,8 +117,9 @@ class StandIn(PlanScheduler):
         """The sample after the last step."""
         check_idle(others)
         first = self._index_of(timestep) if self._begin_index is None else self._begin_index
-        plan = self._prepare(first, eta or 0).plan
-        out = self._loop.stepped(Asked(plan, first, model_output, sample, generator))
+        prepared = self._prepare(first, eta or 0)
+        plan = prepared.plan
+        out = self._loop.stepped(Asked(plan, first, prepared.draws, model_output, sample, generator))
         # consistency models add no noise after their last call
         return self._result(
             out, out / plan.rows[-1].levels.y.position.alpha if self._consistency else None, return_dict

@@ -22,13 +22,18 @@ Draw = Callable[[Tensor, Any], Tensor]
 
 
 class Prepared(NamedTuple):
-    """A plan and its table on the host."""
+    """A plan and its table on the host.
+
+    Attributes:
+        draws: of which rows normals are drawn, those of a row without noise for what the generator gives next.
+    """
 
     plan: Plan
     table: Table
+    draws: tuple[bool, ...]
 
     @classmethod
-    def of(cls, plan: Plan) -> Prepared:
+    def of(cls, plan: Plan, draws: tuple[bool, ...]) -> Prepared:
         """Of a plan of numbers, with a prologue that adds nothing.
 
         Raises:
@@ -37,7 +42,7 @@ class Prepared(NamedTuple):
         p = plan.prologue
         if plan.components > 1 or p.c0 or p.a0 != 1 or plan.guided or plan.has_factors:
             raise ValueError(f"solver must be all in its rows, of one part and unguided, got {plan.solver}")
-        return cls(plan, build([plan], torch.float32))
+        return cls(plan, build([plan], torch.float32), draws)
 
 
 class Stepper:
@@ -58,7 +63,7 @@ class Stepper:
         if not sample.is_floating_point() or sample.dim() < 2:
             raise ValueError(f"sample must be floating-point [B, ...], got {sample.dtype} {tuple(sample.shape)}")
         self.prepared, self.plan, self.shape, self.device = prepared, plan, sample.shape, sample.device
-        self._count, self._noisy = plan.nfe, plan.noisy
+        self._count, self._noisy, self._draws = plan.nfe, plan.noisy, prepared.draws
         with torch.inference_mode(False), torch.no_grad():
             self._table = upload(prepared.table.data, sample.device)
             batch, n = len(sample), sample[0].numel()
@@ -91,7 +96,7 @@ class Stepper:
         Args:
             output: what the network said of `sample`.
             sample: what the last step returned; another is taken as the state, where the plan can go on from one.
-            draw: called where the row adds noise, unless torch draws the same from the generator into our buffer.
+            draw: called where normals are drawn, unless torch draws the same from the generator into our buffer.
             generator: of the noise, None for torch's own.
 
         Raises:
@@ -108,8 +113,8 @@ class Stepper:
             output = self._fitted(output, sample)
         if not output.is_contiguous():
             output = output.contiguous()
-        z = self._noise(draw, generator) if self._noisy[i] else None
-        self._row(output, None, z)
+        z = self._noise(draw, generator) if self._draws[i] else None
+        self._row(output, None, z if self._noisy[i] else None)
         self.index = i + 1
         if torch.is_inference_mode_enabled():  # whose tensors count no changes
             with torch.inference_mode(False):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from pndm_fast.plan.names import REASONS
+from pndm_fast.plan.plan import Plan
 from pndm_fast.solvers.compat import SCHEDULERS
 
 # classes that do what another does, for one sample
@@ -106,6 +108,16 @@ FIXED: dict[str, tuple[Any, tuple[str, ...], str]] = {
     "solver_p": (None, _RANGE[:1], "a plan has one solver"),
     "disable_corrector": ([], _RANGE[:1], "a plan corrects each step"),
 }
+
+
+def drawn(config: Mapping[str, Any], plan: Plan, eta: float) -> tuple[bool, ...]:
+    """Of which rows a `PlanScheduler` draws normals: as the class that it stands for, also where that adds none."""
+    settings, sde = config["_plan"], str(config.get("algorithm_type", "")).startswith("sde-")
+    like = settings["like"] if settings["solver"] is None else None
+    if like == "DDPMScheduler":
+        return tuple(t > 0 for t in plan.times)
+    each = like == "EulerAncestralDiscreteScheduler" or (like == "DDIMScheduler" and eta > 0)
+    return (True,) * plan.nfe if each or (like in _MULTISTEP and sde) else plan.noisy
 
 
 def other_class(name: str) -> str:
