@@ -98,7 +98,7 @@ def test_named_plans_as_tables_and_as_parameters(case):
 
 @pytest.mark.parametrize("pairs", [2, 3, 5, 32, 100, 1024, 10**6])
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 57])
-def test_rivals_by_halves(count, pairs):
+def test_rivals_by_quarters(count, pairs):
     """The best of all is found, one that diverges is not, no plan is run twice on a pair, nor beyond them."""
     ran = {f"{i}": [] for i in range(count)}
 
@@ -116,7 +116,7 @@ def test_rivals_by_halves(count, pairs):
 def test_what_rivals_cost_follows_the_pairs():
     """In samples: a few dozen pairs are not outweighed by the rivals, and no number of pairs makes these dear."""
     cost = [sum(many * len(part) for many, part in rounds(57, pairs)) for pairs in (2, 32, 1024, 10**7)]
-    assert cost == [114, 360, 720, 720]
+    assert cost == [114, 300, 600, 600]
 
 
 @pytest.mark.parametrize("case", CASES)
