@@ -110,9 +110,7 @@ def _with_end(schedule: Schedule, levels: Array, final: str) -> list[float]:
     # a flow's level short of 1 has a log-SNR, that of 1 none: the ends must be these, rounding aside
     times = np.array(times_of(schedule, np.clip(levels, 0.0, high).tolist()))
     times[np.isclose(levels, high, rtol=_ROUNDING, atol=0)] = schedule.last
-    times[np.isclose(levels, low, rtol=_ROUNDING, atol=0)] = _least(
-        schedule
-    )  # short of 1 has a log-SNR, that of 1 none
+    times[np.isclose(levels, low, rtol=_ROUNDING, atol=0)] = _least(schedule)
     return [*times.tolist(), schedule.first] if final == "zero" else times.tolist()
 
 

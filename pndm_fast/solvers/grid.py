@@ -192,11 +192,8 @@ def _warn_of_end(schedule: Schedule | PSLD, t: float, given: str) -> None:
 def _warn_of_start(solver: str, schedule: Schedule, t: float) -> None:
     if schedule.alpha(schedule.last) == 0:
         start = repr(t) if float(f"{t:g}") < t else f"{t:g}"  # rounded down it would leave out this point
-        other = (
-            ""
-            if _begins_at_noise(solver, schedule)
-            else (f" with a solver that can begin there, such as ddim, euler, dpmpp-2m or unipc ({solver} cannot)")
-        )
+        other = f" with a solver that can begin there, such as ddim, euler, dpmpp-2m or unipc ({solver} cannot)"
+        other = "" if _begins_at_noise(solver, schedule) else other
         warn(
             f"the grid starts at t = {t:g}, where alpha is {schedule.alpha(t):.3g}, and never visits the alpha = 0 of "
             f"{schedule.name}: spacing='trailing' does{other}, t_start={start} says that this start is meant"
