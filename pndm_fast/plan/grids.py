@@ -322,6 +322,23 @@ def numbers_of(what: str, values: Sequence[float]) -> tuple[float, ...]:
     return tuple(numbers)
 
 
+def check_levels(schedule: Schedule | PSLD, times: Sequence[float]) -> None:
+    """Refuse two times of one noise level: no solver moves between them, and slopes through both are none.
+
+    Raises:
+        ValueError: naming them. `Schedule.from_levels` may have such, and so may times that differ by rounding.
+    """
+    values = np.asarray(times)
+    if isinstance(schedule, PSLD) or not (np.diff(values) < 0).all():  # these are refused by who steps through them
+        return
+    same = np.flatnonzero(~(np.diff(schedule.lam(values)) > 0))
+    if same.size:
+        i = int(same[0])
+        raise ValueError(
+            f"times must be at falling noise levels, got one level at {times[i]!r} and {times[i + 1]!r}, index {i + 1}"
+        )
+
+
 class WholeTimes(tuple[float, ...]):
     """A grid of whole times, for networks with one embedding per training time.
 

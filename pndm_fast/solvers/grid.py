@@ -12,6 +12,7 @@ from pndm_fast.plan.grids import (
     FINALS,
     SPACINGS,
     WholeTimes,
+    check_levels,
     from_last,
     make_grid,
     noisiest,
@@ -66,6 +67,11 @@ class GridSpec:
         Raises:
             TypeError, ValueError: naming the argument.
         """
+        times = self._points(solver, schedule)
+        check_levels(schedule, times)
+        return times
+
+    def _points(self, solver: str, schedule: Schedule | PSLD) -> Sequence[float]:
         times = self._kept(solver, schedule, self._whole(solver, schedule))
         if not self.integer_times:
             return times
