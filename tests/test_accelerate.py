@@ -114,7 +114,12 @@ def test_ddim_s_eta(eta):
 def test_latent_consistency_models():
     check(tiny.consistency(), latent("LCM"))
     check(tiny.consistency(), latent("LCM"), original_inference_steps=20)
-    check(tiny.consistency(), latent("LCM"), callback_on_step_end=lambda pipe, i, t, tensors: tensors)
+    for factor in (1.0, 1.1):
+        change = lambda pipe, i, t, tensors, by=factor: {"latents": tensors["latents"] * by}  # noqa: E731
+        check(tiny.consistency(), latent("LCM"), callback_on_step_end=change)
+    pipeline, call = tiny.consistency()
+    call = call | {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["latents", "denoised"]}
+    refused(accelerate(pipeline), "callback_on_step_end_tensor_inputs must not have 'denoised'", **call)
 
 
 @pytest.mark.parametrize(
@@ -333,6 +338,8 @@ def test_what_a_callback_must_leave():
     ):
         with pytest.raises(ValueError, match=f"callback_on_step_end must leave {what} as it is"):
             seen_by(accelerate(pipeline), "Euler", change, **call)
+    with pytest.raises(ValueError, match="callback_on_step_end must leave negative_prompt_embeds as it is"):
+        seen_by(accelerate(pipeline), "Euler", lambda *_: {"negative_prompt_embeds": torch.zeros(1)}, **call)
     with pytest.raises(TypeError, match="callback_on_step_end must return a dict, got NoneType"):
         seen_by(accelerate(pipeline), "Euler", lambda *_: None, **call)
     with pytest.raises(ValueError, match="must leave"):
@@ -399,6 +406,14 @@ def check_bar(pipeline, fast, call):
     assert request.on_step is None and (request.noise_sampler is None or noisy)  # no Python between rows
 
 
+def test_a_strength_of_no_step():
+    """diffusers' own schedulers then make no image."""
+    pipeline, call = fresh("Img2Img")
+    for one in (accelerate(pipeline), pipeline):
+        refused(one, "begin_index must leave a call, got 5: is strength too low", **{**call, "strength": 0.01})
+        pipeline.scheduler = PlanScheduler.from_config(latent("Euler"))
+
+
 def test_it_is_the_pipeline():
     pipeline, call = fresh()
     fast = accelerate(pipeline)
@@ -424,6 +439,17 @@ def test_it_is_saved_as_the_pipeline(tmp_path):
     assert type(loaded) is diffusers.DDPMPipeline
     call = {"output_type": "np"}
     assert relative(tiny.run(loaded, scheduler, **call), tiny.run(fast, scheduler, **call)) < 1e-5
+
+
+def test_its_class_makes_an_accelerated_one():
+    pipeline, call = fresh()
+    kind = type(accelerate(pipeline, graph="eager"))
+    want = tiny.run(pipeline, latent("Euler"), **call)
+    scheduler = latent("Euler")
+    stepping, running = counted(scheduler)
+    with stepping as steps, running as runs:
+        assert relative(tiny.run(kind.from_pipe(pipeline), scheduler, **call), want) < 1e-5
+    assert steps.call_count == 0 and runs.call_count == 1
 
 
 def test_threads_share_one():

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from test_cli import TOY, run
 
 import pndm_fast as pf
@@ -257,3 +258,96 @@ def test_places_and_trust(place):
     assert "--trust" in result.stderr and (place / "taken.png").read_text() == "precious"
     replay("a.png", "--out", "taken.png", "--force")
     assert images.read_recipe("taken.png") == images.read_recipe("a.png")
+
+
+def test_a_plans_file(place):
+    """It gives the words' bytes, and is in the picture whole: a replay does not need the file."""
+    pf.make_plan("dpmpp-2m", nfe=5, spacing="karras").save(place / "own.json")
+    sample("--solver", "dpmpp-2m", "--nfe", 5, "--spacing", "karras", "--out", "words.npz")
+    sample("--solver", "own.json", "--out", "file.npz")
+    for name in ("sheet.png", "folder"):
+        sample("--solver", "own.json", "--out", name)
+    (place / "own.json").unlink()
+    np.testing.assert_array_equal(images.read_pixels(place / "file.npz"), images.read_pixels(place / "words.npz"))
+    pictures = sorted(map(str, (place / "folder").glob("*.png")))
+    replay("file.npz", "sheet.png", *pictures, "--out", "again")
+    for name in ("file.npz", "sheet.png", *pictures):
+        made = place / "again" / name.rpartition("/")[2]
+        np.testing.assert_array_equal(images.read_pixels(made), images.read_pixels(place / name))
+    assert images.read_recipe(place / "sheet.png")["plan"]["solver"] == "dpmpp-2m"
+
+
+def test_a_guided_plans_file(place):
+    """Its rows keep their own scales: those outside an interval are not guided."""
+    plan = pf.make_plan("ddim", nfe=5).with_guidance(2.0, (0.5, 5.0))
+    plan.save(place / "own.json")
+    assert {row.guidance for row in plan} == {1.0, 2.0}
+    words = ("-n", 1, "--class", 3, "--guidance", 2, "--null-class", 10)
+    sample("--solver", "own.json", *words, "--out", "a.npz")
+    sample("--solver", "ddim", "--nfe", 5, *words, "--out", "everywhere.npz")
+    replay("a.npz", "--out", "again.npz")
+    import toy_net
+
+    labels = {"class_labels": torch.tensor([3])}, {"class_labels": torch.tensor([10])}
+    sampler = pf.Sampler(toy_net.toy().eval(), plan, shape=(1, 1, 4, 4))
+    wanted = images.to_uint8(sampler(seeds=[0], cond=labels[0], uncond=labels[1]))
+    made = images.read_pixels(place / "a.npz")
+    np.testing.assert_array_equal(made.reshape(wanted.shape), wanted)
+    np.testing.assert_array_equal(made, images.read_pixels(place / "again.npz"))
+    assert (made != images.read_pixels(place / "everywhere.npz")).any()
+
+
+def test_a_folder_of_another_plans_file_is_refused(place):
+    """Resuming compares the plan itself, not its file's name."""
+    pf.make_plan("ddim", nfe=5).save(place / "own.json")
+    sample("--solver", "own.json", "--out", "folder", "-n", 2)
+    sample("--solver", "own.json", "--out", "folder", "-n", 4)
+    pf.make_plan("ddim", nfe=5, spacing="karras").save(place / "own.json")
+    sample("--solver", "own.json", "--out", "folder", "-n", 4, code=2)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("--solver", "absent.json"), "--solver must be a plan's file that can be read, got 'absent.json'"),
+        (("--solver", "text.json"), "text.json is not JSON"),
+        (("--solver", "other.json"), "a plan file must be a JSON object"),
+        (("--solver", "own.json", "--nfe", 5), "--nfe cannot go with a plan's file"),
+        (("--solver", "own.json", "--steps", 0), "--steps cannot go with a plan's file"),
+        (("--solver", "own.json", "--spacing", "karras"), "--spacing cannot go with a plan's file"),
+        (("--solver", "own.json", "--schedule", "linear"), "--schedule cannot go with a plan's file"),
+        (("--solver", "own.json", "--option", "eta=1"), "--option cannot go with a plan's file"),
+        (("--solver", "own.json", "--prediction", "v"), "prediction must be the plan's own, 'eps', got 'v'"),
+        (("--solver", "guided.json"), "--guidance must be the plan's own, [2.0], got 1"),
+        (("--solver", "guided.json", "--guidance", 3), "--guidance must be the plan's own, [2.0], got 3"),
+    ],
+)
+def test_a_plans_file_that_cannot_be(place, words, said):
+    pf.make_plan("ddim", nfe=5).save(place / "own.json")
+    pf.make_plan("ddim", nfe=5).with_guidance(2.0).save(place / "guided.json")
+    (place / "text.json").write_text("plan")
+    (place / "other.json").write_text("[]")
+    result = sample(*words, "--out", "a.png", code=2)
+    assert said in result.stderr and not (place / "a.png").exists()
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"grid": {"nfe": 5}}, "must have 'grid' or a plan, one of them"),
+        ({"plan": {"format": "pndm_fast.plan.1", "rows": 3}}, "rows must be a list, got int"),
+        ({"plan": "own.json"}, "must be a plan, got 'own.json'"),
+        ({"prediction": "v"}, "prediction must be the plan's own"),
+    ],
+)
+def test_a_carried_plan_is_not_believed(place, change, said):
+    pf.make_plan("ddim", nfe=5).save(place / "own.json")
+    sample("--solver", "own.json", "--out", "a.npz")
+    with np.load(place / "a.npz") as kept:
+        arrays = dict(kept)
+    recipe = images.read_recipe(place / "a.npz")
+    for key, value in arrays.items():
+        if value.dtype.kind == "U":
+            arrays[key] = np.array(json.dumps({**recipe, **change}))
+    np.savez(place / "a.npz", **arrays)
+    assert said in replay("a.npz", code=2).stderr

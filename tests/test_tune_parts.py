@@ -11,7 +11,7 @@ from pndm_fast.plan.agree import departure
 from pndm_fast.plan.coefficients import level, to_store
 from pndm_fast.tuning.blackbox import LastRow, on_times, optimal_times
 from pndm_fast.tuning.calls import Caller, Pairs, joined
-from pndm_fast.tuning.named import finalists
+from pndm_fast.tuning.named import best, finalists, rounds
 from pndm_fast.tuning.parameters import Solver, coefficients, coefficients_of, named, sizes, start_of
 from pndm_fast.tuning.rollout import rollout
 from pndm_fast.tuning.table import plan_of, table_of
@@ -94,6 +94,29 @@ def test_named_plans_as_tables_and_as_parameters(case):
         again = coefficients(start_of(table, solver), solver).table()
         for one in ("times", "told", "p0", "a", "b"):
             np.testing.assert_allclose(getattr(again, one), getattr(table, one), rtol=1e-9, atol=1e-11, err_msg=name)
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 5, 32, 100, 1024, 10**6])
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 57])
+def test_rivals_by_quarters(count, pairs):
+    """The best of all is found, one that diverges is not, no plan is run twice on a pair, nor beyond them."""
+    ran = {f"{i}": [] for i in range(count)}
+
+    def error(plan, part):
+        ran[plan].extend(part)
+        return float("nan") if plan == "0" and count > 1 else len(part) * (1 + (int(plan) * 7 % count))
+
+    wanted = min((f"{i}" for i in range(min(1, count - 1), count)), key=lambda one: int(one) * 7 % count)
+    assert best({name: name for name in ran}, error, pairs) == (wanted, wanted)
+    assert all(pairs_of == [*range(len(pairs_of))] and len(pairs_of) <= min(64, pairs) for pairs_of in ran.values())
+    assert len(ran[wanted]) == (0 if count == 1 else min(64, pairs))
+    assert sum(map(len, ran.values())) == sum(many * len(part) for many, part in rounds(count, pairs))
+
+
+def test_what_rivals_cost_follows_the_pairs():
+    """In samples: a few dozen pairs are not outweighed by the rivals, and no number of pairs makes these dear."""
+    cost = [sum(many * len(part) for many, part in rounds(57, pairs)) for pairs in (2, 32, 1024, 10**7)]
+    assert cost == [114, 300, 600, 600]
 
 
 @pytest.mark.parametrize("case", CASES)

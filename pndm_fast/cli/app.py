@@ -23,7 +23,7 @@ import pndm_fast as pf
 from pndm_fast.cli import arguments as given
 from pndm_fast.cli import hints
 from pndm_fast.cli.errors import JobError, UsageError
-from pndm_fast.cli.plans import Words, make_plan, schedule_of, solver_lines, solver_rows
+from pndm_fast.cli.plans import Words, from_file, make_plan, schedule_of, solver_lines, solver_rows
 from pndm_fast.cli.signals import INTERRUPTED, TERMINATED, Terminated, orderly, word_of
 from pndm_fast.cli.words import DEMO, parse_classes, parse_options, parse_shape
 
@@ -170,7 +170,7 @@ def sample(
     from pndm_fast.cli.models import ModelArgs, find_device
     from pndm_fast.cli.outputs import open_target
 
-    words = Words(solver, schedule, prediction, steps, nfe, spacing, parse_options(option or []))
+    words = from_file(Words(solver, schedule, prediction, steps, nfe, spacing, parse_options(option or [])))
     wanted, size = parse_classes(classes), parse_shape(shape)
     place = find_device(device)
     network = ModelArgs(model, trust, size, null_class, place, dtype, backend, graph)

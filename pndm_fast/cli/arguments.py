@@ -23,7 +23,7 @@ def _option(*names: str, help: str, among: tuple[str, ...] = (), **more: Any) ->
 Solver = Annotated[
     str | None,
     typer.Option(
-        help="A solver, `pndm-fast solvers` lists them; auto chooses one. Default f-pndm, on psld auto.",
+        help="A solver, `pndm-fast solvers` lists them; auto; or a plan's .json. Default f-pndm, on psld auto.",
         autocompletion=complete.solver,
     ),
 ]

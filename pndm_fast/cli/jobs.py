@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from pndm_fast.loop.checks import check_components, check_start
 from pndm_fast.loop.request import ON_NAN
 from pndm_fast.loop.told import check_told, completed, told_schedule
 from pndm_fast.phase_space import position
-from pndm_fast.plan.checks import choose
+from pndm_fast.plan.checks import choose, shown
 from pndm_fast.plan.plan import Plan
 from pndm_fast.row.backends import choose_backend
 
@@ -135,7 +136,7 @@ class Job:
                     seeds=[item.seed for item in items],
                     cond=cond,
                     uncond=uncond,
-                    guidance=None if uncond is None else self.spec.guidance,
+                    guidance=None if uncond is None or _scales(self.plan) else self.spec.guidance,
                     on_step=on_step,
                     on_nan=self.spec.on_nan,
                 )
@@ -213,10 +214,18 @@ def recipe_of(spec: JobSpec) -> dict[str, Any]:
     return {**model, **own, **numbers, **spec.recipe, "guidance": spec.guidance}
 
 
+def _scales(plan: Plan) -> set[float]:
+    """Those of its rows that are guided already, as a file's may be."""
+    return {row.guidance / row.guidance_factor for row in plan if row.guidance != row.guidance_factor}
+
+
 def _check_numbers(spec: JobSpec) -> None:
     if not 0 <= spec.seed <= 2**64 - spec.number:
         raise UsageError(f"--seed must be at least 0, and seed + number at most 2^64, got {spec.seed}")
     pf.Guidance(spec.guidance)
+    own = _scales(spec.plan)
+    if not all(math.isclose(scale, spec.guidance, rel_tol=1e-12) for scale in own):
+        raise UsageError(f"--guidance must be the plan's own, {shown(sorted(own))}, got {spec.guidance:g}")
     choose("on_nan", spec.on_nan, ON_NAN)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from warnings import catch_warnings, simplefilter
 
 import pndm_fast as pf
+from pndm_fast.cli.errors import UsageError
 from pndm_fast.plan.checks import choose
 from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.row import PREDICTIONS
@@ -19,6 +21,7 @@ from pndm_fast.solvers import SOLVER_INFO, SOLVERS, source
 from pndm_fast.solvers.auto import AUTO, default_solver, settle
 from pndm_fast.solvers.grid import DEFAULT_STEPS, GridSpec
 
+ENDING = ".json"  # of a plan's file, where a solver's name may stand
 OWN = "model"  # the schedule that a network carries, where it has no name here
 SCHEDULES: dict[str, Callable[[], Schedule | PSLD]] = {
     "linear": Schedule.linear,
@@ -42,6 +45,7 @@ class Words(NamedTuple):
     nfe: int | None = None
     spacing: str | None = None
     options: Mapping[str, Any] = MappingProxyType({})
+    tree: Mapping[str, Any] | None = None  # of a plan's file, in place of all the others but prediction
 
     def check(self) -> Words:
         """Itself, where each word is known.
@@ -55,6 +59,34 @@ class Words(NamedTuple):
         if self.solver is not None:
             choose("solver", self.solver, [*sorted(SOLVERS), AUTO])
         return self
+
+
+def from_file(words: Words) -> Words:
+    """Words whose solver is a plan's file, with the plan in place of its name; others as they are.
+
+    Raises:
+        UsageError: it cannot be read, or there are words that the plan has answered.
+        ValueError: it is no plan, or for another prediction.
+    """
+    if words.solver is None or not words.solver.endswith(ENDING):
+        return words
+    others = {"option": words.options or None, **words._asdict()}
+    for name in ("steps", "nfe", "spacing", "schedule", "option"):
+        if others[name] is not None:
+            raise UsageError(f"--{name} cannot go with a plan's file")
+    try:
+        plan = pf.Plan.load(words.solver)
+    except OSError as error:
+        text = f"--solver must be a plan's file that can be read, got {words.solver!r}: {error.strerror}"
+        raise UsageError(text) from error
+    return Words(prediction=words.prediction, tree=json.loads(json.dumps(plan.to_json())))
+
+
+def _read(words: Words) -> NamedPlan:
+    plan = pf.Plan.from_json(words.tree)
+    if words.prediction not in (None, plan.prediction):
+        raise ValueError(f"prediction must be the plan's own, {plan.prediction!r}, got {words.prediction!r}")
+    return NamedPlan(plan, {"plan": words.tree}, None)
 
 
 class NamedPlan(NamedTuple):
@@ -87,6 +119,8 @@ def make_plan(words: Words, schedule: Schedule | PSLD, compat: str | None = None
     Raises:
         TypeError, ValueError: naming the argument.
     """
+    if words.tree is not None:
+        return _read(words)
     solver, options, spacing, told = words.solver or default_solver(schedule), dict(words.options), words.spacing, None
     if solver == AUTO and compat is None:
         solver, spacing, options, told = _settled(schedule, words.steps, words.nfe, spacing, options)

@@ -46,6 +46,7 @@ def _shape(value: Any) -> bool:
 
 
 RULES: dict[str, _Rule] = {
+    "plan": ("a plan", _or_none(lambda value: isinstance(value, dict))),
     "version": ("text", _text),
     "model": ("text", _text),
     "dtype": ("text", _text),
@@ -65,7 +66,8 @@ RULES: dict[str, _Rule] = {
     "batch": ("a number of pictures", _count),
     "place": ("a place in the batch", _or_none(_label)),
 }
-_MAY_LACK = ("shape", "null_class", "on_nan", "number", "place", "spacing")
+_MAY_LACK = ("shape", "null_class", "on_nan", "number", "place", "spacing", "plan")
+_OF_WORDS = ("schedule", "spacing", "grid", "options")  # those that make a plan; where one is carried it has them not
 _FACTS = ("format", "steps", "nfe")  # of the plan, which follow from the rest
 
 
@@ -78,6 +80,8 @@ class Source(NamedTuple):
     @property
     def words(self) -> Words:
         """What its plan is asked for by."""
+        if self.recipe.get("plan") is not None:
+            return Words(prediction=self.recipe["prediction"], options={}, tree=self.recipe["plan"])
         names = ("solver", "schedule", "prediction", "spacing", "options")
         given: dict[str, Any] = {name: self.recipe.get(name) for name in names}
         return Words(**given, **self.recipe["grid"])
@@ -138,12 +142,18 @@ def _check(name: str, recipe: dict[str, Any]) -> None:
     for key in recipe:
         if key not in RULES and key not in _FACTS:
             raise UsageError(f"the recipe of {name} must have known entries, got {key!r}")
+    carried = _OF_WORDS if isinstance(recipe.get("plan"), dict) else ()
+    for key in carried:
+        if key in recipe:
+            raise UsageError(f"the recipe of {name} must have {key!r} or a plan, one of them")
     for key, (rule, holds) in RULES.items():
+        if key in carried:
+            continue
         if key not in recipe and key not in _MAY_LACK:
             raise UsageError(f"the recipe of {name} must have {key!r}: {rule}")
         if not holds(recipe.get(key)):
             raise UsageError(f"{key} in the recipe of {name} must be {rule}, got {recipe[key]!r:.80}")
-    check_options(recipe["options"])
+    check_options(recipe.get("options", {}))
     number, place, labels = recipe.get("number"), recipe.get("place"), recipe["class"]
     if (number is None) == (place is None):
         raise UsageError(f"the recipe of {name} must have 'number' or 'place', one of them")

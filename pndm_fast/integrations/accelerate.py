@@ -39,9 +39,18 @@ def accelerate(
     Raises:
         TypeError, ValueError: a pipeline or a scheduler that is not known, with the reason.
     """
-    base: Any = getattr(type(pipe), "_accelerated", type(pipe))
+    kept = _kept_of(pipe, graph=graph, backend=backend, concurrency=concurrency, on_nan=on_nan)
+    made: Any = object.__new__(_class_of(kept.base))
+    object.__setattr__(made, "__dict__", pipe.__dict__)
+    object.__setattr__(made, "_kept", kept)
+    return made
+
+
+def _kept_of(
+    pipe: Any, *, graph: str = "auto", backend: str = "auto", concurrency: int = 1, on_nan: str = "raise"
+) -> Kept:
     kept = Kept(
-        base,
+        getattr(type(pipe), "_accelerated", type(pipe)),
         family_of(pipe),
         choose("graph", graph, GRAPHS),
         choose("backend", backend, BACKENDS),
@@ -49,10 +58,7 @@ def accelerate(
         choose("on_nan", on_nan, ON_NAN),
     )
     kept.scheduler(pipe.scheduler)
-    made: Any = object.__new__(_class_of(base))
-    object.__setattr__(made, "__dict__", pipe.__dict__)
-    object.__setattr__(made, "_kept", kept)
-    return made
+    return kept
 
 
 def _run(pipe: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -72,6 +78,11 @@ def _run(pipe: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any
 def _class_of(base: Any) -> Any:
     """A pipeline's class with another `__call__`."""
 
+    @functools.wraps(base.__init__)
+    def init(self: Any, *arguments: Any, **keywords: Any) -> None:  # as from_pipe and from_pretrained make one
+        base.__init__(self, *arguments, **keywords)
+        object.__setattr__(self, "_kept", _kept_of(self))
+
     @functools.wraps(base.__call__)
     def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
         return _run(self, arguments, keywords)
@@ -82,6 +93,7 @@ def _class_of(base: Any) -> Any:
         return functools.partial(accelerate, **self._kept.options), (plain,)
 
     own = {
+        "__init__": init,
         "__call__": call,
         "__doc__": base.__doc__,
         "__module__": base.__module__,

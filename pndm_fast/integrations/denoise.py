@@ -104,6 +104,11 @@ class Call:
             arguments["callback"] = None
         if self._hooked:
             names = getattr(self._callback, "tensor_inputs", arguments["callback_on_step_end_tensor_inputs"])
+            if "denoised" in names:
+                raise ValueError(
+                    "callback_on_step_end_tensor_inputs must not have 'denoised' in an accelerated pipeline, "
+                    f"got {list(names)}: it is known after the last step alone"
+                )
             arguments |= {"callback_on_step_end": self._after_body, "callback_on_step_end_tensor_inputs": names}
 
     def _stand_in(self) -> Any:

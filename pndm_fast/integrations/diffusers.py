@@ -215,6 +215,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
             ValueError: the solver has no such plan.
         """
         if self._plan is not None:
+            if begin_index == self._plan.nfe:
+                raise ValueError(f"begin_index must leave a call, got {begin_index}: is strength too low?")
             check_begin(begin_index, self._plan.nfe)
             self._prepare(begin_index, 0.0)
         self._begin_index, self._run = begin_index, None

@@ -122,6 +122,11 @@ class StandIn(PlanScheduler):
             out, out / plan.rows[-1].levels.y.position.alpha if self._consistency else None, return_dict
         )
 
+    @property
+    def denoises(self) -> bool:
+        """Whether what a pipeline shows is not the last sample but what was denoised in that step."""
+        return self._consistency
+
     def noised(self, data: Tensor, noise: Tensor, index: int) -> Tensor:
         """Data at the level of the call of that index."""
         alpha, sigma = self._level(index)

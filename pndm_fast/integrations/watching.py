@@ -171,14 +171,17 @@ class Watch:
             raise TypeError(f"callback_on_step_end must return a dict, got {type(returned).__name__}")
         self._check(returned)
         found: Tensor | None = returned.get("latents", shown)
+        if self._loop.scheduler.denoises and i == len(self._times) - 1 and found is not shown:
+            return latents  # the image is what was denoised before
         if found is not shown or _version(found) != version:
             return found
         return latents
 
     def _check(self, returned: Mapping[str, Any]) -> None:
-        for name, value in self._tensors.items():
-            kept = returned.get(name, value) is value and _version(value) == self._versions[name]
-            if not kept and name != "latents":
+        for name in {**self._tensors, **returned}:
+            value = self._tensors.get(name)  # what was not given is of no loop of ours either
+            kept = name in self._tensors and returned.get(name, value) is value
+            if not (kept and _version(value) == self._versions[name]) and name != "latents":
                 raise ValueError(f"callback_on_step_end must leave {name} as it is: one loop has one conditioning")
         if self._loop.inner.__dict__.get("_guidance_scale") != self._guidance:
             raise ValueError("callback_on_step_end must leave the guidance scale as it is: one loop has one plan")

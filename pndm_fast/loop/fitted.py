@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from pndm_fast.loop.layers import innermost
+from pndm_fast.plan.checks import shown
+from pndm_fast.plan.numbers import is_number
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.warn import warn
 
@@ -44,6 +46,8 @@ def difference(own: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -
     """In what two fingerprints differ, None where they do not or one is not known."""
     if own is None or other is None:
         return None
+    if not isinstance(own, Mapping) or not isinstance(own.get("numbers"), list):  # of a file, where anything may be
+        return "a fingerprint, and the plan's is none"
     if own.get("weights") != other.get("weights"):
         return "weights of other names or shapes"
     both = [(a, b) for a, b in zip(own.get("numbers", ()), other.get("numbers", ()), strict=False) if a and b]
@@ -54,7 +58,10 @@ def difference(own: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -
 
 def near(own: Iterable[float], other: Iterable[float], tolerance: float = NEAR) -> bool:
     """Whether numbers are the same but for their rounding."""
-    a, b = torch.tensor([*own], dtype=torch.float64), torch.tensor([*other], dtype=torch.float64)
+    try:
+        a, b = torch.tensor([*own], dtype=torch.float64), torch.tensor([*other], dtype=torch.float64)
+    except (TypeError, ValueError):  # a file's, which are no numbers
+        return False
     return a.shape == b.shape and bool(((a - b).abs() <= tolerance * torch.maximum(a.abs(), b.abs()) + LEAST).all())
 
 
@@ -67,13 +74,15 @@ def warn_of_fit(plan: Plan, networks: Iterable[Any]) -> None:
         away = difference(fitted.get("network"), fingerprint(network))
         if away is not None:
             warn(f"the plan was fitted to another network: this one has {away}")
-    scales = fitted.get("guidance", {}).get("scales")
+    guidance = fitted.get("guidance")
+    scales = guidance.get("scales") if isinstance(guidance, Mapping) else None
     if scales is not None and scales != [row.guidance for row in plan]:
         warn(f"the plan was fitted at guidance {_spoken(scales)}, got {_spoken([row.guidance for row in plan])}")
 
 
-def _spoken(scales: list[float]) -> str:
-    return f"{scales[0]:g}" if len(set(scales)) == 1 else str(scales)
+def _spoken(scales: Any) -> str:
+    one = isinstance(scales, list) and all(map(is_number, scales)) and len(set(scales)) == 1
+    return f"{scales[0]:g}" if one else shown(scales)
 
 
 def _weights(inner: Any) -> dict[str, Tensor]:

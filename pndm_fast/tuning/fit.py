@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -12,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pndm_fast.tuning.parameters import Solver, paces, projected
+from pndm_fast.tuning.parameters import Solver, paces, projected, sizes
 from pndm_fast.tuning.teacher import Folder
 
 BETAS, CLIP, TINY = (0.9, 0.999), 1.0, 1e-12  # arXiv:2510.17699: Adam, its norm of gradients clipped
 WARM, LEAST = 20, 0.02  # iterations until the full rate, and what is left of it at the end
 PILOT = 5  # iterations that are timed where minutes are given
-CHECKPOINT = "parameters"
+CHECKPOINT, VECTORS = "parameters", ("vector", "mean", "square", "average", "best")
 
 Losses = Callable[[Tensor, range | list[int]], Tensor]  # vector, training pairs -> [B]
 
@@ -153,28 +152,34 @@ def drawn(course: Course, iteration: int) -> list[int]:
 
 def save(state: State, folder: Folder, key: dict[str, Any]) -> None:
     """Write the state, and what fit it is of."""
-    vectors = {k: getattr(state, k) for k in ("vector", "mean", "square", "average", "best")}
+    vectors = {k: getattr(state, k) for k in VECTORS}
     curve = torch.tensor(state.curve, dtype=torch.float64)
     own = state.lowest, state.seconds, state.total or 0, state.done, state.skipped
     numbers = torch.tensor(own, dtype=torch.float64)
-    folder.save(CHECKPOINT, {**vectors, "curve": curve, "numbers": numbers}, {"fit": json.dumps(key)})
+    folder.save(CHECKPOINT, {**vectors, "curve": curve, "numbers": numbers}, key)
 
 
 def load(folder: Folder, key: dict[str, Any]) -> State | None:
     """The state that was written, None where there is none.
 
     Raises:
-        ValueError: it is of another fit.
+        ValueError: it is of another fit, or damaged.
     """
-    found = folder.load(CHECKPOINT)
+    found = folder.load(CHECKPOINT, {**dict.fromkeys(VECTORS, (None,)), "curve": (None, 2), "numbers": (5,)})
     if found is None:
         return None
-    kept = json.loads(found[1].get("fit", "{}"))
+    tensors: dict[str, Any] = found[0]
+    kept = found[1] if isinstance(found[1], dict) else {}
     other = [name for name in key if kept.get(name) != key[name]]
     if other:
         raise ValueError(f"resume must go on from the same fit, got a folder with another {', '.join(other)}")
-    tensors: dict[str, Any] = found[0]
-    curve = [(int(i), float(value)) for i, value in tensors.pop("curve").tolist()]
-    lowest, seconds, total, done, skipped = tensors.pop("numbers").tolist()
+    size = sum(sizes(key["nfe"]).values())
+    fits = all(len(tensors[name]) == size for name in VECTORS)
+    curve, numbers = tensors.pop("curve"), tensors.pop("numbers")
+    whole = torch.cat([numbers[1:], curve[:, 0], *tensors.values()])  # losses alone may be infinite
+    lowest, seconds, total, done, skipped = numbers.tolist()
+    if not fits or not bool(whole.isfinite().all()) or not 0 <= skipped <= done <= total:
+        raise ValueError(f"folder must hold a fit's own files, got {folder.path} with parameters that are none")
     counts: dict[str, Any] = {"total": int(total), "done": int(done), "skipped": int(skipped)}
-    return State(**tensors, **counts, lowest=lowest, seconds=seconds, curve=curve)
+    told = [(int(i), float(value)) for i, value in curve.tolist()]
+    return State(**tensors, **counts, lowest=lowest, seconds=seconds, curve=told)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,6 +17,9 @@ from pndm_fast.plan.atomic import atomic_path
 from pndm_fast.tuning.calls import Pairs
 
 KEY = "fit.json"
+TOLD = "told"  # in a file of tensors: a plain tree as JSON
+
+Shapes = Mapping[str, tuple[int | None, ...]]
 
 
 class Folder:
@@ -28,6 +31,8 @@ class Folder:
 
     def __init__(self, path: str | Path, key: Mapping[str, Any]) -> None:
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"folder must be a folder, got {self.path}, which is a file")
         self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps(key, indent=1, sort_keys=True)
         file = self.path / KEY
@@ -37,18 +42,34 @@ class Folder:
             with atomic_path(file) as partial:
                 partial.write_text(text + "\n")
 
-    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-        """Tensors and words of that name, None where there are none yet."""
+    def load(self, name: str, shapes: Shapes) -> tuple[dict[str, Tensor], Any] | None:
+        """Tensors of these shapes, None being any length, and what was said of them; None where there are none yet.
+
+        Raises:
+            ValueError: the file is damaged, or holds other tensors.
+        """
         file = self.path / f"{name}.safetensors"
         if not file.exists():
             return None
-        with safe_open(file, framework="pt") as opened:
-            return {k: opened.get_tensor(k) for k in opened.keys()}, opened.metadata() or {}
+        try:
+            with safe_open(file, framework="pt") as opened:
+                found = {k: opened.get_tensor(k) for k in opened.keys()}
+                words = json.loads((opened.metadata() or {}).get(TOLD, "null"))
+        except (SafetensorError, ValueError, RecursionError) as error:
+            raise ValueError(f"folder must hold a fit's own files, got {file} which is damaged: {error}") from error
+        if found.keys() != shapes.keys() or not all(_holds(found[k], shape) for k, shape in shapes.items()):
+            raise ValueError(f"folder must hold a fit's own files, got {file} with other tensors, or NaN")
+        return found, words
 
-    def save(self, name: str, tensors: dict[str, Tensor], words: dict[str, str]) -> None:
-        """Keep them: whole or not at all."""
+    def save(self, name: str, tensors: dict[str, Tensor], words: Any) -> None:
+        """Keep tensors and a plain tree: whole or not at all."""
         with atomic_path(self.path / f"{name}.safetensors") as partial:
-            save_file({k: t.clone() for k, t in tensors.items()}, partial, metadata=words)
+            save_file({k: t.clone() for k, t in tensors.items()}, partial, metadata={TOLD: json.dumps(words)})
+
+
+def _holds(tensor: Tensor, shape: tuple[int | None, ...]) -> bool:
+    fits = all(want in (None, got) for want, got in zip(shape, tensor.shape, strict=False))
+    return len(shape) == tensor.dim() and fits and tensor.is_floating_point() and not bool(tensor.isnan().any())
 
 
 def _check_key(file: Path, key: Mapping[str, Any]) -> None:
@@ -94,12 +115,12 @@ def ends(
         if folder is None:
             return run(chunk)
         name, told = f"teacher-{chunk.start:06}", _digest(pairs.trees(chunk))
-        found = folder.load(name)
+        found = folder.load(name, {"ends": (len(chunk), *pairs.shape)})
         if found is None:
             made = run(chunk)
-            folder.save(name, {"ends": made}, {"conditioning": told})
+            folder.save(name, {"ends": made}, told)
             return made
-        if found[1].get("conditioning") != told or len(found[0]["ends"]) != len(chunk):
+        if found[1] != told:
             raise ValueError(f"folder must be empty or of the same fit, got other conditioning for pairs {chunk}")
         return found[0]["ends"]
 

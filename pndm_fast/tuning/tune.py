@@ -24,7 +24,7 @@ from pndm_fast.solvers.make import make_plan
 from pndm_fast.tuning.calls import Caller, Conditioning, Pairs
 from pndm_fast.tuning.figures import Loss, loss_of
 from pndm_fast.tuning.fit import Course
-from pndm_fast.tuning.named import KEPT, best, finalists, given
+from pndm_fast.tuning.named import best, finalists, given, rounds
 from pndm_fast.tuning.search import search
 from pndm_fast.tuning.task import Task
 from pndm_fast.tuning.teacher import Folder
@@ -135,15 +135,15 @@ def _best(task: Task, plans: dict[str, Plan]) -> tuple[str, Plan]:
     if not plans:
         raise ValueError(f"rivals must be one plan or more, got none of {task.nfe} calls on {task.schedule.name}")
     _ = task.ends  # drawn now, so that each part of the work tells of its own progress
-    with progress_bar(task.progress, "named plans", len(plans) + min(KEPT, len(plans)), "plans") as advance:
+    count = sum(many for many, _ in rounds(len(plans), len(task.train)))
+    with progress_bar(task.progress, "named plans", count, "plans") as advance:
 
         def error(plan: Plan, part: range) -> float:
-            value = float(task.plan_losses(plan, part).mean())
+            value = float(task.plan_losses(plan, part).sum())
             advance()
             return value
 
-        name, plan, _ = best(plans, error, len(task.train))
-    return name, plan
+        return best(plans, error, len(task.train))
 
 
 def _check_counts(**counts: Any) -> None:
