@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import pndm_fast as pf
 from pndm_fast.plan.grids import SPACINGS, check_times, make_grid
 from pndm_fast.plan.hints import HINTS, hint
+from pndm_fast.plan.named_grids import NAMED
 from pndm_fast.solvers import SOLVER_INFO, SOLVERS
 from pndm_fast.solvers.compat import COMPAT, SCHEDULERS
 
@@ -370,8 +371,9 @@ def test_hints_are_of_words_that_are_not_ours():
 
 
 def test_hints_name_what_there_is():
-    """Each argument that a hint names is one, of make_plan, a solver, a sampler or a request."""
-    owners = [pf.make_plan, pf.Sampler, pf.Request, pf.sample, pf.Guidance, pf.Schedule.flow, *SOLVERS.values()]
+    """Each argument that a hint names is one, of make_plan, a solver, a grid, a sampler or a request."""
+    owners = [pf.make_plan, pf.Sampler, pf.Request, pf.sample, pf.Guidance, pf.Schedule.flow]
+    owners += [*SOLVERS.values(), *NAMED.values()]
     known = {name for owner in owners for name in inspect.signature(owner).parameters} | {"sigma_spacing"}
     for word, said in HINTS.items():
         for name in re.findall(r"\b([a-z_]+)=", said):

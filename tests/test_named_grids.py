@@ -77,6 +77,9 @@ def test_options():
         rho(EDM, named_grid("karras", EDM, 3, "min", rho=3.0)),
         [80.0, *((80 ** (1 / 3) + u * (0.002 ** (1 / 3) - 80 ** (1 / 3))) ** 3 for u in (1 / 3, 2 / 3)), 0.002],
     )
+    for one in (1e-3, 0.05):  # 80^(1 / rho) is beyond float64
+        steep = rho(EDM, named_grid("karras", EDM, 3, "min", rho=one))
+        near(steep, [80.0, 80 * (2 / 3) ** one, 80 * (1 / 3) ** one, 0.002])
     bent = rho(EDM, named_grid("polyexponential", EDM, 3, rho=2.0))
     near(bent, [80.0, 0.002 * 40000**0.25, 0.002, 0.0])
     low, high = ends(LATENT)

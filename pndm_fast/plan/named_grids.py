@@ -150,9 +150,11 @@ def _only_zero(name: str, final: str) -> None:
 def karras(schedule: Schedule, steps: int, final: str, *, rho: float = 7.0) -> list[float]:
     """Equal steps of sigma^(1/rho). Karras et al. 2022, arXiv:2206.00364, eq. 5; of a flow's sigma too."""
     _check_positive("rho", rho)
-    return _spaced(
-        schedule, steps, final, lambda u, low, high: (high ** (1 / rho) * (1 - u) + low ** (1 / rho) * u) ** rho
-    )
+
+    def levels(u: Array, low: float, high: float) -> Array:  # in units of the largest, so that no power overflows
+        return np.asarray(np.maximum(high * (1 - u + (low / high) ** (1 / rho) * u) ** rho, low))
+
+    return _spaced(schedule, steps, final, levels)
 
 
 @_grid("polyexponential")
@@ -176,15 +178,15 @@ def laplace(schedule: Schedule, steps: int, final: str, *, mu: float = 0.0, beta
     of flows, where half of it is beyond 1.
     """
     _check_positive("beta", beta)
+    if not math.isfinite(mu):
+        raise ValueError(f"mu must be finite, got {mu}")
     _check_no_flow("laplace", schedule)
-    return _spaced(
-        schedule,
-        steps,
-        final,
-        lambda u, low, high: np.clip(
-            np.exp(mu - beta * np.sign(0.5 - u) * np.log(1 - 2 * np.abs(0.5 - u) + 1e-5)), low, high
-        ),
-    )
+
+    def levels(u: Array, low: float, high: float) -> Array:
+        log = mu - beta * np.sign(0.5 - u) * np.log(1 - 2 * np.abs(0.5 - u) + 1e-5)
+        return np.asarray(np.exp(np.clip(log, math.log(low), math.log(high))))
+
+    return _spaced(schedule, steps, final, levels)
 
 
 @_grid("linear-quadratic")

@@ -152,7 +152,7 @@ GRIDS: tuple[Name, ...] = (
     Name("beta57", also="beta57"),
     Name("bong-tangent", also="bong_tangent"),
     Name("laplace", also="laplace"),
-    Name("ays-sd1", webui="Align Your Steps", also="AlignYourStepsScheduler",
+    Name("ays-sd1", webui="Align Your Steps", also="AlignYourStepsScheduler, ays",
          note="'ays-sdxl' for XL, 'ays-svd' for video"),
     Name("gits-sd", also="GITSScheduler"),
     Name("oss-flux", also="OptimalStepsScheduler", note="'oss-wan' for Wan"),

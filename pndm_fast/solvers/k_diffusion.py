@@ -62,13 +62,14 @@ def dpm_2_ancestral(
     """`dpm_2` to the level that ancestral noise completes: k-diffusion's. After arXiv:2206.00927.
 
     The middle is that of rho_t and the reduced rho of `euler_ancestral`. 2 n - 1 network calls; the step to sigma = 0
-    is Euler's.
+    is Euler's. On flow, noise by the posterior's split begins at `noisiest`: of alpha = 0 it keeps nothing.
 
     Args:
         eta, split, noise_scale: as `euler_ancestral` has them; eta at most 1.
 
     Raises:
-        ValueError: times not decreasing, eta outside [0, 1], noise_scale negative, split="flow" on another schedule.
+        ValueError: times not decreasing, or from alpha = 0 on other schedules, eta outside [0, 1], noise_scale
+            negative, split="flow" on another schedule.
     """
     check_eta(eta)
     check_at_least_0(noise_scale=noise_scale)
