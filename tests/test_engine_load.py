@@ -156,6 +156,44 @@ def test_ten_times_too_many_are_refused_and_then_it_recovers(requests):
             assert [value(one) for one in [worker.submit(request(2, k)) for k in range(16)]] == [[k] for k in range(16)]
 
 
+@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.stress)])
+@pytest.mark.filterwarnings("ignore:the grid starts")
+def test_an_overload_on_the_engine(seconds):
+    """Ten times what 8 lanes can do: a bounded queue, refusals that say so, memory that stays, and then bytes."""
+    slow = 2e-3
+
+    def sleeping(x, t, y=None):
+        time.sleep(slow)
+        return network(x, t, y)
+
+    lanes, plan = engine(sleeping), PLANS[0]
+    lanes.prepare(pf.Request(plan=plan, seeds=[1]))
+    rate = 10 * lanes.capacity / (plan.nfe * slow)
+    sampler = pf.Sampler(network, shape=(1, *SHAPE), device="cpu")
+    taken, refused, sizes = [], 0, []
+    with pf.Worker(lanes, max_queue=32) as worker:
+        tracemalloc.start()
+        began, asked = time.perf_counter(), 0
+        while (now := time.perf_counter() - began) < seconds:
+            while asked < now * rate:
+                try:
+                    ticket = worker.submit(pf.Request(plan=plan, seeds=[asked]))
+                    taken = [*taken[-63:], (asked, ticket)]
+                except pf.QueueFull as full:
+                    refused += 1
+                    assert full.length <= 32 + lanes.capacity
+                asked += 1
+            sizes.append(tracemalloc.get_traced_memory()[0])
+            time.sleep(1e-3)
+        tracemalloc.stop()
+        assert worker.drain(60) and refused > asked / 2 and worker.metrics()["refused"]["queue_full"] == refused
+        assert sizes[-1] - sizes[len(sizes) // 2] < 1_000_000, (sizes[len(sizes) // 2], sizes[-1])
+        for seed, ticket in taken[-8:]:
+            assert torch.equal(ticket.result(60).samples, sampler(plan=plan, seeds=[seed]))
+        again = worker.submit(pf.Request(plan=plan, seeds=[7])).result(60)
+    assert torch.equal(again.samples, sampler(plan=plan, seeds=[7]))
+
+
 def test_results_are_not_kept_by_the_worker():
     with pf.Worker(FakeEngine()) as worker:
         ticket = worker.submit(request(2, 3), deadline=1e5)

@@ -13,7 +13,9 @@ from drawing import draw
 from golden_data import SCALAR, START, mixture, relative
 
 import pndm_fast as pf
+from pndm_fast.plan.coefficients import ancestral
 from pndm_fast.plan.grids import SPACINGS, make_grid, noisiest
+from pndm_fast.plan.levels import Level
 from pndm_fast.solvers import SOLVER_INFO
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' of numpy
@@ -277,3 +279,21 @@ def test_static_shifts_are_diffusers(kind, config, solver, shift, steps):
     assert plan.times == pytest.approx(theirs.timesteps.tolist(), abs=1e-3)
     calls = list(dict.fromkeys(theirs.sigmas.tolist()))  # Heun's stand twice
     assert list(dict.fromkeys(flow_sigmas(plan))) == pytest.approx(calls, abs=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [1e-2, 1e-5, 1e-8, 1e-12])
+def test_an_ancestral_step_from_far_keeps_its_share(alpha):
+    """At eta = 1 rho_down = rho_s^2 / rho_t, to the last digits also where it is 1e-12 of rho_s."""
+    source, target = Level(alpha, 1 - alpha), Level(0.988, 0.012)
+    reduced, tau = ancestral(source, target, 1.0)
+    (high, low), down = (at.sigma / at.alpha for at in (source, target)), reduced.sigma / reduced.alpha
+    assert down == pytest.approx(low * low / high, rel=1e-14)
+    assert math.hypot(reduced.sigma, tau) == pytest.approx(target.sigma, rel=1e-14)
+    assert ancestral(Level(0.0, 1.0), target, 1.0) == (Level(0.988, 0.0), 0.012)
+    assert ancestral(source, target, 0.0) == (target, 0.0)
+
+
+@pytest.mark.parametrize("solver", ["dpm-2-ancestral", "dpmpp-2s-ancestral", "euler-ancestral", "dpmpp-sde"])
+def test_one_step_from_noise_of_a_large_shift(solver):
+    plan = pf.make_plan(solver, pf.Schedule.flow(12.0, 1000), steps=1, final="min", prediction="flow")
+    assert plan.nfe == SOLVER_INFO[solver].calls(1, "min") and plan.rows[-1].levels.y.sigma < 0.012

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import pndm_fast as pf
 from pndm_fast.plan.grids import SPACINGS, check_times, make_grid
 from pndm_fast.plan.hints import HINTS, hint
-from pndm_fast.solvers import SOLVERS
+from pndm_fast.plan.named_grids import NAMED
+from pndm_fast.solvers import SOLVER_INFO, SOLVERS
 from pndm_fast.solvers.compat import COMPAT, SCHEDULERS
 
 LINEAR, LATENT, FLOW = pf.Schedule.linear(), pf.Schedule.scaled_linear(), pf.Schedule.flow()
@@ -188,16 +189,47 @@ def test_a_grid_without_the_noisiest_time(solver):
     """Leading grids leave out alpha = 0, for which the network was trained."""
     (told,) = says(solver, ZERO, steps=20, prediction="v")
     assert "the grid starts at t = 950, where alpha is 0.00397, and never visits the alpha = 0 of linear, zero" in told
-    assert "spacing='trailing' does" in told
+    can = solver in ("ddim", "ddpm")
+    assert f"spacing='trailing' does{', t_start' if can else ' with a solver that can begin there, such as'}" in told
     assert says(solver, ZERO, steps=20, prediction="v", t_start=950) == []
     assert says(solver, ZERO, steps=20, prediction="v", strength=0.5) == []
     assert says(solver, LINEAR, steps=20) == []
 
 
+@pytest.mark.filterwarnings("ignore:.* diverges in", "ignore:.* adds no noise")
+@pytest.mark.parametrize("schedule", [ZERO, pf.Schedule.trigflow()], ids=["discrete", "trigflow"])
+def test_the_solvers_that_begin_without_data(schedule):
+    """What the warning says of a solver is so: it begins at alpha = 0, or refuses that in words."""
+    cannot = []
+    for solver in SCALAR:
+        if not SOLVER_INFO[solver].inverts:
+            told = says(solver, schedule, steps=12, spacing="leading", prediction="v")
+            (told,) = (line for line in told if "never visits" in line)
+            if f"({solver} cannot)" in told:
+                cannot.append(solver)
+                with pytest.raises(ValueError, match="alpha [>=] 0"):
+                    pf.make_plan(solver, schedule, steps=12, prediction="v", spacing="trailing")
+            else:
+                plan = pf.make_plan(solver, schedule, steps=12, prediction="v", spacing="trailing")
+                assert plan.times[0] == schedule.last and plan.start.alpha == 0, solver
+    assert not {"ddim", "euler", "dpmpp-2m", "unipc"} & set(cannot) and {"f-pndm", "fon", "rk", "heun"} <= set(cannot)
+
+
+@pytest.mark.parametrize("schedule", [FLOW, pf.Schedule.flow(3.0, 1000), pf.Schedule.trigflow(), LATENT], ids=str)
+def test_a_start_but_for_rounding_is_the_start(schedule):
+    """In float32 a grid may begin an ulp off; on flow sigma = 1 - 6e-8 would leave no digit to solvers in log-SNR."""
+    last = schedule.last
+    for off in (0, 6e-8, -6e-8, 3e-7, -3e-7):
+        plan = pf.make_plan("deis" if last == 1 else "ddim", schedule, times=[last * (1 + off), last / 3, 0.0],
+                            prediction="v", final="zero" if schedule.first == 0 else "min")  # fmt: skip
+        assert plan.times[0] == last
+        if schedule.scale == "flow":
+            assert pf.make_plan("ddim", schedule, sigmas=[1 + off, 0.3, 0], prediction="flow").times[0] == last
+    first = last * (1 - 2e-5)
+    assert pf.make_plan("ddim", schedule, times=[first, last / 3], final="min", prediction="v").times[0] == first
+
+
 def test_the_noisiest_time():
-    for solver in ("ddim", "ddpm", "dpmpp-2m", "unipc"):  # those that the warning names
-        plan = pf.make_plan(solver, ZERO, steps=20, prediction="v", spacing="trailing")
-        assert plan.times[0] == 999 and plan.start.alpha == 0
     assert says("auto", ZERO, steps=20, prediction="v") == []
     assert "never visits" in says("ddim", ZERO, times=[950, 500, -1], prediction="v")[0]
     assert "never visits" in says("ddim", FLOW, steps=9, spacing="leading", prediction="flow")[0]
@@ -339,8 +371,9 @@ def test_hints_are_of_words_that_are_not_ours():
 
 
 def test_hints_name_what_there_is():
-    """Each argument that a hint names is one, of make_plan, a solver, a sampler or a request."""
-    owners = [pf.make_plan, pf.Sampler, pf.Request, pf.sample, pf.Guidance, pf.Schedule.flow, *SOLVERS.values()]
+    """Each argument that a hint names is one, of make_plan, a solver, a grid, a sampler or a request."""
+    owners = [pf.make_plan, pf.Sampler, pf.Request, pf.sample, pf.Guidance, pf.Schedule.flow]
+    owners += [*SOLVERS.values(), *NAMED.values()]
     known = {name for owner in owners for name in inspect.signature(owner).parameters} | {"sigma_spacing"}
     for word, said in HINTS.items():
         for name in re.findall(r"\b([a-z_]+)=", said):

@@ -54,6 +54,18 @@ def test_levels_by_formula(name, schedule, n):
         near(rho(schedule, named_grid(name, schedule, n, final)), [*wanted, *[0.0] * (final == "zero")])
 
 
+@pytest.mark.parametrize("schedule", [*SCHEDULES.values(), pf.Schedule.flow(3.0, 1000)], ids=str)
+@pytest.mark.parametrize("name", ["karras", "polyexponential", "kl-optimal", "linear-quadratic"])
+def test_the_ends_are_the_schedule_s(name, schedule):
+    """To the bit, as `make_grid` has them: a flow's 1 - 1e-16 has a log-SNR, and plans from there are noise."""
+    low = make_grid(schedule, 5, "karras")[-2]
+    for n in COUNTS:
+        times = named_grid(name, schedule, n)
+        assert times[0] == schedule.last and times[-1] == schedule.first
+        if n > 1 and name != "linear-quadratic":
+            assert times[-2] == low and named_grid(name, schedule, n, "min")[-1] == low
+
+
 def test_karras_and_exponential_are_ours():
     for schedule in (LATENT, EDM, pf.Schedule.vp()):
         near(named_grid("karras", schedule, 9), make_grid(schedule, 9, "karras"))
@@ -65,6 +77,9 @@ def test_options():
         rho(EDM, named_grid("karras", EDM, 3, "min", rho=3.0)),
         [80.0, *((80 ** (1 / 3) + u * (0.002 ** (1 / 3) - 80 ** (1 / 3))) ** 3 for u in (1 / 3, 2 / 3)), 0.002],
     )
+    for one in (1e-3, 0.05):  # 80^(1 / rho) is beyond float64
+        steep = rho(EDM, named_grid("karras", EDM, 3, "min", rho=one))
+        near(steep, [80.0, 80 * (2 / 3) ** one, 80 * (1 / 3) ** one, 0.002])
     bent = rho(EDM, named_grid("polyexponential", EDM, 3, rho=2.0))
     near(bent, [80.0, 0.002 * 40000**0.25, 0.002, 0.0])
     low, high = ends(LATENT)

@@ -88,10 +88,28 @@ def test_a_class_without_a_plan_is_told_why(name):
         ("sample_dpmpp_3m_sde", "did you mean 'dpmpp-3m-sde', solver_type='heun', lower_order_final=False?"),
         ("uni_pc", "did you mean 'unipc', order=3, variant='bh1', lower_order_final=True?"),
         ("DPM adaptive Karras", "it cannot be a plan: its steps follow an estimate"),
+        ("res-3m Karras", "did you mean 'res-3m', spacing='karras'?"),
+        ("dpmpp_2s_k", "did you mean 'dpmpp-2s', spacing='karras'?"),
+        ("kdpm_2_a", "did you mean 'dpm-2-ancestral'?"),
+        ("kdpm_2_a_k", "did you mean 'dpm-2-ancestral', spacing='karras'?"),
     ],
 )
 def test_what_stands_in_a_name(word, said):
     assert said in refusal("solver", word)
+
+
+def test_invokeai_s_names():
+    """Each is taken, or answered with the solver of its class there, `_k` with Karras' grid."""
+    classes = {
+        "ddim": "ddim", "ddpm": "ddpm", "deis": "deis", "lms": "lms", "pndm": "f-pndm", "heun": "heun",
+        "euler": "euler", "euler_a": "euler-ancestral", "kdpm_2": "dpm-2", "kdpm_2_a": "dpm-2-ancestral",
+        "dpmpp_2s": "dpmpp-2s", "dpmpp_2m": "dpmpp-2m", "dpmpp_2m_sde": "dpmpp-2m-sde", "dpmpp_3m": "dpmpp-3m",
+        "dpmpp_sde": "dpmpp-sde", "unipc": "unipc", "lcm": "lcm", "tcd": "tcd",
+    }  # fmt: skip
+    for word, ours in classes.items():
+        assert word == ours or f"did you mean {ours!r}" in refusal("solver", word)
+        answer = refusal("solver", f"{word}_k")
+        assert f"did you mean {ours!r}" in answer and "spacing='karras'" in answer
 
 
 def test_options_are_ours():

@@ -86,7 +86,9 @@ def ancestral(source: Level, target: Level, eta: float, split: str = "posterior"
         return reduced, math.sqrt(max(0.0, target.sigma**2 - reduced.sigma**2))
     added = source.sigma**2 - (source.alpha / target.alpha * target.sigma) ** 2  # 1 - alpha_t^2/alpha_s^2 on VP
     tau = min(eta * target.sigma / source.sigma * math.sqrt(max(0.0, added)), target.sigma)
-    return Level(target.alpha, math.sqrt(max(0.0, target.sigma**2 - tau**2))), tau
+    ratio = eta * source.alpha * target.sigma / (target.alpha * source.sigma)
+    kept = (1 - eta) * (1 + eta) + ratio * ratio  # of sigma_s^2, without cancellation where little is left
+    return Level(target.alpha, target.sigma * math.sqrt(max(0.0, kept))), tau
 
 
 def to_store(kind: str, prediction: str, at: Level, sigma_data: float = 0.5) -> OutputMap:

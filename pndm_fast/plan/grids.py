@@ -264,9 +264,21 @@ def times_of(schedule: Schedule | PSLD, sigmas: Sequence[float]) -> tuple[float,
             if not (value == nearest or _rounded(value, nearest)):
                 got = f"{value:g}{_excess(value, nearest)}"
                 raise ValueError(f"sigmas must be in [{least:g}, {most:g}] on {schedule.name}, got {got}")
-        if schedule.scale == "flow":
-            return tuple((inside * schedule.last).tolist())
-        return tuple(float(t) for t in schedule.time_at(-np.log(inside)))
+        times = inside * schedule.last if schedule.scale == "flow" else schedule.time_at(-np.log(inside))
+    return from_last(schedule, times.tolist())
+
+
+def from_last(schedule: Schedule | PSLD, times: Sequence[float]) -> tuple[float, ...]:
+    """The times, where the first is the schedule's last but for rounding, from that one: it may be all noise.
+
+    Just short of alpha = 0, rounding decides what solvers in eps or log-SNR make of a sample. Above, printed digits are
+    rounding too; below, they may be another time.
+    """
+    first, last = times[0], schedule.last
+    if isinstance(schedule, PSLD) or schedule.scale == "sigma":
+        return tuple(times)
+    short = min(SAME * abs(last), 0.5) if schedule.discrete else SAME * last
+    return (last, *times[1:]) if last - first <= short and (first < last or _rounded(first, last)) else tuple(times)
 
 
 def _rounded(value: float, wanted: float) -> bool:
@@ -308,6 +320,23 @@ def numbers_of(what: str, values: Sequence[float]) -> tuple[float, ...]:
     if not numbers:
         raise ValueError(f"{what} must be a decreasing sequence of numbers, got none")
     return tuple(numbers)
+
+
+def check_levels(schedule: Schedule | PSLD, times: Sequence[float]) -> None:
+    """Refuse two times of one noise level: no solver moves between them, and slopes through both are none.
+
+    Raises:
+        ValueError: naming them. `Schedule.from_levels` may have such, and so may times that differ by rounding.
+    """
+    values = np.asarray(times)
+    if isinstance(schedule, PSLD) or not (np.diff(values) < 0).all():  # these are refused by who steps through them
+        return
+    same = np.flatnonzero(~(np.diff(schedule.lam(values)) > 0))
+    if same.size:
+        i = int(same[0])
+        raise ValueError(
+            f"times must be at falling noise levels, got one level at {times[i]!r} and {times[i + 1]!r}, index {i + 1}"
+        )
 
 
 class WholeTimes(tuple[float, ...]):

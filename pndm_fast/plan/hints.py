@@ -104,7 +104,10 @@ HINTS: dict[str, str] = {
     **dict.fromkeys(
         ("sigma_min", "sigma_max"), "the schedule says it: schedule=pf.Schedule.edm(sigma_min, sigma_max)"
     ),
-    **dict.fromkeys(("rho", "karras_rho"), "spacing='karras' has rho = 7; another grid is given as sigmas="),
+    **dict.fromkeys(
+        ("rho", "karras_rho"),
+        "spacing='karras' has rho = 7; for another times=pndm_fast.plan.named_grid('karras', schedule, steps, rho=)",
+    ),
     **dict.fromkeys(
         ("shift", "flow_shift", "time_shift", "mu", "use_dynamic_shifting"),
         "the schedule says it: schedule=pf.Schedule.flow(shift=), shift = exp(mu) with mu as of pf.flow_mu",
@@ -223,6 +226,8 @@ def refuse_unknown(
         if hint(name):
             raise TypeError(f"{name!r} is no argument of {what}{hint(name)}") from None
         if all_known:
+            if not names:
+                raise TypeError(f"{name!r} is no argument of {what}, which has none") from None
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
             mean = f"; did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"an argument of {what} must be one of {', '.join(names)}, got {name!r}{mean}") from None

@@ -19,6 +19,7 @@ from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.schedule import Schedule
 
 TRAINING_TIMES = 1000  # of a continuous schedule, where a grid counts them
+_ROUNDING = 1e-12  # of a level by its formula
 NAMED: dict[str, Callable[..., Any]] = {}
 TABLES: dict[str, tuple[tuple[float, ...], str]] = {
     # Sabour et al. 2024, arXiv:2404.14507, as its authors released them: sigma / alpha of ten steps
@@ -81,11 +82,17 @@ def _grid(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return register
 
 
+def _least(schedule: Schedule) -> float:
+    """The time of the least level that the network knows: of a flow after its shift."""
+    if schedule.scale == "flow":
+        return float(_shifted(schedule, np.array(schedule.last / TRAINING_TIMES)))
+    return schedule.floor
+
+
 def _ends(schedule: Schedule) -> tuple[float, float]:
     """The least and the largest level that the network knows: sigma / alpha, or a flow's sigma after its shift."""
     if schedule.scale == "flow":
-        low = float(_shifted(schedule, np.array(schedule.last / TRAINING_TIMES)))
-        return low / schedule.last, 1.0
+        return _least(schedule) / schedule.last, 1.0
     if schedule.alpha(schedule.last) == 0:
         raise ValueError(f"schedule must start at alpha > 0 for a grid in sigma / alpha, got {schedule.name}")
     return math.exp(-float(schedule.lam(schedule.floor))), math.exp(-float(schedule.lam(schedule.last)))
@@ -100,8 +107,11 @@ def _spaced(schedule: Schedule, steps: int, final: str, levels: Callable[[Array,
 
 def _with_end(schedule: Schedule, levels: Array, final: str) -> list[float]:
     low, high = _ends(schedule)
-    times = list(times_of(schedule, np.clip(levels, 0.0, high * (1 + 1e-12)).tolist()))
-    return [*times, schedule.first] if final == "zero" else times
+    # a flow's level short of 1 has a log-SNR, that of 1 none: the ends must be these, rounding aside
+    times = np.array(times_of(schedule, np.clip(levels, 0.0, high).tolist()))
+    times[np.isclose(levels, high, rtol=_ROUNDING, atol=0)] = schedule.last
+    times[np.isclose(levels, low, rtol=_ROUNDING, atol=0)] = _least(schedule)
+    return [*times.tolist(), schedule.first] if final == "zero" else times.tolist()
 
 
 def _training(schedule: Schedule, k: Array) -> Array:
@@ -140,9 +150,11 @@ def _only_zero(name: str, final: str) -> None:
 def karras(schedule: Schedule, steps: int, final: str, *, rho: float = 7.0) -> list[float]:
     """Equal steps of sigma^(1/rho). Karras et al. 2022, arXiv:2206.00364, eq. 5; of a flow's sigma too."""
     _check_positive("rho", rho)
-    return _spaced(
-        schedule, steps, final, lambda u, low, high: (high ** (1 / rho) * (1 - u) + low ** (1 / rho) * u) ** rho
-    )
+
+    def levels(u: Array, low: float, high: float) -> Array:  # in units of the largest, so that no power overflows
+        return np.asarray(np.maximum(high * (1 - u + (low / high) ** (1 / rho) * u) ** rho, low))
+
+    return _spaced(schedule, steps, final, levels)
 
 
 @_grid("polyexponential")
@@ -166,15 +178,15 @@ def laplace(schedule: Schedule, steps: int, final: str, *, mu: float = 0.0, beta
     of flows, where half of it is beyond 1.
     """
     _check_positive("beta", beta)
+    if not math.isfinite(mu):
+        raise ValueError(f"mu must be finite, got {mu}")
     _check_no_flow("laplace", schedule)
-    return _spaced(
-        schedule,
-        steps,
-        final,
-        lambda u, low, high: np.clip(
-            np.exp(mu - beta * np.sign(0.5 - u) * np.log(1 - 2 * np.abs(0.5 - u) + 1e-5)), low, high
-        ),
-    )
+
+    def levels(u: Array, low: float, high: float) -> Array:
+        log = mu - beta * np.sign(0.5 - u) * np.log(1 - 2 * np.abs(0.5 - u) + 1e-5)
+        return np.asarray(np.exp(np.clip(log, math.log(low), math.log(high))))
+
+    return _spaced(schedule, steps, final, levels)
 
 
 @_grid("linear-quadratic")

@@ -71,11 +71,12 @@ SAMPLERS: tuple[Name, ...] = (
     Name("heunpp2", "heunpp2", webui="HeunPP2"),
     Name("exp-heun-2-x0", "exp_heun_2_x0"),
     Name("exp-heun-2-x0-sde", "exp_heun_2_x0_sde"),
-    Name("dpm-2", "dpm_2", "sample_dpm_2", "DPM2", "KDPM2DiscreteScheduler", also="k_dpm_2"),
+    Name("dpm-2", "dpm_2", "sample_dpm_2", "DPM2", "KDPM2DiscreteScheduler", also="k_dpm_2, kdpm_2"),
     Name("dpm-2-ancestral", "dpm_2_ancestral", "sample_dpm_2_ancestral", "DPM2 a", "KDPM2AncestralDiscreteScheduler",
-         also="k_dpm_2_a, dpm_2_a", note=_SPLIT),
+         also="k_dpm_2_a, kdpm_2_a, dpm_2_a", note=_SPLIT),
     Name("lms", "lms", "sample_lms", "LMS", "LMSDiscreteScheduler", also="k_lms"),
-    Name("dpm-fast", "dpm_fast", "sample_dpm_fast", "DPM fast"),
+    Name("dpm-fast", "dpm_fast", "sample_dpm_fast", "DPM fast",
+         note="with spacing='dpm-fast' on schedules that have a grid of their own: EDM's, flow"),
     Name(None, "dpm_adaptive", "sample_dpm_adaptive", "DPM adaptive", note=_ADAPTIVE),
     Name("dpmpp-2s-ancestral", "dpmpp_2s_ancestral", "sample_dpmpp_2s_ancestral", "DPM++ 2S a", also="dpmpp_2s_a",
          note=_SPLIT),
@@ -93,7 +94,7 @@ SAMPLERS: tuple[Name, ...] = (
     Name("dpmpp-2s", diffusers=_SINGLESTEP),
     Name("dpmpp-2m-cfg-pp", "dpmpp_2m_cfg_pp", webui="DPM++ 2M CFG++", options={"rule": "comfyui"}, note=_CFG),
     Name("dpmpp-2m-sde", "dpmpp_2m_sde, dpmpp_2m_sde_gpu", "sample_dpmpp_2m_sde", "DPM++ 2M SDE",
-         f"{_MULTISTEP}(algorithm_type='sde-dpmsolver++')"),
+         f"{_MULTISTEP}(algorithm_type='sde-dpmsolver++')", also="sde-dpmsolver++"),
     Name("dpmpp-2m-sde", "dpmpp_2m_sde_heun, dpmpp_2m_sde_heun_gpu", "sample_dpmpp_2m_sde(solver_type='heun')",
          "DPM++ 2M SDE Heun", f"{_MULTISTEP}(algorithm_type='sde-dpmsolver++', solver_type='heun')",
          options={"solver_type": "heun"}),
@@ -133,7 +134,7 @@ SAMPLERS: tuple[Name, ...] = (
 )  # fmt: skip
 
 GRIDS: tuple[Name, ...] = (
-    Name("karras", "karras", "get_sigmas_karras", "Karras", "use_karras_sigmas"),
+    Name("karras", "karras", "get_sigmas_karras", "Karras", "use_karras_sigmas", also="k"),
     Name("exponential", "exponential", "get_sigmas_exponential", "Exponential", "use_exponential_sigmas"),
     Name("logsnr", diffusers="use_lu_lambdas", also="time_logsnr"),
     Name("polyexponential", k="get_sigmas_polyexponential", webui="Polyexponential"),
@@ -151,7 +152,7 @@ GRIDS: tuple[Name, ...] = (
     Name("beta57", also="beta57"),
     Name("bong-tangent", also="bong_tangent"),
     Name("laplace", also="laplace"),
-    Name("ays-sd1", webui="Align Your Steps", also="AlignYourStepsScheduler",
+    Name("ays-sd1", webui="Align Your Steps", also="AlignYourStepsScheduler, ays",
          note="'ays-sdxl' for XL, 'ays-svd' for video"),
     Name("gits-sd", also="GITSScheduler"),
     Name("oss-flux", also="OptimalStepsScheduler", note="'oss-wan' for Wan"),
@@ -171,14 +172,15 @@ _ROWS: dict[str, dict[str, Name]] = {
 
 
 def find(what: str, word: str) -> tuple[Name | None, Name | None]:
-    """(row, grid) of another library's word for a solver or a spacing; web UIs name a grid behind the sampler."""
+    """(row, grid) of another library's word for a solver or a spacing; a grid's may stand behind a solver's."""
     rows, text = _ROWS.get(what, {}), plain(word)
     if text in rows or what != "solver":
         return rows.get(text), None
     for grid, row in _ROWS["spacing"].items():
         before = text.removesuffix(f"-{grid}")
-        if before != text and before in rows:
-            return rows[before], row
+        ours = own_name("solver", Name(before))
+        if before != text and (before in rows or ours):
+            return rows.get(before) or Name(ours), row
     return None, None
 
 

@@ -187,7 +187,8 @@ class Schedule:
 
         At the first time alpha = 0: eps says nothing of x_0 there and log-SNR has no end. Solvers that combine eps
         (deis, dpm-solver, unipc on eps) take the first step by x_0, which is the limit of theirs, and leave that call
-        out of their history; dpmpp-sde, whose stage stands in log-SNR, and logsnr grids begin at shift (1 - 1e-4).
+        out of their history; solvers whose stages stand in log-SNR (dpmpp-sde, res-2s, seeds-2, dpm-fast and their
+        like) and grids in it, logsnr and dpm-fast, begin at shift (1 - 1e-4).
 
         Args:
             shift: times spread as shift u / (1 + (shift - 1) u). Esser et al. 2024, arXiv:2403.03206, eq. 23. Grids by
@@ -206,7 +207,7 @@ class Schedule:
         """A variance-preserving schedule of the given levels, noisiest first: level i of n + 1 is at time n - i.
 
         Its plans reproduce any grid, whatever times the network is told there. The noise falls, or stays, from level to
-        level; alpha = 0 may come first alone, sigma = 0 last alone.
+        level, and of equal ones a grid of `make_plan` visits one; alpha = 0 may come first alone, sigma = 0 last alone.
 
         Raises:
             TypeError, ValueError: naming the level that is none, or that is noisier than the one before.

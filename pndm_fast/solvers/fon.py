@@ -34,6 +34,7 @@ class _Classical(PlanBuilder):
 
     def derivative(self, t: float) -> tuple[float, float]:
         """(a, b) with g = a x + b eps."""
+        self.check_data(t)
         if self.delta == 0:
             slope = self.schedule.log_alpha_slope(t)
             return -slope, slope / self.level(t).sigma

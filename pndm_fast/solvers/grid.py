@@ -8,13 +8,24 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from pndm_fast.plan.checks import check_type, choose, shown
-from pndm_fast.plan.grids import FINALS, SPACINGS, WholeTimes, make_grid, noisiest, numbers_of, snap, times_of
+from pndm_fast.plan.grids import (
+    FINALS,
+    SPACINGS,
+    WholeTimes,
+    check_levels,
+    from_last,
+    make_grid,
+    noisiest,
+    numbers_of,
+    snap,
+    times_of,
+)
 from pndm_fast.plan.named_grids import OTHER_SPACINGS, named_grid
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.plan.warn import warn
-from pndm_fast.solvers.registry import SOLVER_INFO
+from pndm_fast.solvers.registry import SOLVER_INFO, SOLVERS
 
 DEFAULT_STEPS = 50
 
@@ -56,6 +67,11 @@ class GridSpec:
         Raises:
             TypeError, ValueError: naming the argument.
         """
+        times = self._points(solver, schedule)
+        check_levels(schedule, times)
+        return times
+
+    def _points(self, solver: str, schedule: Schedule | PSLD) -> Sequence[float]:
         times = self._kept(solver, schedule, self._whole(solver, schedule))
         if not self.integer_times:
             return times
@@ -109,7 +125,7 @@ class GridSpec:
         if self.sigmas is not None:
             return times_of(schedule, self.sigmas)
         assert self.times is not None
-        return numbers_of("times", self.times)
+        return from_last(schedule, numbers_of("times", self.times))
 
     def _check_end(self, schedule: Schedule | PSLD, times: Sequence[float]) -> None:
         """Of times that are given `final` can only say what they are."""
@@ -137,7 +153,7 @@ class GridSpec:
         # which start where the caller says, or who published them
         meant = cut or self.spacing in OTHER_SPACINGS or (self.explicit is not None and not schedule.discrete)
         if not meant and times[0] < noisiest(schedule):
-            _warn_of_start(schedule, times[0])
+            _warn_of_start(solver, schedule, times[0])
         if self.explicit is not None and first < times[0] == schedule.last and schedule.scale == "flow":
             warn(f"{solver} begins at t = {first:.8g}, not at {times[0]:g}, where alpha = 0 has no log-SNR")
 
@@ -179,14 +195,23 @@ def _warn_of_end(schedule: Schedule | PSLD, t: float, given: str) -> None:
     )
 
 
-def _warn_of_start(schedule: Schedule, t: float) -> None:
+def _warn_of_start(solver: str, schedule: Schedule, t: float) -> None:
     if schedule.alpha(schedule.last) == 0:
         start = repr(t) if float(f"{t:g}") < t else f"{t:g}"  # rounded down it would leave out this point
+        other = f" with a solver that can begin there, such as ddim, euler, dpmpp-2m or unipc ({solver} cannot)"
+        other = "" if _begins_at_noise(solver, schedule) else other
         warn(
             f"the grid starts at t = {t:g}, where alpha is {schedule.alpha(t):.3g}, and never visits the alpha = 0 of "
-            f"{schedule.name}: spacing='trailing' does, with a solver that can begin there (ddim, ddpm, dpmpp-2m, "
-            f"unipc), t_start={start} says that this start is meant"
+            f"{schedule.name}: spacing='trailing' does{other}, t_start={start} says that this start is meant"
         )
+
+
+def _begins_at_noise(solver: str, schedule: Schedule) -> bool:
+    """Whether the solver has a plan from the schedule's last time on, tried with its default options."""
+    with suppress(ValueError):
+        times = make_grid(schedule, SOLVER_INFO[solver].min_steps + 1, "trailing")
+        return bool(SOLVERS[solver](schedule, times, prediction="v"))
+    return False
 
 
 def steps_of(solver: str, steps: int | None, nfe: int | None, final: str = "zero") -> int:

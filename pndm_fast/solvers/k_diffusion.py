@@ -62,13 +62,14 @@ def dpm_2_ancestral(
     """`dpm_2` to the level that ancestral noise completes: k-diffusion's. After arXiv:2206.00927.
 
     The middle is that of rho_t and the reduced rho of `euler_ancestral`. 2 n - 1 network calls; the step to sigma = 0
-    is Euler's.
+    is Euler's. On flow, noise by the posterior's split begins at `noisiest`: of alpha = 0 it keeps nothing.
 
     Args:
         eta, split, noise_scale: as `euler_ancestral` has them; eta at most 1.
 
     Raises:
-        ValueError: times not decreasing, eta outside [0, 1], noise_scale negative, split="flow" on another schedule.
+        ValueError: times not decreasing, or from alpha = 0 on other schedules, eta outside [0, 1], noise_scale
+            negative, split="flow" on another schedule.
     """
     check_eta(eta)
     check_at_least_0(noise_scale=noise_scale)
@@ -130,8 +131,9 @@ def dpm_fast(
 
     Groups of steps by DPM-Solver-3, the last ones by DPM-Solver-2 and 1: of n calls above sigma = 0, n = 3 k: k - 1
     threes, a two and a one; else threes and the rest. The stages stand on the grid, n steps are n network calls; the
-    spacing "dpm-fast" (to be asked for on EDM's schedule, which has its own) gives each group the same length in lam,
-    its stages at thirds or the half. The step to sigma = 0 is of order 1; final="min" has none, as in k-diffusion.
+    spacing "dpm-fast" (to be asked for on EDM's and flow schedules, which have their own) gives each group the same
+    length in lam, its stages at thirds or the half. The step to sigma = 0 is of order 1; final="min" has none, as in
+    k-diffusion.
 
     Args:
         eta: a group goes to the reduced level of `euler_ancestral`, its stages at the same parts of the way in lam, and

@@ -60,7 +60,8 @@ def make_plan(
         times: the grid itself: n + 1 decreasing times for n steps, the end among them.
         sigmas: the same as noise levels sigma / alpha; on flow schedules sigma, after any shift. What lies above the
             schedule's noisiest level, or below its last, by float32's rounding (1e-6 of it) or because it was printed
-            to four digits or more, is taken for that level.
+            to four digits or more, is taken for that level. So is a first time for the schedule's last, and one below
+            that by float32's rounding.
         spacing: how the grid is spread: leading, trailing, linspace, quadratic, logsnr, karras, exponential, beta or
             dpm-fast, in phase space uniform or quadratic; `plan.grids.make_grid` has the formulas. Or one of other
             programs' grids and published tables, such as sgm-uniform or ays-sdxl: `plan.named_grids`, whose

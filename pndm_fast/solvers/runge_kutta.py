@@ -195,6 +195,8 @@ def rk(schedule: Schedule, times: Sequence[float], *, tableau: str | Tableau = "
             places = [(s, 1.0) if c == 1 else rows.between(t, s, c) for c in table.c]
             step(rows, t, s, places, lambda _, h: table.at(h))
         else:
+            if rows.kind == "eps":
+                rows.check_data(t)
             _classical(rows, t, s, table)
     return rows.plan()
 

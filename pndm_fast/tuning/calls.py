@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pndm_fast.loop.conditioning import CONSTANTS, CannotBatch, PerSample, Shared, batched, check, complete, given
+from pndm_fast.loop.fitted import near
 from pndm_fast.loop.guidance import Guidance, rescaled
 from pndm_fast.loop.network import Denoiser, prediction
 from pndm_fast.plan.checks import shown
@@ -19,6 +20,8 @@ from pndm_fast.tuning.rollout import Network
 
 Tree = Mapping[str, Any]
 Conditioning = Tree | Callable[[int], Tree] | None
+
+CLOSE = 0.02  # of outputs, relative to the largest: bfloat16 rounds by 2^-9 in each of many layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,10 +172,41 @@ def gradients(caller: Caller, pairs: Pairs, t: float) -> Gradients:
     return Gradients(of_x is not None, of_t is not None, "" if of_x is not None else "its output does not follow x")
 
 
-def probed(caller: Caller, pairs: Pairs, t: float) -> list[float]:
-    """Sixteen numbers of what the network says at the first pair's noise and time t."""
+def check_times(caller: Caller, pairs: Pairs, t: float) -> None:
+    """Of a network that has failed: refuse one that takes whole times alone, which a fitted plan does not tell.
+
+    Raises:
+        ValueError: it does.
+    """
+    tree, x = given(pairs.trees([0])[0]), pairs.noise([0], caller.state)
+
+    def takes(told: Tensor) -> bool:
+        try:
+            with torch.no_grad():
+                caller.network.call(x.to(caller.network.dtype or x.dtype), told, **tree)
+        except Exception:  # of whatever kind: it is the network's
+            return False
+        return True
+
+    whole = torch.tensor([int(t)], device=x.device)
+    if takes(whole.to(x.dtype) + 0.5) or not takes(whole):  # it has failed of something else
+        return
+    raise ValueError(
+        "model must take times that are not whole, as a fitted plan tells them, got one for whole ones alone; "
+        "a function around it may round them: then its coefficients are fitted, and its times are not"
+    )
+
+
+def probed(caller: Caller, pairs: Pairs, t: float, scale: float | None = None) -> list[float]:
+    """Sixteen numbers of what the network says at the first pair's noise and time t, at a scale of guidance."""
     with torch.no_grad():
-        call = caller.bound(pairs.trees([0]), None)
+        call = caller.bound(pairs.trees([0]), None if scale is None else [scale])
         out = call(pairs.noise([0], caller.state), torch.tensor(t, dtype=torch.float64), 0).flatten()
     places = torch.arange(16) * out.numel() // 16
     return [float(number) for number in out[places.to(out.device)]]
+
+
+def same_outputs(own: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether `probed` has found the same network, in whatever dtype."""
+    most = max(map(abs, own), default=0.0) or 1.0
+    return near([a / most for a in own], [b / most for b in other], CLOSE)

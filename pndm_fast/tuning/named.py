@@ -10,6 +10,7 @@ from itertools import product
 from typing import Any
 
 from pndm_fast.loop.checks import FEW_ALPHA
+from pndm_fast.plan.agree import departure
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.plan.warn import Notice
@@ -108,13 +109,17 @@ def given(plans: Sequence[Plan], schedule: Schedule, prediction: str, nfe: int) 
     """Rivals of the caller's, by what they are.
 
     Raises:
-        ValueError: one makes another number of calls, is for another prediction, or is no table whose times decrease.
+        ValueError: one makes another number of calls, is for another prediction or schedule, or is no table whose
+            times decrease.
     """
     for plan in plans:
         if plan.nfe != nfe:
             raise ValueError(f"rivals must be plans of {nfe} calls, got one of {plan.nfe}")
         if plan.prediction != prediction:
             raise ValueError(f"rivals must be for prediction {prediction!r}, got {plan.prediction!r}")
+        away = departure(plan, schedule)
+        if away is not None:
+            raise ValueError(f"rivals must be on the fit's schedule, {schedule.name}, got {away}")
         times = table_of(plan, schedule).times
         if not (times[1:] < times[:-1]).all():
             raise ValueError(f"rivals must make one call a step, at decreasing times, got {plan.solver}")

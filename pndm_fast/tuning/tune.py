@@ -14,6 +14,7 @@ from pndm_fast.loop.fitted import fingerprint
 from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.network import denoiser_of
 from pndm_fast.loop.told import completed
+from pndm_fast.plan.agree import departure
 from pndm_fast.plan.checks import check_type, shown
 from pndm_fast.plan.numbers import is_integer, is_number
 from pndm_fast.plan.plan import Plan
@@ -21,7 +22,7 @@ from pndm_fast.plan.schedule import Schedule
 from pndm_fast.runtime.progress import progress_bar
 from pndm_fast.runtime.sampler import Sampler
 from pndm_fast.solvers.make import make_plan
-from pndm_fast.tuning.calls import Caller, Conditioning, Pairs
+from pndm_fast.tuning.calls import Caller, Conditioning, Pairs, check_times, probed
 from pndm_fast.tuning.figures import Loss, loss_of
 from pndm_fast.tuning.fit import Course
 from pndm_fast.tuning.named import best, finalists, given, rounds
@@ -107,10 +108,10 @@ def tune(
     plans = finalists(schedule, prediction, nfe) if rivals is None else given(rivals, schedule, prediction, nfe)
     sampler = Sampler(model, shape=shape, device=device, dtype=dtype)
     draws = Pairs(sampler.shape[1:], seed, cond, uncond, sampler.device)
-    counts = [pairs, validation, held_out, batch]
+    counts, caller = [pairs, validation, held_out, batch], _caller(model, guide, sampler)
     task = Task(
         sampler=sampler,
-        caller=_caller(model, guide, sampler),
+        caller=caller,
         pairs=draws,
         schedule=schedule,
         prediction=prediction,
@@ -124,7 +125,7 @@ def tune(
         held_out=range(pairs + validation, pairs + validation + held_out),
         batch=batch,
         recompute=recompute,
-        folder=None if folder is None else Folder(folder, _key(model, draws, plan, guide, counts)),
+        folder=None if folder is None else Folder(folder, _key(caller, draws, plan, counts)),
         progress=progress,
     )
     return search(task, course, *_best(task, plans), resume=resume)
@@ -134,7 +135,11 @@ def _best(task: Task, plans: dict[str, Plan]) -> tuple[str, Plan]:
     """The named plan of the lowest loss on training noise, before anything is fitted."""
     if not plans:
         raise ValueError(f"rivals must be one plan or more, got none of {task.nfe} calls on {task.schedule.name}")
-    _ = task.ends  # drawn now, so that each part of the work tells of its own progress
+    try:
+        _ = task.ends  # drawn now, so that each part of the work tells of its own progress
+    except (RuntimeError, TypeError, IndexError, AssertionError):
+        check_times(task.caller, task.pairs, task.teacher.rows[0].t)
+        raise
     count = sum(many for many, _ in rounds(len(plans), len(task.train)))
     with progress_bar(task.progress, "named plans", count, "plans") as advance:
 
@@ -198,6 +203,9 @@ def _teacher(teacher: Any, schedule: Schedule, prediction: str, nfe: int) -> Pla
             raise ValueError(f"teacher must be a plan without noise, got {teacher.solver}")
         if teacher.prediction != prediction:
             raise ValueError(f"teacher must be for prediction {prediction!r}, got {teacher.prediction!r}")
+        away = departure(teacher, schedule)
+        if away is not None:
+            raise ValueError(f"teacher must be on the fit's schedule, {schedule.name}, got {away}")
         return teacher
     if not is_integer(teacher) or teacher <= nfe:
         raise ValueError(f"teacher must be a Plan, or more calls than nfe = {nfe}, got {shown(teacher)}")
@@ -211,11 +219,22 @@ def _caller(model: Any, guide: Guidance | None, sampler: Sampler) -> Caller:
     return Caller(own, guide, weaker, torch.float64 if exact else torch.float32)
 
 
-def _key(model: Any, pairs: Pairs, teacher: Plan, guide: Guidance | None, counts: list[int]) -> dict[str, Any]:
-    """What makes a teacher's samples these ones: a folder that holds others is not taken."""
+def _key(caller: Caller, pairs: Pairs, teacher: Plan, counts: list[int]) -> dict[str, Any]:
+    """What makes a teacher's samples these ones: a folder that holds others is not taken.
+
+    A network without weights to look at is known by its outputs.
+    """
+    guide, weaker = caller.guidance, caller.weaker
     own = None if guide is None else [guide.scale, guide.interval and list(guide.interval), guide.rescale]
+    network = fingerprint(caller.network.network)
+    other = None if weaker is None else fingerprint(weaker.network)
+    asked = network is None or (weaker is not None and other is None)
+    scale = None if guide is None or not isinstance(guide.scale, float) else guide.scale
     return {
-        "network": fingerprint(model),
+        "network": network,
+        "weaker": other,
+        "outputs": probed(caller, pairs, teacher.rows[len(teacher) // 2].t, scale) if asked else None,
+        "dtype": str(caller.network.dtype or caller.state),
         "shape": list(pairs.shape),
         "seed": pairs.seed,
         "guidance": own,

@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 
-from pndm_fast.loop.fitted import difference, fingerprint, near
+from pndm_fast.loop.fitted import difference, fingerprint
 from pndm_fast.loop.network import denoiser_of
 from pndm_fast.plan.plan import Plan
-from pndm_fast.tuning.calls import Caller, Conditioning, Pairs, probed
-
-CLOSE = 0.02  # of outputs, relative to the largest: bfloat16 rounds by 2^-9 in each of many layers
+from pndm_fast.tuning.calls import Caller, Conditioning, Pairs, probed, same_outputs
 
 
 class TunedPlan(Plan):
@@ -53,8 +51,7 @@ class TunedPlan(Plan):
         pairs = Pairs(tuple(told["shape"]), told["seed"], cond, None, device)
         caller = Caller(own, None, None, torch.float64 if own.dtype is torch.float64 else torch.float32)
         got, kept = probed(caller, pairs, told["time"]), told["outputs"]
-        most = max(map(abs, kept)) or 1.0
-        return None if near([k / most for k in kept], [g / most for g in got], CLOSE) else "other outputs"
+        return None if same_outputs(kept, got) else "other outputs"
 
     def summary(self) -> str:
         """What was fitted and how it does, in a few lines."""
