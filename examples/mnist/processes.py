@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pndm_fast.demo import psld
+from pndm_fast.demo import flow, psld
+from pndm_fast.demo.unet import UNetConfig
 
 _T, _BETA_START, _BETA_END = 1000, 1e-4, 0.02
 _T_MIN = 1e-5
@@ -21,6 +22,7 @@ class Process:
 
     Attributes:
         file: name of the weights; title, recipe: lines of their card.
+        widths: channels of the network's levels.
         parts: channels for each channel of the data.
         draw_times: (count, generator) -> times [count].
         noised: (x0, t, eps) -> the network's input, of eps's shape, the time that it is told, and what its first
@@ -30,9 +32,15 @@ class Process:
     file: str
     title: str
     recipe: str
+    widths: tuple[int, ...]
     parts: int
     draw_times: Callable[[int, torch.Generator], Tensor]
     noised: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+    @property
+    def config(self) -> UNetConfig:
+        """Of the network."""
+        return UNetConfig(in_channels=self.parts, out_channels=self.parts, block_out_channels=self.widths)
 
 
 def _vp_times(count: int, generator: torch.Generator) -> Tensor:
@@ -72,11 +80,22 @@ def _psld(x0: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return state, (psld.time_scale * t).float(), target
 
 
+def _flow_times(count: int, generator: torch.Generator) -> Tensor:
+    return flow.last * torch.rand(count, generator=generator)
+
+
+def _flow(x0: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(1 - s) x0 + s eps with s = t / T, and the velocity eps - x0."""
+    s = (t / flow.last)[:, None, None, None]
+    return (1 - s) * x0 + s * eps, t, eps - x0
+
+
 PROCESSES = {
     "vp": Process(
         "mnist.safetensors",
         "eps-prediction",
         f"T = {_T}, betas linear {_BETA_START:g}..{_BETA_END:g}; MSE on eps",
+        (32, 64, 128),
         1,
         _vp_times,
         _vp,
@@ -86,8 +105,18 @@ PROCESSES = {
         "position and momentum, preconditioned",
         f"{psld.name}.preconditioned(1), sqrt(t) uniform, t >= {_T_MIN:g}, weights of mnist.safetensors at first; "
         "MSE on what is left of x_0",
+        (32, 64, 128),
         2,
         _psld_times,
         _psld,
+    ),
+    "flow": Process(
+        "mnist_flow.safetensors",
+        "velocity of a straight path, half as wide",
+        f"(1 - t/{flow.last:g}) x0 + t/{flow.last:g} eps, t uniform; MSE on eps - x0",
+        (16, 32, 64),
+        1,
+        _flow_times,
+        _flow,
     ),
 }

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pndm_fast.demo import mnist_unet
-from pndm_fast.demo.unet import UNet, UNetConfig
+from pndm_fast.demo.unet import UNet
 from pndm_fast.plan.atomic import atomic_path
 
 _LR, _WARM_UP, _LAST_LR, _EMA, _DROP = 4e-4, 200, 0.02, 0.999, 0.1
@@ -91,9 +91,9 @@ def load_mnist(folder: Path) -> tuple[Tensor, Tensor]:
 def new_run(recipe: Recipe, device: str) -> Run:
     """Step 0 of a training: random weights, or for a phase space those of the packaged position network."""
     torch.manual_seed(recipe.seed)
-    parts = PROCESSES[recipe.process].parts
-    net = UNet(UNetConfig(in_channels=parts, out_channels=parts))
-    if parts > 1:
+    process = PROCESSES[recipe.process]
+    net = UNet(process.config)
+    if process.parts > 1:
         widen(mnist_unet(), net)
     ema = UNet(net.config)
     ema.load_state_dict(net.state_dict())
@@ -145,7 +145,8 @@ def _generator(*key: int) -> torch.Generator:
 def train_step(run: Run, batch: tuple[Tensor, ...], lr: float, process: Process) -> float:
     """One step on || target - net(z_t, t, y) ||^2 with the process's state at t; the loss.
 
-    The target is eps (Ho et al. 2020, arXiv:2006.11239, eq. 14); in phase space what is left of the score of hybrid
+    The target is eps (Ho et al. 2020, arXiv:2006.11239, eq. 14); on a flow eps - x0 (Lipman et al. 2023,
+    arXiv:2210.02747, eq. 23 at sigma_min = 0, with time from data to noise); in phase space what is left of the score of hybrid
     score matching, whose noise holds the first momentum too (Pandey & Mandt 2023, arXiv:2303.01748).
     """
     device = next(run.net.parameters()).device

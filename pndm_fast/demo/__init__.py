@@ -9,15 +9,17 @@ import torch
 from safetensors import safe_open
 
 from pndm_fast.demo.mixture import GaussianMixture, gaussian_mixture
-from pndm_fast.demo.unet import PROCESSES, UNet, UNetConfig, psld
+from pndm_fast.demo.unet import PROCESSES, UNet, UNetConfig, flow, psld
 from pndm_fast.plan.checks import choose
 
 __all__ = [
     "GaussianMixture",
     "UNet",
     "UNetConfig",
+    "flow",
     "gaussian_mixture",
     "load_unet",
+    "mnist_flow_unet",
     "mnist_psld_unet",
     "mnist_unet",
     "null_class",
@@ -57,6 +59,11 @@ def mnist_unet(dtype: torch.dtype = torch.float32, device: torch.device | str = 
 def mnist_psld_unet(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> UNet:
     """The packaged MNIST network of position and momentum, two channels, for plans on `psld`."""
     return _packaged("mnist_psld.safetensors", "psld", dtype, device)
+
+
+def mnist_flow_unet(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> UNet:
+    """The packaged MNIST network of a flow-matching process, 0.69 M parameters, for plans on `flow`."""
+    return _packaged("mnist_flow.safetensors", "flow", dtype, device)
 
 
 def _packaged(name: str, process: str, dtype: torch.dtype, device: torch.device | str) -> UNet:

@@ -27,7 +27,13 @@ _FIXED: dict[str, Any] = dict(
 )  # fmt: skip
 
 psld = PSLD(time_scale=1000.0).preconditioned(1.0)  # of `mnist_psld_unet`; its embedding of time is for 0 to 999
-PROCESSES: dict[str, Schedule | PSLD] = {"vp": Schedule.linear(), "psld": psld}
+flow = Schedule.flow(T=1000.0)  # of `mnist_flow_unet`, for the same embedding
+# schedule and prediction; in phase space eps is what the preconditioned output is converted to
+PROCESSES: dict[str, tuple[Schedule | PSLD, str]] = {
+    "vp": (Schedule.linear(), "eps"),
+    "psld": (psld, "eps"),
+    "flow": (flow, "flow"),
+}
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,7 @@ class UNet(nn.Module):
     """eps(x, t, class) for x: [B, C, H, W] with H and W divisible by the total downsampling (4 for MNIST).
 
     Attributes:
-        process: vp or psld, what it was trained on; None is not known.
+        process: vp, psld or flow, what it was trained on; None is not known.
     """
 
     def __init__(self, config: UNetConfig | None = None) -> None:
@@ -205,12 +211,12 @@ class UNet(nn.Module):
     @property
     def schedule(self) -> Schedule | PSLD | None:
         """The schedule of its training."""
-        return None if self.process is None else PROCESSES[self.process]
+        return None if self.process is None else PROCESSES[self.process][0]
 
     @property
     def prediction(self) -> str | None:
-        """What it predicts; in phase space eps is what the preconditioned output is converted to."""
-        return None if self.process is None else "eps"
+        """What it predicts."""
+        return None if self.process is None else PROCESSES[self.process][1]
 
     def embed(self, t: Tensor | float, class_labels: Tensor | None) -> Tensor:
         """silu(MLP([cos(t w), sin(t w)]) + class vector), w_i = 10000^(-i/half): [B or 1, 4 base]."""
