@@ -29,7 +29,7 @@ class Course:
     Attributes:
         iterations: how many; None until minutes are known as a number of them.
         every: iterations between two validations, after which the checkpoint is written.
-        times: whether times and told times are fitted.
+        moving: names of the parameters that are fitted; the others stay.
         loss, named: names of the loss, and of the plan that the fit starts at.
     """
 
@@ -40,14 +40,14 @@ class Course:
     iterations: int | None
     minutes: float | None
     every: int
-    times: bool
+    moving: tuple[str, ...]
     loss: str
     named: str = ""
 
     def key(self, nfe: int) -> dict[str, Any]:
         """What makes a fit this one: no checkpoint of another is gone on from."""
-        own = {name: getattr(self, name) for name in ("rate", "iterations", "minutes", "times", "loss", "named")}
-        return {"nfe": nfe, **own}
+        own = {name: getattr(self, name) for name in ("rate", "iterations", "minutes", "loss", "named")}
+        return {"nfe": nfe, **own, "moving": list(self.moving)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ def fit(
     folder: Folder | None,
 ) -> Iterator[State]:
     """The states after each iteration, the last one's `done` being its `total`."""
-    began, before, pace = time.perf_counter(), state.seconds, paces(solver.nfe, times=course.times)
+    began, before, pace = time.perf_counter(), state.seconds, paces(solver.nfe, course.moving)
     while state.total is None or state.done < state.total:
         state = _stepped(state, solver, course, losses, pace)
         state = replace(state, seconds=before + time.perf_counter() - began)

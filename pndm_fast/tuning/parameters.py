@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from pndm_fast.tuning.table import Table
 
 # of the learning rate, for each kind of parameter; 4 for times as in trials on the packaged network
 PACE = {"theta": 4.0, "told": 4.0, "c": 1.0, "a": 1.0, "scale": 1.0}
+TIMES = ("theta", "told")
 
 
 class Solver(NamedTuple):
@@ -59,11 +61,10 @@ def named(vector: Tensor, nfe: int) -> dict[str, Tensor]:
     return dict(zip(counts, torch.split(vector, list(counts.values())), strict=True))
 
 
-def paces(nfe: int, *, times: bool) -> Tensor:
-    """For each parameter how fast it learns; 0 for times and told times where they are to stay."""
-    stay = () if times else ("theta", "told")
+def paces(nfe: int, moving: Sequence[str]) -> Tensor:
+    """For each parameter how fast it learns; 0 for those whose names are not among `moving`."""
     return torch.cat(
-        [torch.full((n,), 0.0 if k in stay else PACE[k], dtype=torch.float64) for k, n in sizes(nfe).items()]
+        [torch.full((n,), PACE[k] if k in moving else 0.0, dtype=torch.float64) for k, n in sizes(nfe).items()]
     )
 
 

@@ -18,7 +18,7 @@ from pndm_fast.tuning.blackbox import LastRow, on_times, optimal_times
 from pndm_fast.tuning.calls import gradients, probed
 from pndm_fast.tuning.figures import compared
 from pndm_fast.tuning.fit import Course, fit, load, started
-from pndm_fast.tuning.parameters import Solver, coefficients, coefficients_of, start_of
+from pndm_fast.tuning.parameters import TIMES, Solver, coefficients, coefficients_of, start_of
 from pndm_fast.tuning.table import Array, Table, plan_of, table_of
 from pndm_fast.tuning.task import Task, over
 from pndm_fast.tuning.teacher import chunks
@@ -39,7 +39,8 @@ def search(task: Task, course: Course, name: str, named: Plan, *, resume: bool) 
     of_x, of_t, why = gradients(task.caller, task.pairs, float(table.told[len(table.told) // 2]))
     told: dict[str, Any] = {"could_not": [], "iterations": 0, "interrupted": False}
     if of_x:
-        course = replace(course, times=of_t, named=name)
+        stay = () if of_t else TIMES
+        course = replace(course, moving=tuple(k for k in course.moving if k not in stay), named=name)
         told["could_not"] = [] if of_t else [NO_TIME]
         found, more = _by_gradient(task, solver, course, table, resume)
         told |= more

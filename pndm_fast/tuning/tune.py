@@ -26,6 +26,7 @@ from pndm_fast.tuning.calls import Caller, Conditioning, Pairs, check_times, pro
 from pndm_fast.tuning.figures import Loss, loss_of
 from pndm_fast.tuning.fit import Course
 from pndm_fast.tuning.named import best, finalists, given, rounds
+from pndm_fast.tuning.parameters import PACE
 from pndm_fast.tuning.search import search
 from pndm_fast.tuning.task import Task
 from pndm_fast.tuning.teacher import Folder
@@ -180,7 +181,7 @@ def _course(
         raise ValueError(f"seed must be an integer in [0, 2^63), got {shown(seed)}")
     total = 800 if minutes is None and iterations is None else iterations
     every = 20 if total is None else max(1, min(20, total // 10))
-    return Course(pairs, batch, float(rate), int(seed), total, minutes, every, times=True, loss=loss)
+    return Course(pairs, batch, float(rate), int(seed), total, minutes, every, moving=tuple(PACE), loss=loss)
 
 
 def _guidance(guidance: Any, cond: Conditioning, uncond: Conditioning) -> Guidance | None:
