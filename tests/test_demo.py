@@ -221,7 +221,7 @@ def call_main(folder, out, **options):
 @pytest.mark.parametrize("process", PROCESSES)
 def test_training_resumed_equals_uninterrupted(idx_folder, tmp_path, process):
     whole, halves = tmp_path / "whole", tmp_path / "cfg_copies"
-    weights, parts = PROCESSES[process].file, PROCESSES[process].parts
+    weights = PROCESSES[process].file
     call_main(idx_folder, whole, process=process)
     call_main(idx_folder, halves, process=process, stop_after=1)
     with safe_open(halves / weights, "pt") as file:
@@ -231,7 +231,7 @@ def test_training_resumed_equals_uninterrupted(idx_folder, tmp_path, process):
         with safe_open(whole / name, "pt") as a, safe_open(halves / name, "pt") as b:
             assert a.metadata() == b.metadata()
             assert all(torch.equal(a.get_tensor(key), b.get_tensor(key)) for key in a.keys())
-    assert demo.load_unet(whole / weights).config == demo.UNetConfig(in_channels=parts, out_channels=parts)
+    assert demo.load_unet(whole / weights).config == PROCESSES[process].config
     assert sorted(p.name for p in whole.iterdir()) == ["checkpoint.safetensors", weights]
 
 
@@ -259,7 +259,7 @@ def test_training_refuses_another_recipe_and_overwriting(idx_folder, tmp_path, c
     for options, message in [
         (dict(resume=True, seed=7), "recipe must be"),
         (dict(resume=True, process="psld"), "recipe must be"),
-        (dict(process="ve"), "process must be one of vp, psld, got 've'"),
+        (dict(process="ve"), "process must be one of vp, psld, flow, got 've'"),
         (dict(), "exists: give --resume"),
     ]:
         with pytest.raises(typer.Exit) as exit:
@@ -337,3 +337,29 @@ def test_idx_errors(idx_folder, change, message):
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ValueError, match=message):
         training.load_mnist(idx_folder)
+
+
+def test_the_flow_networks_target():
+    """Between the state and the data lies t along the velocity, and the exact mixture calls that prediction flow."""
+    process, flow = PROCESSES["flow"], demo.flow
+    generator = torch.Generator().manual_seed(0)
+    t = process.draw_times(64, generator)
+    x0, eps = torch.randn(64, 1, 2, 2, generator=generator), torch.randn(64, 1, 2, 2, generator=generator)
+    seen, told, target = process.noised(x0, t, eps)
+    assert torch.equal(told, t) and 0 <= t.min() and flow.last / 2 < t.max() <= flow.last
+    alpha, sigma = (torch.from_numpy(f(t.double().numpy()))[:, None, None, None] for f in (flow.alpha, flow.sigma))
+    torch.testing.assert_close(seen.double(), alpha * x0 + sigma * eps, rtol=0, atol=1e-6)
+    torch.testing.assert_close(seen - sigma.float() * target, x0, rtol=0, atol=1e-6)
+
+
+def test_the_flow_network_knows_its_process():
+    """Both ends of the path: at the noise the velocity is noise less the mean of digits, at the data less the data."""
+    net = demo.mnist_flow_unet()
+    assert net.schedule is demo.flow and net.prediction == "flow"
+    eps = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        far = net(eps, demo.flow.last)
+        assert (far - eps).std(0).max() < 0.5 and (far - eps).mean() > 0.5  # digits are dark: their mean is -0.74
+        dark = torch.full((4, 1, 28, 28), -1.0)
+        seen = 0.9 * dark + 0.1 * eps
+        assert ((seen - 0.1 * net(seen, 0.1 * demo.flow.last)) - dark).abs().mean() < 0.1

@@ -15,12 +15,12 @@ from torch import nn
 
 from pndm_fast import demo
 from pndm_fast.cli.errors import JobError, UsageError, told
-from pndm_fast.cli.words import DEMO, DEMO_PSLD
+from pndm_fast.cli.words import DEMO, DEMO_FLOW, DEMO_PSLD
 from pndm_fast.loop.config_shape import sample_shape
 from pndm_fast.plan.checks import choose
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-DEMOS = {DEMO: demo.mnist_unet, DEMO_PSLD: demo.mnist_psld_unet}
+DEMOS = {DEMO: demo.mnist_unet, DEMO_PSLD: demo.mnist_psld_unet, DEMO_FLOW: demo.mnist_flow_unet}
 
 
 @dataclass(frozen=True)

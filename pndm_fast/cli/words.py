@@ -12,8 +12,8 @@ from pndm_fast.cli.errors import UsageError
 
 # known here without torch, which takes seconds to import; a test compares them with what they name
 BATCH = 64
-DEMO, DEMO_PSLD = "demo:mnist", "demo:psld"
-DEMOS = (DEMO, DEMO_PSLD)
+DEMO, DEMO_PSLD, DEMO_FLOW = "demo:mnist", "demo:psld", "demo:flow"
+DEMOS = (DEMO, DEMO_PSLD, DEMO_FLOW)
 DTYPES = ("fp32", "fp16", "bf16")
 BACKENDS = ("auto", "cpp", "triton", "reference")
 GRAPHS = ("auto", "while", "replay", "eager")
