@@ -175,7 +175,7 @@ def sample(
     place = find_device(device)
     network = ModelArgs(model, trust, size, null_class, place, dtype, backend, graph)
     target = open_target(out, force)
-    net, made = planned(words, network)
+    net, made = planned(words, network, guidance)
     if made.told and not quiet:
         _tell(made.told)
     job = Job(JobSpec(made.plan, network, made.recipe, number, seed, wanted, guidance, batch, on_nan), net, target)
@@ -282,12 +282,14 @@ def plan(
     save: given.Save = None,
     listed: given.Listed = False,
 ) -> None:
-    """Print a solver's plan: one row for each network call."""
+    """Print the plan of a solver, or of a .json: one row for each network call."""
     if listed or solver is None:
         if not listed or solver is not None:
             raise UsageError("plan must be given 'solver' or --list, one of them")
         return list_solvers(as_json)
-    words = Words(solver, schedule, prediction, steps, nfe, spacing, parse_options(option or [])).check()
+    words = from_file(Words(solver, schedule, prediction, steps, nfe, spacing, parse_options(option or []))).check()
+    if words.tree is not None and compat is not None:
+        raise UsageError("--compat cannot go with a plan's file")
     made = make_plan(words, schedule_of(words), compat)
     if made.told and not as_json:
         _tell(made.told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from pndm_fast.cli.signals import INTERRUPTED, TERMINATED, Terminated
 from pndm_fast.cli.words import BATCH
 from pndm_fast.loop.checks import check_components, check_start
 from pndm_fast.loop.request import ON_NAN
-from pndm_fast.loop.told import check_told, completed, told_schedule
+from pndm_fast.loop.told import check_told, completed, told_plan, told_schedule
 from pndm_fast.phase_space import position
 from pndm_fast.plan.checks import choose, shown
 from pndm_fast.plan.plan import Plan
@@ -188,8 +189,8 @@ class Job:
         }
 
 
-def planned(words: Words, network: ModelArgs) -> tuple[Model, NamedPlan]:
-    """The network, and a plan that fits what it says of itself.
+def planned(words: Words, network: ModelArgs, guidance: float = 1.0) -> tuple[Model, NamedPlan]:
+    """The network, and a plan that fits what it says of itself; for auto one that was fitted to it, where it has one.
 
     Raises:
         UsageError, JobError: the network cannot be loaded.
@@ -200,6 +201,11 @@ def planned(words: Words, network: ModelArgs) -> tuple[Model, NamedPlan]:
     asked = None if words.schedule is None else schedule_of(words, told_schedule(model.net))
     schedule, prediction = completed(model.net, asked, words.prediction)
     schedule = schedule_of(words) if schedule is None else schedule
+    if words.free:
+        own = told_plan(model.net, words.steps if words.nfe is None else words.nfe, guidance)
+        if own is not None:
+            line = f"auto: a plan of {own.nfe} calls fitted to the model"
+            return model, NamedPlan(own, {"plan": json.loads(json.dumps(own.to_json()))}, line)
     return model, make_plan(words._replace(prediction=prediction), schedule)
 
 

@@ -47,6 +47,12 @@ class Words(NamedTuple):
     options: Mapping[str, Any] = MappingProxyType({})
     tree: Mapping[str, Any] | None = None  # of a plan's file, in place of all the others but prediction
 
+    @property
+    def free(self) -> bool:
+        """Whether auto is left every choice but the number of calls."""
+        one = (self.steps is None) != (self.nfe is None)
+        return self.solver == AUTO and one and self.spacing is None and not self.options
+
     def check(self) -> Words:
         """Itself, where each word is known.
 

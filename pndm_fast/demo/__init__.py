@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from pndm_fast.demo.mixture import GaussianMixture, gaussian_mixture
+from pndm_fast.demo.tuned import tuned
 from pndm_fast.demo.unet import PROCESSES, UNet, UNetConfig, flow, psld
 from pndm_fast.plan.checks import choose
 
@@ -24,6 +25,7 @@ __all__ = [
     "mnist_unet",
     "null_class",
     "psld",
+    "tuned",
 ]
 
 null_class = 10  # the label of the packaged network that means "no label"; 0 to 9 are the digits
@@ -52,7 +54,10 @@ def load_unet(path: str | Path, dtype: torch.dtype = torch.float32, device: torc
 
 
 def mnist_unet(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> UNet:
-    """The packaged class-conditional MNIST network, 2.74 M parameters; `README.md` beside it is its card."""
+    """The packaged class-conditional MNIST network, 2.74 M parameters; `README.md` beside it is its card.
+
+    It carries the plans of few calls that were fitted to it, which `tuned` gives by name and `solver="auto"` takes.
+    """
     return _packaged("mnist.safetensors", "vp", dtype, device)
 
 

@@ -9,12 +9,14 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pndm_fast.demo.tuned import plans_of
+from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.schedule import Schedule
 
@@ -28,11 +30,25 @@ _FIXED: dict[str, Any] = dict(
 
 psld = PSLD(time_scale=1000.0).preconditioned(1.0)  # of `mnist_psld_unet`; its embedding of time is for 0 to 999
 flow = Schedule.flow(T=1000.0)  # of `mnist_flow_unet`, for the same embedding
-# schedule and prediction; in phase space eps is what the preconditioned output is converted to
-PROCESSES: dict[str, tuple[Schedule | PSLD, str]] = {
-    "vp": (Schedule.linear(), "eps"),
-    "psld": (psld, "eps"),
-    "flow": (flow, "flow"),
+
+
+class Process(NamedTuple):
+    """What a network was trained on.
+
+    Attributes:
+        prediction: in phase space eps is what the preconditioned output is converted to.
+        plans: how the names of plans fitted to the packaged one begin.
+    """
+
+    schedule: Schedule | PSLD
+    prediction: str
+    plans: str
+
+
+PROCESSES = {
+    "vp": Process(Schedule.linear(), "eps", "mnist"),
+    "psld": Process(psld, "eps", "mnist_psld"),
+    "flow": Process(flow, "flow", "mnist_flow"),
 }
 
 
@@ -211,12 +227,17 @@ class UNet(nn.Module):
     @property
     def schedule(self) -> Schedule | PSLD | None:
         """The schedule of its training."""
-        return None if self.process is None else PROCESSES[self.process][0]
+        return None if self.process is None else PROCESSES[self.process].schedule
 
     @property
     def prediction(self) -> str | None:
         """What it predicts."""
-        return None if self.process is None else PROCESSES[self.process][1]
+        return None if self.process is None else PROCESSES[self.process].prediction
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """Those that were fitted to the packaged network of its process, which this one may be."""
+        return () if self.process is None else plans_of(PROCESSES[self.process].plans)
 
     def embed(self, t: Tensor | float, class_labels: Tensor | None) -> Tensor:
         """silu(MLP([cos(t w), sin(t w)]) + class vector), w_i = 10000^(-i/half): [B or 1, 4 base]."""

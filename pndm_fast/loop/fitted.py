@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -98,8 +98,17 @@ def _numbers(tensor: Tensor) -> list[float] | None:
         return None
     count = min(NUMBERS, tensor.numel())
     places = [(2 * k + 1) * tensor.numel() // (2 * count) for k in range(count)]
-    at = [torch.unravel_index(torch.tensor(place), tensor.shape) for place in places]  # whatever the memory format
-    return [float(tensor.detach()[tuple(int(i) for i in index)]) for index in at]
+    own = tensor.detach()
+    return [float(own[_index(place, tensor.shape)]) for place in places]  # whatever the memory format
+
+
+def _index(place: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """Of an element by its place in the order of indices."""
+    index = []
+    for size in reversed(shape):
+        place, at = divmod(place, size)
+        index.append(at)
+    return tuple(reversed(index))
 
 
 def _config(inner: Any) -> str:

@@ -1,8 +1,9 @@
-"""What a network says of itself: its attributes `schedule` and `prediction`, where it has them.
+"""What a network says of itself: its attributes `schedule`, `prediction` and `plans`, where it has them.
 
-`schedule` is a `Schedule` or a `PSLD`, the one it was trained on; `prediction` a word, what it predicts. Attributes of
-other types are the network's own affair. `pf.sample` takes both where the caller says nothing; a plan or an option that
-contradicts them is refused. A function around the network, which has no such attributes, is taken as it comes.
+`schedule` is a `Schedule` or a `PSLD`, the one it was trained on; `prediction` a word, what it predicts; `plans` a tuple
+or list of plans that were fitted to it. Attributes of other types are the network's own affair. `pf.sample` takes the
+first two where the caller says nothing, and a plan where the caller says "auto"; a plan or an option that contradicts the
+first two is refused. A function around the network, which has no such attributes, is taken as it comes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from pndm_fast.loop.fitted import difference, fingerprint
+from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.layers import layers
 from pndm_fast.plan.agree import departure, same_levels
 from pndm_fast.plan.checks import choose
@@ -34,6 +37,29 @@ def told_prediction(model: Any) -> str | None:
     found = (getattr(part, "prediction", None) for part in layers(model))
     word = next((one for one in found if isinstance(one, str)), None)
     return None if word is None else choose("the network's attribute prediction", word, PREDICTIONS)
+
+
+def told_plan(model: Any, calls: Any, guidance: float | Guidance | None) -> Plan | None:
+    """The plan of that many calls that was fitted to the network as it is, at that guidance; None where none was.
+
+    Guidance with an interval, a scale by row or another network is none that a plan was fitted at.
+    """
+    guide = guidance if isinstance(guidance, Guidance) else Guidance(1.0 if guidance is None else guidance)
+    if guide.interval is not None or guide.weaker is not None or not isinstance(guide.scale, float):
+        return None
+    for plan in _told_plans(model):
+        fitted = plan.fitted or {}
+        at = {"scales": [guide.scale] * plan.nfe, "rescale": guide.rescale if guide.scale != 1 else 0.0}
+        same = plan.nfe == calls and {"rescale": 0.0, **(fitted.get("guidance") or {})} == at
+        if same and fitted.get("network") and difference(fitted["network"], fingerprint(model)) is None:
+            return plan
+    return None
+
+
+def _told_plans(model: Any) -> list[Plan]:
+    found = (getattr(part, "plans", None) for part in layers(model))
+    lists = (one for one in found if isinstance(one, (tuple, list)))
+    return next(([*plans] for plans in lists if all(isinstance(plan, Plan) for plan in plans)), [])
 
 
 def check_told(plan: Plan, networks: Iterable[Any]) -> None:

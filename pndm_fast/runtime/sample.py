@@ -12,7 +12,7 @@ from pndm_fast.loop.checks import check_seeds, check_shape
 from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.request import Conditioning, Request
 from pndm_fast.loop.starts import Start, tensors_of
-from pndm_fast.loop.told import completed
+from pndm_fast.loop.told import completed, told_plan
 from pndm_fast.plan.hints import OPTIONS, refuse_unknown
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
@@ -22,6 +22,7 @@ from pndm_fast.plan.warn import warn
 from pndm_fast.runtime.cache import KEPT, Cache, cache_of
 from pndm_fast.runtime.opaque import opaque
 from pndm_fast.runtime.sampler import Sampler
+from pndm_fast.solvers.auto import AUTO
 from pndm_fast.solvers.make import make_plan
 
 
@@ -52,7 +53,9 @@ def sample(
         steps, nfe, schedule, spacing, prediction, strength: of `make_plan`, as are `options`, the solver's own. A model
             may carry a `schedule` and a `prediction` (`loop/told.py`): they are then the defaults, and nothing may
             contradict them.
-        solver: of `make_plan`, or a ready `Plan`, which says all of these.
+        solver: of `make_plan`, or a ready `Plan`, which says all of these. "auto" takes a plan that a model carries
+            and that was fitted to it (`plans` there), for that number of calls at that guidance, where nothing else of
+            the plan is asked for.
         seeds, start, cond, uncond, guidance, progress: of `Request`.
 
     Returns:
@@ -70,7 +73,7 @@ def sample(
     planned = {"steps": steps, "nfe": nfe, "schedule": schedule, "spacing": spacing, "prediction": prediction}
     asked = {name: value for name, value in {**planned, "strength": strength, **options}.items() if value is not None}
     if not isinstance(solver, Plan):
-        solver = _plan(solver, asked)
+        solver = _fitted(first, solver, asked, guidance) or _plan(solver, asked)
     elif asked:
         raise ValueError(f"{next(iter(asked))} cannot go with a ready plan: give it to make_plan")
     if isinstance(model, (tuple, list)) and solver.last_model + 1 < len(model):
@@ -91,6 +94,13 @@ def _refuse_words(options: Mapping[str, Any]) -> None:
     if "plan" in options:
         raise TypeError("plan is no argument of pf.sample: give a ready plan as solver=")
     refuse_unknown("pf.sample", OPTIONS, options, all_known=False)
+
+
+def _fitted(model: Any, solver: str | None, asked: Mapping[str, Any], guidance: Any) -> Plan | None:
+    """The model's own plan, where auto is left every choice."""
+    if solver != AUTO or asked.keys() - {"schedule", "prediction"} not in ({"steps"}, {"nfe"}):
+        return None
+    return told_plan(model, asked.get("nfe", asked.get("steps")), guidance)
 
 
 @functools.lru_cache(maxsize=KEPT)
