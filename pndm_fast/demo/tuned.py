@@ -12,9 +12,10 @@ _FOLDER = Path(__file__).parent / "plans"
 
 
 def tuned(nfe: int, network: str = "mnist", guidance: float = 1.0) -> TunedPlan:
-    """The plan of that many calls fitted to `demo.mnist_unet` or "mnist_flow", `demo.mnist_flow_unet`; see docs/tune.md.
+    """The plan of that many calls that was fitted to a packaged network.
 
     Args:
+        network: mnist is `mnist_unet`, mnist_flow is `mnist_flow_unet`.
         guidance: the scale that it was fitted at, which it carries.
 
     Raises:

@@ -1,9 +1,9 @@
 """What a network says of itself: its attributes `schedule`, `prediction` and `plans`, where it has them.
 
-`schedule` is a `Schedule` or a `PSLD`, the one it was trained on; `prediction` a word, what it predicts; `plans` a tuple
-or list of plans that were fitted to it. Attributes of other types are the network's own affair. `pf.sample` takes the
-first two where the caller says nothing, and a plan where the caller says "auto"; a plan or an option that contradicts the
-first two is refused. A function around the network, which has no such attributes, is taken as it comes.
+`schedule` is a `Schedule` or a `PSLD`, the one it was trained on; `prediction` a word, what it predicts; `plans` a
+tuple or list of plans fitted to it. Attributes of other types are the network's own affair. `pf.sample` takes the first
+two where the caller says nothing, and a plan where the caller says "auto"; what contradicts the first two is refused. A
+function around the network, which has no such attributes, is taken as it comes.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def search(task: Task, course: Course, name: str, named: Plan, *, resume: bool) 
         told |= more
     else:
         told |= {"by": "optimal times and least squares", "could_not": [NO_GRADIENT + why]}
-        found = _without_gradient(task, solver, table)
+        found = _without_gradient(task, solver, course, table)
     return _judged(task, name, named, found, told, began)
 
 
@@ -55,7 +55,8 @@ def _by_gradient(
 ) -> tuple[Table, dict[str, Any]]:
     begin = load(task.folder, course.key(task.nfe)) if task.folder is not None and resume else None
     if begin is None:
-        start, lowest = _lowest(task, [table, *_with_last_rows(task, solver, table)], solver)
+        more = _with_last_rows(task, solver, table) if "c" in course.moving else []
+        start, lowest = _lowest(task, [table, *more], solver)
         begin = started(start_of(start, solver), lowest, course)
     state = begin
 
@@ -82,18 +83,23 @@ def _by_gradient(
     return coefficients(state.best, solver).table(), {**told, "fit_seconds": state.seconds, "validation": curve}
 
 
-def _without_gradient(task: Task, solver: Solver, table: Table) -> Table:
+def _without_gradient(task: Task, solver: Solver, course: Course, table: Table) -> Table:
     """The best on validation pairs of: the named plan and one on optimal times, with last rows by least squares."""
+    tables = [table, *(_on_optimal_times(task, solver) if "theta" in course.moving else [])]
+    more = [one for own in tables for one in _with_last_rows(task, solver, own)] if "c" in course.moving else []
+    return _lowest(task, [*tables, *more], solver)[0]
+
+
+def _on_optimal_times(task: Task, solver: Solver) -> list[Table]:
+    """One, or none where the teacher's path has too few times to choose from."""
     indices = range(min(PATHS, len(task.train)))
     grid, path = _path(task, indices)
-    tables = [table]
-    if len(grid) > task.nfe:
-        network = task.caller.bound(task.pairs.trees(indices), task.scales(grid.tolist()))
-        with progress_bar(task.progress, "times", task.nfe, "rounds") as advance, torch.no_grad():
-            times = optimal_times(network, solver, grid, path, advance)
-        tables.append(on_times(times, solver))
-    everything = [*tables, *[one for own in tables for one in _with_last_rows(task, solver, own)]]
-    return _lowest(task, everything, solver)[0]
+    if len(grid) <= task.nfe:
+        return []
+    network = task.caller.bound(task.pairs.trees(indices), task.scales(grid.tolist()))
+    with progress_bar(task.progress, "times", task.nfe, "rounds") as advance, torch.no_grad():
+        times = optimal_times(network, solver, grid, path, advance)
+    return [on_times(times, solver)]
 
 
 def _lowest(task: Task, tables: list[Table], solver: Solver) -> tuple[Table, float]:

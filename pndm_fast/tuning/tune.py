@@ -129,10 +129,10 @@ def tune(
         folder=None if folder is None else Folder(folder, _key(caller, draws, plan, counts)),
         progress=progress,
     )
-    return search(task, course, *_best(task, plans), resume=resume)
+    return search(task, course, *best_named(task, plans), resume=resume)
 
 
-def _best(task: Task, plans: dict[str, Plan]) -> tuple[str, Plan]:
+def best_named(task: Task, plans: dict[str, Plan]) -> tuple[str, Plan]:
     """The named plan of the lowest loss on training noise, before anything is fitted."""
     if not plans:
         raise ValueError(f"rivals must be one plan or more, got none of {task.nfe} calls on {task.schedule.name}")
