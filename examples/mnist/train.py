@@ -146,8 +146,8 @@ def train_step(run: Run, batch: tuple[Tensor, ...], lr: float, process: Process)
     """One step on || target - net(z_t, t, y) ||^2 with the process's state at t; the loss.
 
     The target is eps (Ho et al. 2020, arXiv:2006.11239, eq. 14); on a flow eps - x0 (Lipman et al. 2023,
-    arXiv:2210.02747, eq. 23 at sigma_min = 0, with time from data to noise); in phase space what is left of the score of
-    hybrid score matching, whose noise holds the first momentum too (Pandey & Mandt 2023, arXiv:2303.01748).
+    arXiv:2210.02747, eq. 23 at sigma_min = 0, with time from data to noise); in phase space what is left of the score
+    of hybrid score matching, whose noise holds the first momentum too (Pandey & Mandt 2023, arXiv:2303.01748).
     """
     device = next(run.net.parameters()).device
     x0, y, t, eps = (tensor.to(device) for tensor in batch)
