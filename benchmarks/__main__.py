@@ -14,6 +14,7 @@ COMMANDS = {
     "sweep": ("gpu.sweep", "launch configurations of the Triton row, and what its ticket costs"),
     "profile": ("gpu.profile_sample", "samples for a profiler"),
     "quality": ("quality.survey", "distance to a fine solution for a number of network calls"),
+    "fitted": ("quality.fitted", "the packaged plans of few calls beside the best named ones"),
     "phase": ("quality.phase", "the same for phase-space integrators"),
     "serving": ("serving.run", "requests that share a network: batches, and the engine"),
 }

@@ -36,7 +36,7 @@ def text(tree: One) -> str:
     found = {(one["line"], one["grid"], one["nfe"]): one for one in tree["results"]}
     for grid in GRIDS:
         rows = [[line, *(_cell(found.get((line, grid, nfe)), best[nfe]) for nfe in BUDGETS)] for line in LINES]
-        parts.append(f"### {grid}\n\n{_table(['solver', *map(str, BUDGETS)], rows)}")
+        parts.append(f"### {grid}\n\n{table(['solver', *map(str, BUDGETS)], rows)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -80,7 +80,7 @@ def _finals(tree: One) -> str:
 The {best["rms"]} best of each budget by RMS and the {best["median"]} best by median, on {setting["finals"]} images from
 other noise. `solver="auto"` takes these winners; a test compares.
 
-{_table(head, rows)}"""
+{table(head, rows)}"""
 
 
 def _verdict(tree: One) -> str:
@@ -104,7 +104,7 @@ A-FloPS (arXiv:2509.00036) is no plan: its coefficient depends on the samples, s
 network calls. Here it is a plain loop (`aflops`) with its coefficient guarded, |c dt| <= 1, and second-order
 Adams-Bashforth in the same variable (c = 0) where the guard trips; each at its best grid, RMS on the survey's images:
 
-{_table(head, rows)}
+{table(head, rows)}
 
 **Verdict: {word}** To be worth a second kernel it had to be {1 - EARNS:.0%} nearer than the best plan at two budgets;
 it is at {wins}. With c = 0 it would be a plan; its coefficient makes it {low:.2f} to {high:.2f} times as far."""
@@ -135,7 +135,8 @@ def _cell(one: One | None, best: float | None) -> str:
     return f"**{cell}**" if one["rms"] == best else cell
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """In Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

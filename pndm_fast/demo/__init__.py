@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from pndm_fast.demo.mixture import GaussianMixture, gaussian_mixture
-from pndm_fast.demo.tuned import tuned
+from pndm_fast.demo.tuned import plans_of, tuned
 from pndm_fast.demo.unet import PROCESSES, UNet, UNetConfig, flow, psld
 from pndm_fast.plan.checks import choose
 
@@ -24,6 +24,7 @@ __all__ = [
     "mnist_psld_unet",
     "mnist_unet",
     "null_class",
+    "plans_of",
     "psld",
     "tuned",
 ]

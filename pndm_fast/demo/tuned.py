@@ -29,7 +29,7 @@ def tuned(nfe: int, network: str = "mnist", guidance: float = 1.0) -> TunedPlan:
 
 
 def plans_of(network: str) -> tuple[TunedPlan, ...]:
-    """All that were fitted to one."""
+    """All that were fitted to one packaged network, mnist or mnist_flow."""
     return tuple(plan for name, plan in _plans().items() if name.split("-")[0] == network)
 
 

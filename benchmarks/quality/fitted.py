@@ -1,0 +1,269 @@
+"""The packaged plans that were fitted by `pndm-fast tune`, beside the best named ones of as many calls.
+
+`python benchmarks fitted --data DIR` (idx files of MNIST) writes results/quality/fitted.json, .md and pictures, part by
+part, and goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import describe
+from quality.ablation import ablation, black_box, overhead
+from quality.fitted_report import picture, text
+from quality.judge import Judge, train_judge
+from quality.phase import frechet
+from quality.studio import NETWORKS, Studio
+from torch import Tensor
+
+import pndm_fast as pf
+from pndm_fast import demo
+from pndm_fast.plan.atomic import atomic_path
+from pndm_fast.tuning.named import finalists, rounds
+from pndm_fast.tuning.tuned import TunedPlan
+
+OUT = Path(__file__).parents[1] / "results" / "quality"
+RIVALS = 8
+RESAMPLES = 2000
+FRECHETS = 500  # resamplings of Frechet distances, which cost more
+SHOWN = 16  # digits of a picture
+JUDGED_FROM = 10_000  # pairs that no fit has seen
+WITHIN = (0.025, 0.975)
+FACTS = ("iterations", "fit_seconds", "pairs", "teacher", "held_out", "named")  # of a fit
+
+
+def packaged() -> dict[str, TunedPlan]:
+    """The packaged plans by their names."""
+    return {plan_name(network, plan): plan for network in NETWORKS for plan in demo.plans_of(network)}
+
+
+def plan_name(network: str, plan: TunedPlan) -> str:
+    """As the file is called."""
+    scale = scale_of(plan)
+    return f"{network}-{plan.nfe}" + ("" if scale == 1 else f"-guidance-{scale:g}")
+
+
+def scale_of(plan: pf.Plan) -> float:
+    """Guidance, the same in all rows."""
+    return float(plan.rows[0].guidance)
+
+
+def rivals(studio: Studio, plan: TunedPlan) -> dict[str, pf.Plan]:
+    """The best named plans on training pairs, best first, by the rounds of a fit; more than one are left at the end."""
+    network = studio.network
+    assert isinstance(network.schedule, pf.Schedule) and network.prediction is not None
+    plans = _different(finalists(network.schedule, network.prediction, plan.nfe))
+    sums, left = dict.fromkeys(plans, 0.0), list(plans)
+    for many, part in rounds(len(plans), 1024):
+        left = left[: max(many, RIVALS)]
+        for name in left:
+            distances = studio.distances(plans[name], part)
+            sums[name] += float(distances.nan_to_num(nan=1e9, posinf=1e9).sum())
+        left.sort(key=lambda name: sums[name])
+    return {name: plans[name] for name in left[:RIVALS]}
+
+
+def _different(plans: dict[str, pf.Plan]) -> dict[str, pf.Plan]:
+    """Without those that have the same rows as one before."""
+    found: dict[str, pf.Plan] = {}
+    for name, plan in plans.items():
+        if all(plan.rows != other.rows for other in found.values()):
+            found[name] = plan
+    return found
+
+
+def figures(distances: Tensor) -> dict[str, float]:
+    """Of each image's distance: RMS, mean and median."""
+    own = {"rms": distances.square().mean().sqrt(), "mean": distances.mean(), "median": distances.median()}
+    return {name: round(float(value), 5) for name, value in own.items()}
+
+
+def ratios(fitted: Tensor, named: Tensor) -> dict[str, list[float]]:
+    """Of RMS, mean and median: the ratio, and its 95 % interval over images drawn anew, both plans' together."""
+    n = len(fitted)
+    drawn = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(0))
+    of: dict[str, Callable[[Tensor], Tensor]] = {
+        "rms": lambda x: x.square().mean(-1).sqrt(),
+        "mean": lambda x: x.mean(-1),
+        "median": lambda x: x.median(-1).values,
+    }
+    found = {}
+    for name, figure in of.items():
+        spread = (figure(fitted[drawn]) / figure(named[drawn])).double()
+        low, high = torch.quantile(spread, torch.tensor(WITHIN, dtype=torch.float64)).tolist()
+        found[name] = [round(value, 4) for value in (float(figure(fitted) / figure(named)), low, high)]
+    return found
+
+
+class Jury:
+    """The classifier, and what it says of samples of the digits in turn."""
+
+    def __init__(self, data: Path) -> None:
+        weights, self.real, self.digits = train_judge(data)
+        self.judge = Judge()
+        self.judge.load_state_dict(weights)
+        self.judge.eval()
+
+    def features(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Features, and for each sample whether it is taken for the digit that was asked for."""
+        with torch.no_grad():
+            features, logits = self.judge(samples.nan_to_num().clamp(-1, 1))
+        return features, (logits.argmax(1) == torch.arange(len(samples)) % demo.null_class).float()
+
+    def verdict(self, samples: Tensor) -> dict[str, float]:
+        """Frechet distance to the test set, the part recognized, the spread within a digit against the test set's."""
+        features, right = self.features(samples)
+        labels = torch.arange(len(samples)) % demo.null_class
+        spread = _within(features, labels) / _within(self.real, self.digits)
+        own = {"frechet": frechet(features, self.real), "recognized": float(right.mean()), "spread": spread}
+        return {name: round(value, 4) for name, value in own.items()}
+
+    def differences(self, fitted: Tensor, named: Tensor) -> dict[str, list[float]]:
+        """Fitted less named, with its 95 % interval over samples drawn anew, both plans' together."""
+        (a, right_a), (b, right_b) = self.features(fitted), self.features(named)
+        generator, n = torch.Generator().manual_seed(0), len(a)
+        picks = [torch.randint(n, (n,), generator=generator) for _ in range(FRECHETS)]
+        of: dict[str, Callable[[Tensor], float]] = {
+            "frechet": lambda at: frechet(a[at], self.real) - frechet(b[at], self.real),
+            "recognized": lambda at: float(right_a[at].mean() - right_b[at].mean()),
+        }
+        found = {}
+        for name, difference in of.items():
+            spread = torch.tensor([difference(at) for at in picks], dtype=torch.float64)
+            low, high = torch.quantile(spread, torch.tensor(WITHIN, dtype=torch.float64)).tolist()
+            found[name] = [round(value, 4) for value in (difference(torch.arange(n)), low, high)]
+        return found
+
+
+def _within(features: Tensor, labels: Tensor) -> float:
+    """The mean over digits of the trace of the features' covariance: how much samples of one digit differ."""
+    each = [features[labels == digit].double().var(0).sum() for digit in range(demo.null_class)]
+    return float(torch.stack(each).mean())
+
+
+def measure(name: str, plan: TunedPlan, jury: Jury, sizes: argparse.Namespace, out: Path) -> Iterator[dict[str, Any]]:
+    """What there is to say of one packaged plan, more and more of it."""
+    network = name.split("-")[0]
+    with Studio(network, scale_of(plan)) as studio:
+        told = plan.fitted or {}
+        first = told["pairs"]["train"] + told["pairs"]["validation"]
+        held = range(first, first + sizes.images)
+        named = rivals(studio, plan)
+        fitted = studio.distances(plan, held)
+        others = {other: studio.distances(one, held) for other, one in named.items()}
+        best = next(iter(named))
+        tree: dict[str, Any] = {
+            "calls": plan.nfe,
+            "guidance": scale_of(plan),
+            "network": network,
+            "fit": {key: told.get(key) for key in FACTS},
+            "fitted": figures(fitted),
+            "named": {other: figures(own) for other, own in others.items()},
+            "ratios": {other: ratios(fitted, own) for other, own in others.items()},
+        }
+        yield tree
+        judged = range(JUDGED_FROM, JUDGED_FROM + sizes.samples)
+        drawn = {"teacher": studio.samples(studio.teacher, judged), "fitted": studio.samples(plan, judged)}
+        tree["judged"] = {other: jury.verdict(own) for other, own in drawn.items()}
+        for other, one in named.items():
+            own = studio.samples(one, judged)
+            tree["judged"][other] = jury.verdict(own)
+            if other == best:
+                tree["differences"] = jury.differences(drawn["fitted"], own)
+                rows = {"teacher": drawn["teacher"], "fitted": drawn["fitted"], best: own}
+                picture({row: images[:SHOWN] for row, images in rows.items()}, plan.nfe, out / f"fitted-{name}.png")
+            yield tree
+
+
+class Results:
+    """The JSON file, written whole each time that something is added."""
+
+    def __init__(self, path: Path, setting: dict[str, Any]) -> None:
+        self.path = path
+        old = json.loads(path.read_text()) if path.is_file() else {}
+        if old and old.get("setting") != setting:
+            print(f"{path.name} is of another setting: measured anew", file=sys.stderr)
+            old = {}
+        self.tree: dict[str, Any] = {"setting": setting, "plans": {}, "ablation": {}, **old, "machine": describe()}
+
+    def keep(self, part: str, name: str | None, values: Any) -> None:
+        """Of one part, or of one name in it."""
+        if name is None:
+            self.tree[part] = values
+        else:
+            self.tree[part][name] = values
+        with atomic_path(self.path) as temporary:
+            temporary.write_text(json.dumps(self.tree, indent=1) + "\n")
+
+
+def plans_part(store: Results, arguments: argparse.Namespace) -> None:
+    """Each packaged plan that is not there yet, or was another then."""
+    todo = {}
+    for name, plan in packaged().items():
+        kept = store.tree["plans"].get(name, {})
+        whole = len(kept.get("judged", ())) == RIVALS + 2
+        if not whole or kept["fit"]["held_out"] != (plan.fitted or {})["held_out"]:
+            todo[name] = plan
+    if not todo:
+        return
+    jury = Jury(arguments.data)
+    store.keep("floor", None, {"samples": len(jury.digits)})
+    for name, plan in todo.items():
+        began = time.monotonic()
+        for values in measure(name, plan, jury, arguments, arguments.out):
+            store.keep("plans", name, values)
+            print(f"\r{name}: {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
+        print(file=sys.stderr)
+
+
+PARTS: dict[str, Callable[[Results, argparse.Namespace], None]] = {
+    "plans": plans_part,
+    "ablation": ablation,
+    "blackbox": black_box,
+    "overhead": overhead,
+}
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="folder of MNIST's idx files, for the part plans")
+    parser.add_argument("--part", choices=list(PARTS), action="append", help="default all; may be repeated")
+    parser.add_argument("--images", type=int, default=256, help="held-out pairs of the distances")
+    parser.add_argument("--samples", type=int, default=2000, help="judged by the classifier")
+    parser.add_argument("--iterations", type=int, default=300, help="of a fit of the ablation")
+    parser.add_argument("--pairs", type=int, default=1024, help="of the ablation, at most")
+    parser.add_argument("--folder", type=Path, help="where the ablation's teacher is kept; default beside --out")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--report", action="store_true", help="write .md anew from the .json alone")
+    arguments = parser.parse_args()
+    if not arguments.report and "plans" in (arguments.part or PARTS) and arguments.data is None:
+        parser.error("--data must be given for the part plans")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    names = ("images", "samples", "iterations", "pairs")
+    store = Results(arguments.out / "fitted.json", {name: getattr(arguments, name) for name in names})
+    try:
+        for part in [] if arguments.report else arguments.part or PARTS:
+            PARTS[part](store, arguments)
+    except KeyboardInterrupt:
+        print("stopped; what was measured is kept", file=sys.stderr)
+        return 130
+    with atomic_path(arguments.out / "fitted.md") as temporary:
+        temporary.write_text(text(store.tree))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
