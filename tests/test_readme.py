@@ -1,4 +1,4 @@
-"""README's snippets run as they stand, one after another, on a stand-in for the packaged network; its gradients too."""
+"""README's snippets and those of docs/ run as they stand, one after another, on a stand-in for the packaged network."""
 
 import importlib.util
 import inspect
@@ -13,9 +13,12 @@ from torch import nn
 import pndm_fast as pf
 from pndm_fast import demo
 
-TEXT = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/serving.md", "docs/gradients.md")
 # at the margin; what stands in a list compiles a package, which tests/test_packages.py does
-BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
+BLOCKS = [
+    block for page in PAGES for block in re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+]
 
 
 class Tiny(nn.Module):
@@ -42,20 +45,37 @@ def page():
 
         names["pipe"] = tiny_pipelines.stable_diffusion.__wrapped__()[0]
     else:
-        blocks = [block for block in BLOCKS if "diffusers" not in block]
+        blocks = [block for block in blocks if "diffusers" not in block]
+    if importlib.util.find_spec("prometheus_client") is None:
+        blocks = [block for block in blocks if "prometheus_client" not in block]
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the grid starts")
         patch.setattr(demo, "mnist_unet", lambda: Tiny(1))
         patch.setattr(demo, "mnist_psld_unet", lambda: Tiny(2))
         for block in blocks:
-            exec(compile(block, "README.md", "exec"), names)
+            exec(compile(block, "a page", "exec"), names)
     return names
 
 
 def test_every_snippet_runs(page):
     assert len(BLOCKS) >= 6
     assert page["images"].shape == (4, 1, 28, 28) and page["result"].report.batch == 3
+    assert page["drawn"].shape == (1, 1, 28, 28) and not page["asked"]
     assert page["z"].shape == (4, 2, 28, 28) and page["images"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_links_lead_to_pages(page):
+    """And to their sections, as GitHub names these."""
+    for link in re.findall(r"\]\((?!http)([^)\s]+)\)", (ROOT / page).read_text()):
+        file, _, section = link.partition("#")
+        text = ((ROOT / page).parent / file).read_text()
+        headings = [
+            re.sub(r"[^\w\- ]", "", line).lower().replace(" ", "-") for line in re.findall(r"^#+ (.*)", text, re.M)
+        ]
+        assert not section or section in headings
 
 
 def test_the_packaged_networks_are_called_so():
@@ -65,7 +85,7 @@ def test_the_packaged_networks_are_called_so():
 @pytest.mark.filterwarnings("ignore:the grid starts")
 @pytest.mark.parametrize("solver", ["dpmpp-2m", "f-pndm", "unipc", "heun"])
 def test_gradients_of_a_trajectory(page, solver):
-    """README's loop: `sample`'s samples, and the gradients of finite differences."""
+    """docs/gradients.md's loop: `sample`'s samples, and the gradients of finite differences."""
     plan = pf.make_plan(solver, steps=5, spacing="trailing", clip=3.0)
     weight = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     noise = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
