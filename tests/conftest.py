@@ -42,6 +42,16 @@ def while_first(monkeypatch):
     monkeypatch.setattr(executor, "AUTO_REASON", "")
 
 
+@pytest.fixture
+def bars(monkeypatch):
+    """The progress bars that diffusers' pipelines show, in order."""
+    from bars import Bar
+
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.tqdm", Bar)
+    monkeypatch.setattr(Bar, "made", [])
+    return Bar.made
+
+
 def pytest_collection_finish():
     """What importing and collecting left, a million objects, is out of the collector's way: tests collect often."""
     gc.collect()

@@ -385,54 +385,24 @@ def test_what_a_callback_must_leave():
         seen_by(accelerate(pipeline), "UniPC", doubled_once, **call)
 
 
-class Ticks:
-    """tqdm's place."""
-
-    made = []
-
-    def __init__(self, iterable=None, total=None, disable=False):
-        self.iterable, self.n, self.disable = iterable, 0, disable
-        self.total = len(iterable) if total is None else total
-        self.made.append(self)
-
-    def __iter__(self):
-        for one in self.iterable:
-            yield one
-            self.update()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def close(self):
-        pass
-
-    def update(self, n=1):
-        self.n += n
-
-
 @pytest.mark.parametrize("name, kind", [("Euler", ""), ("Heun", ""), ("PNDM", "Img2Img")])
-def test_the_progress_bar(name, kind):
+def test_the_progress_bar(name, kind, bars):
     pipeline, call = fresh(kind)
     fast, pipeline.scheduler = accelerate(pipeline), latent(name)
-    check_bar(pipeline, fast, {**call, "num_inference_steps": 5})
+    check_bar(bars, pipeline, fast, {**call, "num_inference_steps": 5})
 
 
-def test_the_progress_bar_of_pixels():
+def test_the_progress_bar_of_pixels(bars):
     pipeline = diffusers.DDPMPipeline(tiny.pixels(), diffusers.DDPMScheduler(prediction_type="sample"))
-    check_bar(pipeline, accelerate(pipeline), {"num_inference_steps": 4, "output_type": "np"})
+    check_bar(bars, pipeline, accelerate(pipeline), {"num_inference_steps": 4, "output_type": "np"})
 
 
-def check_bar(pipeline, fast, call):
+def check_bar(bars, pipeline, fast, call):
     pipeline.set_progress_bar_config()
-    with mock.patch("diffusers.pipelines.pipeline_utils.tqdm", Ticks):
-        Ticks.made.clear()
-        pipeline(**call)
-        fast(**call)
-        theirs, ours = Ticks.made
-        assert (ours.total, ours.n) == (theirs.total, theirs.n) and ours.n
+    pipeline(**call)
+    fast(**call)
+    theirs, ours = bars
+    assert (ours.total, ours.n) == (theirs.total, theirs.n) and ours.n
     pipeline.set_progress_bar_config(disable=True)
     noisy = type(pipeline) is diffusers.DDPMPipeline
     run = pf.Sampler.run

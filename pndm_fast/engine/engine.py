@@ -24,9 +24,9 @@ from pndm_fast.plan.checks import choose, shown
 from pndm_fast.plan.hints import in_words
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
-from pndm_fast.runtime.executor import Pace
 from pndm_fast.runtime.progress import progress_lines
 from pndm_fast.runtime.sampler import Sampler
+from pndm_fast.runtime.watched import Pace
 
 
 @in_words("Engine")

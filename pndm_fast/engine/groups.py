@@ -25,7 +25,7 @@ from pndm_fast.loop.workspace import BufferSpec, Workspace
 from pndm_fast.row.table import layout_for
 from pndm_fast.runtime import executor
 from pndm_fast.runtime.batch_error import batch_error
-from pndm_fast.runtime.executor import Executor, Held, idle_workspaces, take_executor
+from pndm_fast.runtime.executor import Executor, Held, captures, idle_workspaces, take_executor
 from pndm_fast.runtime.graphs import KEPT
 from pndm_fast.runtime.sampler import Sampler
 
@@ -102,8 +102,8 @@ class Groups:
         """
         if call.noise is not None:
             raise lanes.NoLanes("a noise_sampler")
-        captured = self._sampler.graph != "eager" and executor.cuda_of(call.device) is not None
-        form = lanes.form(evaluation.marked, by_row=call.by_row is not None, lists=not captured)
+        lists = not captures(self._sampler.graph, call.device)
+        form = lanes.form(evaluation.marked, by_row=call.by_row is not None, lists=lists)
         how = Identity(evaluation.weaker.network), evaluation.rescale, evaluation.split_reason is None
         batched = call.guidance.calls == "batched"  # such a one may fail where others go on with two calls
         return Key(kind, *how, batched, form, call.state_dtype, layout_for(call.distinct).width)

@@ -20,7 +20,7 @@ from pndm_fast.loop.results import NonFiniteError, Result
 from pndm_fast.row.device import Fetched, fetch
 from pndm_fast.runtime import executor
 from pndm_fast.runtime.cuda import Event
-from pndm_fast.runtime.executor import report_of
+from pndm_fast.runtime.executor import captures, report_of
 from pndm_fast.runtime.sampler import Sampler
 
 
@@ -157,8 +157,8 @@ def check_buckets(buckets: Iterable[int] | None, capacity: int, sampler: Sampler
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    fixed, captured = sampler.fixed_batch, sampler.graph != "eager" and executor.cuda_of(sampler.device) is not None
-    own = sizes_to(capacity, captured) if fixed is None else (fixed,)
+    fixed = sampler.fixed_batch
+    own = sizes_to(capacity, captures(sampler.graph, sampler.device)) if fixed is None else (fixed,)
     if fixed is not None and capacity > fixed:
         raise ValueError(f"shape must have at most fixed_batch = {fixed} samples, got {capacity}")
     if buckets is None:

@@ -36,8 +36,8 @@ from pndm_fast.loop.network import (
 )
 from pndm_fast.loop.positions import Kind, Positions
 from pndm_fast.loop.request import Request, check_request
-from pndm_fast.loop.results import BadSample, Cancelled, NonFiniteError, Result
-from pndm_fast.loop.run import check_ended, run_segment, samples_of, watch_for_bad
+from pndm_fast.loop.results import BadSample, NonFiniteError, Result
+from pndm_fast.loop.run import watch_for_bad
 from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.short_form import with_fields_of
 from pndm_fast.loop.tensors import INPUTS, same_device
@@ -52,9 +52,10 @@ from pndm_fast.runtime import graphs
 from pndm_fast.runtime.batch_error import batch_error
 from pndm_fast.runtime.cache import Cache, asked_once
 from pndm_fast.runtime.capture import release
-from pndm_fast.runtime.executor import Executor, Pace, check_graph, report_of, take_executor
+from pndm_fast.runtime.executor import Executor, check_graph, report_of, take_executor
 from pndm_fast.runtime.opaque import opaque
 from pndm_fast.runtime.progress import progress_bar
+from pndm_fast.runtime.watched import run_rows
 
 
 @in_words("Sampler")
@@ -222,7 +223,7 @@ class Sampler:
             for number, (kind, count) in enumerate(call.segments, 1):
                 segment = self._segment(call, evaluations[kind], positions, kind, count, snapshot)
                 with self._executor(segment, positions) as executor:
-                    samples = self._run(request, executor, positions, advance)
+                    samples = run_rows(request, executor, positions, advance)
                     if number < len(call.segments):
                         snapshot = executor.workspace.snapshot()
                     elif request.on_nan != "ignore":
@@ -374,33 +375,3 @@ class Sampler:
     def _table(self, plans: tuple[Plan, ...], dtype: torch.dtype) -> Table:
         # the entry holds the plans, so their ids stay theirs
         return self.cache.tables.get((dtype, *map(id, plans)), lambda: (plans, build(plans, dtype)))[1]
-
-    def _run(self, request: Request, executor: Executor, positions: Positions, advance: Callable[[], None]) -> Tensor:
-        """A segment's rows: in one go where nobody looks on; a loop on the device can be cancelled there."""
-        call, cancel = executor.segment.call, request.cancel
-        watched = request.progress or request.on_step is not None or call.origin.known is not None
-        between = call.noise is not None or call.by_row is not None
-        if watched or between or (cancel is not None and executor.cancelable is None):
-            return self._row_by_row(request, executor, positions, advance)
-        rows = executor.segment, executor.workspace, executor.rows, positions
-        if cancel is None or executor.cancelable is None:
-            return run_segment(*rows, at_once=executor.segment.length)
-        with executor.cancelable(cancel):
-            samples = run_segment(*rows, at_once=executor.segment.length)
-            check_ended(executor.segment, executor.workspace, positions, samples)
-        return samples
-
-    def _row_by_row(
-        self, request: Request, executor: Executor, positions: Positions, advance: Callable[[], None]
-    ) -> Tensor:
-        segment, workspace, cancel = executor.segment, executor.workspace, request.cancel
-        pace = Pace(self.device)
-
-        def after(done: int) -> None:
-            pace.tick()
-            advance()
-            if cancel is not None and cancel.is_set() and done < segment.call.nfe:
-                raise Cancelled(done - 1, samples_of(segment, workspace), None)
-
-        rows = segment, workspace, executor.rows, positions
-        return run_segment(*rows, at_once=1, on_step=request.on_step, after=after)
