@@ -21,6 +21,7 @@ from pndm_fast.row.device import Fetched, fetch
 from pndm_fast.runtime import executor
 from pndm_fast.runtime.cuda import Event
 from pndm_fast.runtime.executor import captures, report_of
+from pndm_fast.runtime.machine import Machine
 from pndm_fast.runtime.sampler import Sampler
 
 
@@ -141,13 +142,13 @@ class Checked(NamedTuple):
         return self.plot.call
 
 
-def refuse_memory(sampler: Sampler) -> None:
+def refuse_memory(machine: Machine) -> None:
     """Of networks that remember calls.
 
     Raises:
         ValueError: one does.
     """
-    if sampler._remembers():
+    if machine.remembers():
         raise ValueError("model must not remember calls, which are of many requests, got one whose cache is enabled")
 
 
