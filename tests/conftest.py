@@ -52,6 +52,21 @@ def bars(monkeypatch):
     return Bar.made
 
 
+@pytest.fixture
+def gated():
+    """A `Worker` whose network waits, and what lets it go on."""
+    from fake_engine import FakeEngine
+    from worker_case import Gate
+
+    import pndm_fast as pf
+
+    gate = Gate()
+    worker = pf.Worker(FakeEngine(network=gate), max_queue=8)
+    yield worker, gate
+    gate.let()
+    worker.close(cancel=True)
+
+
 def pytest_collection_finish():
     """What importing and collecting left, a million objects, is out of the collector's way: tests collect often."""
     gc.collect()

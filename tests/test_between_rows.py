@@ -7,8 +7,8 @@ import pytest
 import torch
 from drawing import Reporting, draw
 from golden_data import GUIDED
+from sampler_case import Pointwise
 from test_image_to_image import SCHEDULE, normal
-from test_sampler import Pointwise
 
 import pndm_fast as pf
 from pndm_fast.plan.row import MAX_SLOTS, SAME_X
