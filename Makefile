@@ -12,7 +12,7 @@ SOURCES = setup.py pyproject.toml constraints.txt pndm_fast/row/schema.py $(wild
 demo: $(VENV)/.demo  ## 64 digits by 50-step F-PNDM into digits.png
 	$(BIN)/pndm-fast sample --solver f-pndm --steps 50 --number 64 --seed 0 --out digits.png --force
 
-quick: $(VENV)/.test  ## what each edit runs: a minute
+quick: $(VENV)/.test  ## what each edit runs
 	$(BIN)/pytest -m "not slow and not machine_code and not stress" --hypothesis-profile quick
 
 test: $(VENV)/.test  ## the suite: every law

@@ -42,6 +42,31 @@ def while_first(monkeypatch):
     monkeypatch.setattr(executor, "AUTO_REASON", "")
 
 
+@pytest.fixture
+def bars(monkeypatch):
+    """The progress bars that diffusers' pipelines show, in order."""
+    from bars import Bar
+
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.tqdm", Bar)
+    monkeypatch.setattr(Bar, "made", [])
+    return Bar.made
+
+
+@pytest.fixture
+def gated():
+    """A `Worker` whose network waits, and what lets it go on."""
+    from fake_engine import FakeEngine
+    from worker_case import Gate
+
+    import pndm_fast as pf
+
+    gate = Gate()
+    worker = pf.Worker(FakeEngine(network=gate), max_queue=8)
+    yield worker, gate
+    gate.let()
+    worker.close(cancel=True)
+
+
 def pytest_collection_finish():
     """What importing and collecting left, a million objects, is out of the collector's way: tests collect often."""
     gc.collect()

@@ -125,3 +125,13 @@ def same(ours, theirs):
     assert ours.bad == theirs.bad
     assert ours.samples.dtype is theirs.samples.dtype and ours.samples.is_contiguous()
     assert torch.equal(ours.samples.nan_to_num(7), theirs.samples.nan_to_num(7))
+
+
+NETWORKS = (network, other)
+
+
+def pair(capacity=6, networks=NETWORKS, **options):
+    """An engine, and the sampler that it must equal."""
+    engine = pf.Engine(networks, shape=(capacity, *SHAPE), **options)
+    options = {name: value for name, value in options.items() if name not in ("buckets", "max_queue")}
+    return engine, pf.Sampler(networks, shape=(1, *SHAPE), **options)

@@ -62,41 +62,6 @@ CASES: dict[str, tuple[Any, Any]] = {
 }
 
 
-class Bar:
-    """In the place of tqdm: how far it was moved."""
-
-    made: list[Bar] = []
-
-    def __init__(self, iterable=None, total=None, **config):
-        self.iterable, self.total, self.n = iterable, len(iterable) if total is None else total, 0
-        if not config.get("disable"):
-            self.made.append(self)
-
-    def __iter__(self):
-        for one in self.iterable:
-            yield one
-            self.update()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def update(self, n=1):
-        self.n += n
-
-    def close(self):
-        pass
-
-
-@pytest.fixture
-def bars(monkeypatch):
-    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.tqdm", Bar)
-    monkeypatch.setattr(Bar, "made", [])
-    return Bar.made
-
-
 @pytest.fixture
 def runs(monkeypatch):
     """The requests that samplers were given."""

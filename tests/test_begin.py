@@ -105,10 +105,10 @@ def test_the_start_is_the_prologues_formula():
 
 
 def begun(sampler, **request):
-    call = resolve(pf.Request(**request), sampler._setup)
+    call = resolve(pf.Request(**request), sampler.machine.setup)
     [(kind, count)] = call.segments
-    evaluation = sampler._evaluations(call)[kind]
-    segment = sampler._segment(call, evaluation, call.positions(), kind, count, None)
+    evaluation = sampler.machine.evaluations(call)[kind]
+    segment = sampler.machine.segment(call, evaluation, call.positions(), kind, count, None)
     workspace = Workspace(segment.buffers(OutputSpec(torch.float32)))
     segment.begin(workspace)
     return segment, workspace

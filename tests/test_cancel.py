@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 from drawing import draw
-from test_sampler import Pointwise
+from sampler_case import Pointwise
 
 import pndm_fast as pf
 

@@ -11,7 +11,7 @@ import weakref
 import pytest
 import torch
 from fake_engine import FakeEngine, request
-from test_engine_worker import ENDS, Gate, value
+from worker_case import ENDS, Gate, value
 
 import pndm_fast as pf
 

@@ -288,7 +288,7 @@ UNREACHED = {
     "_check: the network's output must be on": "needs a second device",
     "device_of_all: model must be networks on one device": "needs a second device",
     "device_of: device must be given for {name}, which is on several": "needs a second device",
-    "Sampler._weaker.ask: weaker must be on": "needs a second device",
+    "Machine._weaker.ask: weaker must be on": "needs a second device",
     "signature: cond": "caught: the reason for which a call is not captured",
     "take_executor: graph ": "needs a CUDA device: tests/test_graph_failures.py",
     "hold: graph ": "needs a CUDA device: tests/test_lane_graphs.py",

@@ -8,7 +8,7 @@ import torch
 from drawing import Reporting
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sampler import Pointwise
+from sampler_case import Pointwise
 
 import pndm_fast as pf
 from pndm_fast.demo import mnist_unet, null_class

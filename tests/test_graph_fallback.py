@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 from drawing import Reporting, draw
-from test_sampler import Conv, Pointwise
+from sampler_case import Conv, Pointwise
 
 import pndm_fast as pf
 from pndm_fast.runtime import graphs

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from drawing import Reporting
-from test_sampler import Conv
+from sampler_case import Conv
 from torch import nn
 
 import pndm_fast as pf

@@ -10,7 +10,7 @@ import torch
 from drawing import Reporting, draw
 from fake_cuda import FakeDriver
 from golden_data import FROM_NOISE
-from test_sampler import Conv, Pointwise
+from sampler_case import Conv, Pointwise
 
 import pndm_fast as pf
 from pndm_fast import _C

@@ -5,7 +5,7 @@ import pytest
 import torch
 from drawing import Reporting, draw
 from golden_data import mixture
-from test_sampler import Conv, Pointwise
+from sampler_case import Conv, Pointwise
 
 import pndm_fast as pf
 from pndm_fast.loop.guidance import rescaled

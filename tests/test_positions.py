@@ -25,12 +25,12 @@ def network(x, t, shift):
 
 
 def segment_of(sampler, call, positions, kind, length):
-    return sampler._segment(call, sampler._evaluations(call)[kind], positions, kind, length, None)
+    return sampler.machine.segment(call, sampler.machine.evaluations(call)[kind], positions, kind, length, None)
 
 
 def after(sampler, request, rows):
     """The call with the registers that it has before its row of that index."""
-    call = resolve(request, sampler._setup)
+    call = resolve(request, sampler.machine.setup)
     positions = call.positions()
     kind, length = call.segments[0]
     segment = segment_of(sampler, call, positions, kind, length)
@@ -46,7 +46,7 @@ def together(sampler, requests, rows):
     plans = [request.plan for request in requests]
     cond = {"shift": torch.cat([request.cond["shift"] for request in requests])}
     seeds = [request.seeds[0] for request in requests]
-    call = resolve(pf.Request(plan=plans, seeds=seeds, cond=cond, noise_sampler=None), sampler._setup)
+    call = resolve(pf.Request(plan=plans, seeds=seeds, cond=cond, noise_sampler=None), sampler.machine.setup)
     positions = Positions(plans, rows)
     kind, length = positions.ahead()
     segment = segment_of(sampler, call, positions, kind, length)
@@ -86,7 +86,7 @@ def test_the_callers_noise_follows_each_sample():
     plan = PLANS["ddpm"]
     call = resolve(
         pf.Request(noise_sampler=lambda index: torch.full(SHAPE, float(index))),
-        pf.Sampler(network, plan, shape=SHAPE)._setup,
+        pf.Sampler(network, plan, shape=SHAPE).machine.setup,
     )
     z = call.noise.of_rows(Positions([plan, plan], [1, 3]))
     assert z[:, 0, 0, 0].tolist() == [3.0, 5.0]
@@ -143,7 +143,7 @@ def test_a_call_begins_with_the_same_bits_on_both_backends(name, start, prepared
     seen = []
     for backend in ("cpp", "reference"):
         sampler = pf.Sampler(lambda x, t: x, shape=(3, 3, 5), backend=backend)
-        call = resolve(pf.Request(plan=plans, seeds=7, start=start), sampler._setup).padded(prepared)
+        call = resolve(pf.Request(plan=plans, seeds=7, start=start), sampler.machine.setup).padded(prepared)
         positions = call.positions()
         kind, length = call.segments[0]
         segment = segment_of(sampler, call, positions, kind, length)
@@ -156,7 +156,7 @@ def test_a_call_begins_with_the_same_bits_on_both_backends(name, start, prepared
 
 def test_a_row_outside_the_table_is_refused():
     sampler = pf.Sampler(network, PLANS["unipc"], shape=SHAPE)
-    call = resolve(pf.Request(), sampler._setup)
+    call = resolve(pf.Request(), sampler.machine.setup)
     segment = segment_of(sampler, call, call.positions(), *call.segments[0])
     workspace = Workspace(segment.buffers(OutputSpec(torch.float32)))
     segment.begin(workspace)

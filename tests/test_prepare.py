@@ -3,7 +3,7 @@
 import pytest
 import torch
 from drawing import Reporting
-from test_sampler import Pointwise
+from sampler_case import Pointwise
 
 import pndm_fast as pf
 

@@ -1,4 +1,4 @@
-"""README's snippets run as they stand, one after another, on a stand-in for the packaged network; its gradients too."""
+"""README's snippets and those of docs/ run as they stand, one after another, on a stand-in for the packaged network."""
 
 import importlib.util
 import inspect
@@ -13,9 +13,11 @@ from torch import nn
 import pndm_fast as pf
 from pndm_fast import demo
 
-TEXT = (Path(__file__).parent.parent / "README.md").read_text()
-# at the margin; what stands in a list compiles a package, which tests/test_packages.py does
-BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+# at the margin: what stands in a list compiles a package, which tests/test_packages.py does
+SNIPPETS = {page: re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S) for page in PAGES}
+del SNIPPETS["docs/tune.md"]  # it wants a network of the reader's
 
 
 class Tiny(nn.Module):
@@ -36,26 +38,41 @@ class Tiny(nn.Module):
 def page():
     """What the names of the page stand for after its last snippet; `pipe` is a pipeline around a tiny network."""
     names = {}
-    blocks = BLOCKS
+    lacking = ["prometheus_client"] if importlib.util.find_spec("prometheus_client") is None else []
     if all(map(importlib.util.find_spec, ("diffusers", "transformers"))):
         import tiny_pipelines
 
         names["pipe"] = tiny_pipelines.stable_diffusion.__wrapped__()[0]
     else:
-        blocks = [block for block in BLOCKS if "diffusers" not in block]
+        lacking.append("diffusers")
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the grid starts")
         patch.setattr(demo, "mnist_unet", lambda: Tiny(1))
         patch.setattr(demo, "mnist_psld_unet", lambda: Tiny(2))
-        for block in blocks:
-            exec(compile(block, "README.md", "exec"), names)
+        for page, blocks in SNIPPETS.items():
+            for block in blocks:
+                if not any(package in block for package in lacking):
+                    exec(compile(block, page, "exec"), names)
     return names
 
 
 def test_every_snippet_runs(page):
-    assert len(BLOCKS) >= 6
+    assert len(SNIPPETS["README.md"]) >= 6
     assert page["images"].shape == (4, 1, 28, 28) and page["result"].report.batch == 3
+    assert page["drawn"].shape == (1, 1, 28, 28) and not page["asked"]
     assert page["z"].shape == (4, 2, 28, 28) and page["images"].isfinite().all()
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
+def test_links_lead_to_pages(page):
+    """And to their sections, as GitHub names these."""
+    for link in re.findall(r"\]\((?!http)([^)\s]+)\)", (ROOT / page).read_text()):
+        file, _, section = link.partition("#")
+        text = ((ROOT / page).parent / file if file else ROOT / page).read_text()
+        headings = [
+            re.sub(r"[^\w\- ]", "", line).lower().replace(" ", "-") for line in re.findall(r"^#+ (.*)", text, re.M)
+        ]
+        assert not section or section in headings
 
 
 def test_the_packaged_networks_are_called_so():
@@ -65,7 +82,7 @@ def test_the_packaged_networks_are_called_so():
 @pytest.mark.filterwarnings("ignore:the grid starts")
 @pytest.mark.parametrize("solver", ["dpmpp-2m", "f-pndm", "unipc", "heun"])
 def test_gradients_of_a_trajectory(page, solver):
-    """README's loop: `sample`'s samples, and the gradients of finite differences."""
+    """docs/gradients.md's loop: `sample`'s samples, and the gradients of finite differences."""
     plan = pf.make_plan(solver, steps=5, spacing="trailing", clip=3.0)
     weight = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     noise = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)

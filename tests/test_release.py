@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 from drawing import Reporting
-from test_sampler import Conv, Pointwise
+from sampler_case import Conv, Pointwise
 
 import pndm_fast as pf
 from pndm_fast.runtime import capture, graphs

@@ -4,7 +4,7 @@ import pytest
 import rounding
 import torch
 from drawing import Reporting, draw
-from test_sampler import Conv, Pointwise
+from sampler_case import Conv, Pointwise
 
 import pndm_fast as pf
 

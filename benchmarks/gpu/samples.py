@@ -162,10 +162,10 @@ class Unrolled:
 
     def __init__(self, job: Job) -> None:
         self.job, self.merged, sampler = job, job.merged, job.sampler("eager")
-        call = resolve(pf.Request(**job.arguments), sampler._setup)
+        call = resolve(pf.Request(**job.arguments), sampler.machine.setup)
         [(kind, count)] = call.segments
-        evaluation = sampler._evaluations(call)[kind]
-        self.segment = sampler._segment(call, evaluation, call.positions(), kind, count, None)
+        evaluation = sampler.machine.evaluations(call)[kind]
+        self.segment = sampler.machine.segment(call, evaluation, call.positions(), kind, count, None)
         self.workspace = Workspace(self.segment.buffers(OutputSpec(job.network.dtype, writes_input=False)))
         self.step = self.workspace.bind(self.segment.backend).step
         with torch.no_grad():

@@ -24,9 +24,9 @@ from pndm_fast.plan.checks import choose, shown
 from pndm_fast.plan.hints import in_words
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
-from pndm_fast.runtime.executor import Pace
 from pndm_fast.runtime.progress import progress_lines
 from pndm_fast.runtime.sampler import Sampler
+from pndm_fast.runtime.watched import Pace
 
 
 @in_words("Engine")
@@ -168,11 +168,11 @@ class Engine:
         """The first half of `add`: all that can be refused but for the line's length."""
         if not is_integer(priority):
             raise TypeError(f"priority must be an integer, got {shown(priority)}")
-        sampler = self._sampler
-        refuse_memory(sampler)
-        sampler._look_at_modes()
-        with sampler._modes():
-            call = resolve(check_request(request), sampler._setup)
+        machine = self._sampler.machine
+        refuse_memory(machine)
+        machine.warn_of_new_training()
+        with machine.modes():
+            call = resolve(check_request(request), machine.setup)
             if call.batch > self.capacity:
                 rule = f"at most as many samples as the engine has lanes, {self.capacity}"
                 raise ValueError(f"a request must have {rule}, got {call.batch}")
@@ -238,12 +238,13 @@ class Engine:
             raise ValueError(f"buckets must be some of {list(self.buckets)}, the engine's own, got {sizes}")
         if self._running:
             raise RuntimeError(f"prepare must be called while no request is running, got {self.running}")
-        refuse_memory(self._sampler)
+        machine = self._sampler.machine
+        refuse_memory(machine)
         asked = Request() if example is None else check_request(example, "example")
-        with self._entered, self._sampler._modes():
-            call = resolve(replace(asked, noise_sampler=None), self._sampler._setup, example=True)
+        with self._entered, machine.modes():
+            call = resolve(replace(asked, noise_sampler=None), machine.setup, example=True)
             self._groups.prepare(call, sizes)
-            self._sampler.batch_error = self._groups.batch_error(call)
+            self._sampler.batch_error = machine.batch_error(call, self.buckets)
 
     def step(self) -> list[Finished]:
         """One row for all samples in the batch of the first request; which requests have ended since the last time.
@@ -253,7 +254,7 @@ class Engine:
         Raises:
             RuntimeError: it runs already: in another thread, or one of its own callbacks calls it.
         """
-        with self._entered, self._sampler._modes():
+        with self._entered, self._sampler.machine.modes():
             if self._cancelling or any([cancel.is_set() for cancel in list(self._cancels.values())]):
                 self._take_out()
             if self._changed:

@@ -17,15 +17,14 @@ from pndm_fast.engine.policy import Policy
 from pndm_fast.engine.resident import Resident
 from pndm_fast.loop import lanes
 from pndm_fast.loop.call import SEEDS, Call
-from pndm_fast.loop.evaluation import Evaluation, Output, evaluation_of
+from pndm_fast.loop.evaluation import Evaluation, evaluation_of
 from pndm_fast.loop.network import Identity
 from pndm_fast.loop.positions import Kind, Positions
 from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.workspace import BufferSpec, Workspace
 from pndm_fast.row.table import layout_for
 from pndm_fast.runtime import executor
-from pndm_fast.runtime.batch_error import batch_error
-from pndm_fast.runtime.executor import Executor, Held, idle_workspaces, take_executor
+from pndm_fast.runtime.executor import Executor, Held, captures, idle_workspaces, take_executor
 from pndm_fast.runtime.graphs import KEPT
 from pndm_fast.runtime.sampler import Sampler
 
@@ -71,7 +70,7 @@ class Groups:
     """
 
     def __init__(self, sampler: Sampler, buckets: tuple[int, ...]) -> None:
-        self._sampler, self.buckets = sampler, buckets
+        self._sampler, self._machine, self.buckets = sampler, sampler.machine, buckets
         self._groups: OrderedDict[Hashable, Group | Alone] = OrderedDict()
         self._prepared: set[Hashable] = set()
         self._costs: dict[Kind, dict[int, float]] = {}
@@ -82,14 +81,14 @@ class Groups:
         Raises:
             ValueError: guidance in one call was asked for and cannot be.
         """
-        evaluations = self._sampler._evaluations(call)
+        evaluations = self._machine.evaluations(call)
         try:
             keys: dict[Kind, Hashable] = {kind: self._key(call, kind, one) for kind, one in evaluations.items()}
             alone = None
         except lanes.NoLanes as reason:  # for all of its rows
             alone = str(reason)
             call = call.padded(self._sampler.fixed_batch or call.batch)
-            evaluations = self._sampler._evaluations(call)
+            evaluations = self._machine.evaluations(call)
             keys = dict.fromkeys(evaluations, call)
         segments = {kind: self._segment(call, one, kind, call.positions(), 0) for kind, one in evaluations.items()}
         return Plot(call, segments, keys, alone)
@@ -102,8 +101,8 @@ class Groups:
         """
         if call.noise is not None:
             raise lanes.NoLanes("a noise_sampler")
-        captured = self._sampler.graph != "eager" and executor.cuda_of(call.device) is not None
-        form = lanes.form(evaluation.marked, by_row=call.by_row is not None, lists=not captured)
+        lists = not captures(self._sampler.graph, call.device)
+        form = lanes.form(evaluation.marked, by_row=call.by_row is not None, lists=lists)
         how = Identity(evaluation.weaker.network), evaluation.rescale, evaluation.split_reason is None
         batched = call.guidance.calls == "batched"  # such a one may fail where others go on with two calls
         return Key(kind, *how, batched, form, call.state_dtype, layout_for(call.distinct).width)
@@ -166,7 +165,7 @@ class Groups:
         def example(batch: int) -> Segment:
             some = call.resized(batch)
             here = Positions(some.plans, [*at[:batch], *at[:1] * (batch - len(at))])
-            return self._segment(some, evaluation_of(some, kind, self._sampler._setup.networks), kind, here, left)
+            return self._segment(some, evaluation_of(some, kind, self._machine.setup.networks), kind, here, left)
 
         return Group(self, self._policy(kind), example)
 
@@ -179,17 +178,7 @@ class Groups:
         raise AssertionError("a call has rows of each of its kinds")
 
     def _segment(self, call: Call, evaluation: Evaluation, kind: Kind, positions: Positions, count: int) -> Segment:
-        return self._sampler._segment(call, evaluation, positions, kind, count, None)
-
-    def batch_error(self, call: Call) -> float | None:
-        """`Report.batch_error` over all batch sizes, which takes a call of the network for each."""
-        one = call.resized(1)
-        alone = self._sampler.fixed_batch is None
-
-        def output(size: int) -> Output:
-            return self._sampler._first_output(replace(one.padded(size), real=size))  # none of them halted
-
-        return batch_error(output, self.buckets, alone)
+        return self._machine.segment(call, evaluation, positions, kind, count)
 
     def prepare(self, call: Call, sizes: Sequence[int]) -> None:
         """Make buffers, or graphs, for an example and these batch sizes, and measure what their calls cost.

@@ -20,7 +20,8 @@ from pndm_fast.loop.results import NonFiniteError, Result
 from pndm_fast.row.device import Fetched, fetch
 from pndm_fast.runtime import executor
 from pndm_fast.runtime.cuda import Event
-from pndm_fast.runtime.executor import report_of
+from pndm_fast.runtime.executor import captures, report_of
+from pndm_fast.runtime.machine import Machine
 from pndm_fast.runtime.sampler import Sampler
 
 
@@ -141,13 +142,13 @@ class Checked(NamedTuple):
         return self.plot.call
 
 
-def refuse_memory(sampler: Sampler) -> None:
+def refuse_memory(machine: Machine) -> None:
     """Of networks that remember calls.
 
     Raises:
         ValueError: one does.
     """
-    if sampler._remembers():
+    if machine.remembers():
         raise ValueError("model must not remember calls, which are of many requests, got one whose cache is enabled")
 
 
@@ -157,8 +158,8 @@ def check_buckets(buckets: Iterable[int] | None, capacity: int, sampler: Sampler
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    fixed, captured = sampler.fixed_batch, sampler.graph != "eager" and executor.cuda_of(sampler.device) is not None
-    own = sizes_to(capacity, captured) if fixed is None else (fixed,)
+    fixed = sampler.fixed_batch
+    own = sizes_to(capacity, captures(sampler.graph, sampler.device)) if fixed is None else (fixed,)
     if fixed is not None and capacity > fixed:
         raise ValueError(f"shape must have at most fixed_batch = {fixed} samples, got {capacity}")
     if buckets is None:

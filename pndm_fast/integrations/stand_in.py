@@ -58,7 +58,6 @@ class Loop(Protocol):
 
     def stepped(self, asked: Asked) -> Tensor:
         """The sample after the loop."""
-        ...
 
 
 class Times(Tensor):

@@ -10,7 +10,6 @@ from pndm_fast.loop.tensors import tensors_in
 
 # by the number of dimensions of a batch
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-FORMATS = torch.contiguous_format, *CHANNELS_LAST.values()
 
 
 def check_memory_format(asked: Any, shape: tuple[int, ...]) -> torch.memory_format | None:

@@ -25,7 +25,7 @@ from pndm_fast.row.device import stream_of
 from pndm_fast.row.table import LAYOUTS
 from pndm_fast.runtime.cache import Cache
 from pndm_fast.runtime.capture import CannotCapture, release
-from pndm_fast.runtime.cuda import Cuda, Event
+from pndm_fast.runtime.cuda import Cuda
 from pndm_fast.runtime.cuda import cuda_of as cuda_of  # the engine asks here, as this module does
 from pndm_fast.runtime.graphs import AUTO, AUTO_REASON, GRAPHS, MODES, Graph, Pool, graph_key, graph_spec, modules_of
 
@@ -73,6 +73,11 @@ def check_graph(graph: str, device: torch.device, stateful: bool) -> str:
     if graph in MODES and cuda_of(device) is None:
         raise ValueError(f"graph {graph!r} cannot be had: {_need(device)}")
     return graph
+
+
+def captures(graph: str, device: torch.device) -> bool:
+    """Whether CUDA graphs are made where this mode was asked for, if the network allows them."""
+    return graph != "eager" and cuda_of(device) is not None
 
 
 @functools.cache
@@ -334,21 +339,3 @@ def report_of(cache: Cache, ran: Sequence[Executor], seconds: float, batch_error
 
 def _joined(words: list[str], separator: str) -> str:
     return words[0] if len(words) == 1 else separator.join(dict.fromkeys(words))
-
-
-class Pace:
-    """Keeps the host one row ahead of the device, no more: what is cancelled then ends, and progress is progress."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = cuda_of(device)
-        self._before: Event | None = None
-
-    def tick(self) -> None:
-        """A row was launched: wait for the one before."""
-        if self._cuda is None:
-            return
-        event = self._cuda.event()
-        event.record()
-        if self._before is not None:
-            self._before.synchronize()
-        self._before = event

@@ -16,45 +16,24 @@ import torch
 from torch import Tensor
 
 from pndm_fast.loop import nvtx
-from pndm_fast.loop.call import Call, Setup, resolve
-from pndm_fast.loop.checks import check_shape, check_sizes
-from pndm_fast.loop.config_shape import sample_shape
-from pndm_fast.loop.evaluation import Evaluation, Output, evaluation_of
-from pndm_fast.loop.layers import innermost, layers
-from pndm_fast.loop.learn import first_call
-from pndm_fast.loop.memory_format import check_memory_format
-from pndm_fast.loop.network import (
-    Denoiser,
-    Identity,
-    check_device,
-    check_dtype,
-    denoiser_of,
-    denoisers,
-    device_of_all,
-    in_training,
-    warn_of_training,
-)
-from pndm_fast.loop.positions import Kind, Positions
+from pndm_fast.loop.call import Call, resolve
+from pndm_fast.loop.checks import check_sizes
+from pndm_fast.loop.positions import Positions
 from pndm_fast.loop.request import Request, check_request
-from pndm_fast.loop.results import BadSample, Cancelled, NonFiniteError, Result
-from pndm_fast.loop.run import check_ended, run_segment, samples_of, watch_for_bad
+from pndm_fast.loop.results import BadSample, NonFiniteError, Result
+from pndm_fast.loop.run import watch_for_bad
 from pndm_fast.loop.segment import Segment
 from pndm_fast.loop.short_form import with_fields_of
-from pndm_fast.loop.tensors import INPUTS, same_device
-from pndm_fast.loop.workspace import Workspace
-from pndm_fast.plan.checks import check_type, choose
 from pndm_fast.plan.hints import in_words
 from pndm_fast.plan.plan import Plan
-from pndm_fast.row.backends import BACKENDS, choose_backend
-from pndm_fast.row.registers import Registers
-from pndm_fast.row.table import Table, build
 from pndm_fast.runtime import graphs
-from pndm_fast.runtime.batch_error import batch_error
-from pndm_fast.runtime.cache import Cache, asked_once
+from pndm_fast.runtime.cache import Cache
 from pndm_fast.runtime.capture import release
-from pndm_fast.runtime.executor import Executor, Pace, check_graph, report_of, take_executor
+from pndm_fast.runtime.executor import Executor, check_graph, report_of, take_executor
+from pndm_fast.runtime.machine import Machine
 from pndm_fast.runtime.opaque import opaque
 from pndm_fast.runtime.progress import progress_bar
+from pndm_fast.runtime.watched import run_rows
 
 
 @in_words("Sampler")
@@ -110,33 +89,20 @@ class Sampler:
     ) -> None:
         if plan is not None and not isinstance(plan, Plan):
             raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
-        self.backend = choose("backend", backend, BACKENDS)
         self.concurrency = check_sizes("concurrency", [concurrency])[0]
-        self._asked = check_dtype("dtype", dtype, INPUTS), check_device(device)
-        networks = denoisers(model, *self._asked, ask=asked_once)
-        resolved = device_of_all(networks)
-        check_type("stateful", stateful, bool)
-        self.graph = check_graph(graph, resolved, stateful)
-        self.fixed_batch = None if fixed_batch is None else check_sizes("fixed_batch", [fixed_batch])[0]
-        self.stateful = stateful
-        self._setup = Setup(
-            networks=networks,
-            plan=plan,
-            shape=(1, *sample_shape(networks[0].network)) if shape is None else check_shape(shape),
-            device=resolved,
-            weaker=self._weaker,
-            time_dtype=check_dtype("time_dtype", time_dtype, (torch.float32, torch.int64)),
-            guided=self._with_guidance,
-            once=self._once,
-            fixed_batch=self.fixed_batch,
+        self.machine = Machine(
+            model,
+            plan,
+            shape=shape,
+            device=device,
+            dtype=dtype,
+            time_dtype=time_dtype,
+            backend=backend,
+            memory_format=memory_format,
+            fixed_batch=fixed_batch,
+            stateful=stateful,
         )
-        if self.fixed_batch is not None and self.shape[0] > self.fixed_batch:
-            raise ValueError(f"shape must have at most fixed_batch = {self.fixed_batch} samples, got {self.shape[0]}")
-        self.memory_format = check_memory_format(memory_format, self.shape)
-        parts: list[Any] = [part for network in self.models for part in layers(network)]
-        self._inner = [innermost(model) for model in self.models]
-        self._training = any(map(in_training, self._inner))  # of which the check of a model has warned
-        self._telling = [part for part in parts if hasattr(part, "is_cache_enabled")]
+        self.graph = check_graph(graph, self.device, stateful)
         self._preparing = threading.Lock()  # two at once could each hold a part of the graphs, and wait for the rest
         self.reset()
 
@@ -145,15 +111,24 @@ class Sampler:
 
         Waits for what dropped graphs still do on their device.
         """
-        self.cache = Cache()
+        self.machine.cache = Cache()
         self.batches: list[int] = []
         self.batch_error: float | None = None
         release(wait=True)
 
     @property
+    def cache(self) -> Cache:
+        """Buffers, graphs and tables."""
+        return self.machine.cache
+
+    @cache.setter
+    def cache(self, cache: Cache) -> None:
+        self.machine.cache = cache
+
+    @property
     def models(self) -> tuple[Callable[..., Any], ...]:
         """The networks. Others need another sampler."""
-        return tuple([network.network for network in self._setup.networks])
+        return tuple([network.network for network in self.machine.setup.networks])
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -163,32 +138,52 @@ class Sampler:
     @property
     def plan(self) -> Plan | None:
         """The plan of requests that bring none."""
-        return self._setup.plan
+        return self.machine.setup.plan
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(batch, *sample shape); the batch is that of a request with one seed."""
-        return self._setup.shape
+        return self.machine.setup.shape
 
     @property
     def device(self) -> torch.device:
         """Where the network, and so everything, is."""
-        return self._setup.device
+        return self.machine.setup.device
 
     @property
     def dtype(self) -> torch.dtype | None:
         """Of the network's input, or of the first one's; None where it is the state's."""
-        return self._setup.networks[0].dtype
+        return self.machine.setup.networks[0].dtype
 
     @property
     def time_dtype(self) -> torch.dtype | None:
         """Of the network's times; None where it is the state's."""
-        return self._setup.time_dtype
+        return self.machine.setup.time_dtype
+
+    @property
+    def backend(self) -> str:
+        """As it was asked for."""
+        return self.machine.backend
+
+    @property
+    def memory_format(self) -> torch.memory_format | None:
+        """Of the network's inputs, as it was asked for."""
+        return self.machine.memory_format
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """How many samples are in every call of the network, where that is fixed."""
+        return self.machine.setup.fixed_batch
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the network was said to remember its calls."""
+        return self.machine.stateful
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy has a memory of its own, and is to be prepared anew."""
         options = {name: getattr(self, name) for name in inspect.signature(Sampler).parameters}
-        options["dtype"], options["device"] = self._asked  # not the first network's for all
+        options["dtype"], options["device"] = self.machine.asked  # not the first network's for all
         models, plan = options.pop("model"), options.pop("plan")
         return functools.partial(Sampler, **options), (models if len(self.models) == 1 else self.models, plan)
 
@@ -211,18 +206,18 @@ class Sampler:
             NonFiniteError, Cancelled: both carry what was computed.
         """
         began = time.perf_counter()
-        self._look_at_modes()
-        call = resolve(check_request(request), self._setup)
+        self.machine.warn_of_new_training()
+        call = resolve(check_request(request), self.machine.setup)
         call = call.padded(self._batch_for(call.batch))
-        evaluations = self._evaluations(call)
+        evaluations = self.machine.evaluations(call)
         positions, ran = call.positions(), []
         samples, snapshot = None, None
         look: Callable[[], tuple[BadSample, ...]] = tuple
-        with self._modes(), progress_bar(request.progress, call.plans[0].solver, call.nfe) as advance:
+        with self.machine.modes(), progress_bar(request.progress, call.plans[0].solver, call.nfe) as advance:
             for number, (kind, count) in enumerate(call.segments, 1):
-                segment = self._segment(call, evaluations[kind], positions, kind, count, snapshot)
+                segment = self.machine.segment(call, evaluations[kind], positions, kind, count, snapshot)
                 with self._executor(segment, positions) as executor:
-                    samples = self._run(request, executor, positions, advance)
+                    samples = run_rows(request, executor, positions, advance)
                     if number < len(call.segments):
                         snapshot = executor.workspace.snapshot()
                     elif request.on_nan != "ignore":
@@ -259,26 +254,21 @@ class Sampler:
             raise ValueError(f"batches must have at most {graphs.KEPT} entries, got {len(sizes)}")
         if self.fixed_batch is not None and sizes != [self.fixed_batch]:
             raise ValueError(f"batches must be [{self.fixed_batch}], the sampler's fixed_batch, got {sizes}")
-        if self._remembers():
+        if self.machine.remembers():
             raise ValueError("prepare calls the network, which a stateful one would remember: it cannot be had")
         # the noise of an example is of its own batch
         example = Request() if example is None else replace(check_request(example, "example"), noise_sampler=None)
-        call = resolve(example, self._setup, example=True)
-        with self._preparing, self._modes():
+        call = resolve(example, self.machine.setup, example=True)
+        with self._preparing, self.machine.modes():
             for size in reversed(sizes):  # the largest first: what it takes, smaller ones may find free again
                 self._prepare(call.resized(size))
-            one = call.resized(1)
-            self.batch_error = batch_error(
-                lambda size: self._first_output(replace(one.padded(size), real=size)),  # none of them halted
-                sizes,
-                alone=self.fixed_batch is None,
-            )
+            self.batch_error = self.machine.batch_error(call, sizes)
         self.batches = sizes
 
     def _prepare(self, call: Call) -> None:
-        evaluations, positions, snapshot = self._evaluations(call), call.positions(), None
+        evaluations, positions, snapshot = self.machine.evaluations(call), call.positions(), None
         for kind, count in call.segments:
-            segment = self._segment(call, evaluations[kind], positions, kind, count, snapshot)
+            segment = self.machine.segment(call, evaluations[kind], positions, kind, count, snapshot)
             with contextlib.ExitStack() as stack:
                 for _ in range(self.concurrency):
                     taken = self._executor(segment, positions)
@@ -286,17 +276,8 @@ class Sampler:
             positions.advance(segment.length)
 
     def _executor(self, segment: Segment, positions: Positions) -> contextlib.AbstractContextManager[Executor]:
-        stateful = self._remembers()
-        return take_executor(self.cache, segment, positions, self.graph, self.concurrency, stateful)
-
-    def _remembers(self) -> bool:
-        return self.stateful or any([model.is_cache_enabled is True for model in self._telling])
-
-    def _first_output(self, call: Call) -> Output:
-        """Of the network at a call's first row."""
-        kind, count = call.segments[0]
-        segment = self._segment(call, self._evaluations(call)[kind], call.positions(), kind, count, None)
-        return first_call(segment, None, Workspace).output
+        remembers = self.machine.remembers()
+        return take_executor(self.cache, segment, positions, self.graph, self.concurrency, remembers)
 
     def _batch_for(self, batch: int) -> int:
         """The fixed size, else the next one that was prepared, else the batch itself."""
@@ -304,103 +285,3 @@ class Sampler:
             return self.fixed_batch
         at = bisect.bisect_left(self.batches, batch)
         return self.batches[at] if at < len(self.batches) else batch
-
-    def _evaluations(self, call: Call) -> dict[Kind, Evaluation]:
-        """How each kind of the call's rows is evaluated: what cannot be is refused before the first network call."""
-        return {kind: evaluation_of(call, kind, self._setup.networks) for kind, _ in call.segments}
-
-    def _segment(
-        self,
-        call: Call,
-        evaluation: Evaluation,
-        positions: Positions,
-        kind: Kind,
-        count: int,
-        snapshot: Registers | None,
-    ) -> Segment:
-        return Segment(
-            call=call,
-            kind=kind,
-            evaluation=evaluation,
-            at=tuple(positions.at),
-            length=count,
-            table=self._table(call.distinct, call.state_dtype),
-            backend=choose_backend(self.backend, self.device, call.state_dtype),
-            device=self.device,
-            network=evaluation.model.dtype or call.state_dtype,
-            time=self.time_dtype or call.state_dtype,
-            memory_format=self.memory_format,
-            snapshot=snapshot,
-        )
-
-    def _look_at_modes(self) -> None:
-        """Warn of a network that has gone into training mode, as a training loop may leave it."""
-        training = any([in_training(network) for network in self._inner])
-        if training and not self._training:
-            warn_of_training()
-        self._training = training
-
-    def _modes(self) -> contextlib.AbstractContextManager[Any]:
-        """Without gradients, outside inference mode, on the sampler's device."""
-        if self.device.type != "cuda" and not torch.is_inference_mode_enabled():
-            return torch.no_grad()
-        stack = contextlib.ExitStack()
-        # inference tensors have no version counters, and buffers made in inference mode cannot be used outside it
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        if self.device.type == "cuda":  # kernels are launched on the current device, which need not be the model's
-            stack.enter_context(torch.cuda.device(self.device))
-        return stack
-
-    def _with_guidance(self, plan: Plan, scale: Any, interval: tuple[float, float] | None) -> Plan:
-        key = id(plan), scale, interval
-        return self.cache.guided.get(key, lambda: (plan, plan.with_guidance(scale, interval)))[1]
-
-    def _weaker(self, network: Any) -> Denoiser:
-        """What is known of guidance's other network, which must be where the sampler's are."""
-
-        def ask() -> Denoiser:
-            dtype, device = self._asked
-            known = denoiser_of(network, dtype, device, "weaker")
-            if known.device is not None and not same_device(known.device, self.device):
-                raise ValueError(f"weaker must be on {self.device}, as the sampler's network, got {known.device}")
-            return known
-
-        return self.cache.weaker.get(Identity(network), ask)
-
-    def _once(self, key: Any, make: Callable[[], Plan]) -> Plan:
-        return self.cache.checked.get(key, make)
-
-    def _table(self, plans: tuple[Plan, ...], dtype: torch.dtype) -> Table:
-        # the entry holds the plans, so their ids stay theirs
-        return self.cache.tables.get((dtype, *map(id, plans)), lambda: (plans, build(plans, dtype)))[1]
-
-    def _run(self, request: Request, executor: Executor, positions: Positions, advance: Callable[[], None]) -> Tensor:
-        """A segment's rows: in one go where nobody looks on; a loop on the device can be cancelled there."""
-        call, cancel = executor.segment.call, request.cancel
-        watched = request.progress or request.on_step is not None or call.origin.known is not None
-        between = call.noise is not None or call.by_row is not None
-        if watched or between or (cancel is not None and executor.cancelable is None):
-            return self._row_by_row(request, executor, positions, advance)
-        rows = executor.segment, executor.workspace, executor.rows, positions
-        if cancel is None or executor.cancelable is None:
-            return run_segment(*rows, at_once=executor.segment.length)
-        with executor.cancelable(cancel):
-            samples = run_segment(*rows, at_once=executor.segment.length)
-            check_ended(executor.segment, executor.workspace, positions, samples)
-        return samples
-
-    def _row_by_row(
-        self, request: Request, executor: Executor, positions: Positions, advance: Callable[[], None]
-    ) -> Tensor:
-        segment, workspace, cancel = executor.segment, executor.workspace, request.cancel
-        pace = Pace(self.device)
-
-        def after(done: int) -> None:
-            pace.tick()
-            advance()
-            if cancel is not None and cancel.is_set() and done < segment.call.nfe:
-                raise Cancelled(done - 1, samples_of(segment, workspace), None)
-
-        rows = segment, workspace, executor.rows, positions
-        return run_segment(*rows, at_once=1, on_step=request.on_step, after=after)

@@ -193,6 +193,16 @@ def check_split(schedule: Schedule, split: str) -> None:
         raise ValueError(f"split must be 'posterior' but on flow schedules, got 'flow' on {schedule.name}")
 
 
+def check_ancestral(
+    schedule: Schedule, eta: float, noise_scale: float, split: str = "posterior", *, above_1: bool = False
+) -> None:
+    """Refuse what an ancestral step cannot have; `above_1`: it can have more noise than the posterior's."""
+    if not above_1:
+        check_eta(eta)
+    check_at_least_0(eta=eta, noise_scale=noise_scale)
+    check_split(schedule, split)
+
+
 def check_at_least_0(**options: float) -> None:
     """Refuse a negative option, or one that is no finite number."""
     for name, value in options.items():

@@ -11,7 +11,7 @@ from pndm_fast.plan.coefficients import Transfer, ancestral
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.row import NOISE, SLOT, STATE
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import PlanBuilder, check_at_least_0
+from pndm_fast.solvers.builder import PlanBuilder, check_ancestral
 from pndm_fast.solvers.registry import solver
 
 RULES = ("paper", "comfyui")
@@ -40,7 +40,7 @@ def euler_ancestral_cfg_pp(
     Raises:
         ValueError: times not decreasing, eta or noise_scale negative.
     """
-    check_at_least_0(eta=eta, noise_scale=noise_scale)
+    check_ancestral(schedule, eta, noise_scale, above_1=True)
     return _first_order("euler-ancestral-cfg-pp", schedule, times, eta, noise_scale, prediction)
 
 

@@ -14,7 +14,7 @@ from pndm_fast.plan.plan import MAX_ROWS, Plan
 from pndm_fast.plan.quadrature import moment
 from pndm_fast.plan.row import ANCHOR, NOISE, SLOT, STATE, Form
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import PlanBuilder, check_at_least_0, check_eta, check_split
+from pndm_fast.solvers.builder import PlanBuilder, check_ancestral, check_at_least_0
 from pndm_fast.solvers.dpm import TYPES, Exponential, group_sizes, singlestep
 from pndm_fast.solvers.registry import solver
 
@@ -285,9 +285,7 @@ def dpmpp_2s_ancestral(
         ValueError: times not decreasing, or from alpha = 0 (a flow's from `noisiest`), eta outside [0, 1],
             split="flow" on another schedule.
     """
-    check_eta(eta)
-    check_at_least_0(noise_scale=noise_scale)
-    check_split(schedule, split)
+    check_ancestral(schedule, eta, noise_scale, split)
     times = with_log_snr(schedule, times, "dpmpp-2s-ancestral")
     rows = PlanBuilder("dpmpp-2s-ancestral", schedule, times, prediction, "x0")
     for t, s in pairwise(rows.times):

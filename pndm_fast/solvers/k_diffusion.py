@@ -13,7 +13,7 @@ from pndm_fast.plan.plan import MAX_ROWS, Plan
 from pndm_fast.plan.quadrature import moment
 from pndm_fast.plan.row import ANCHOR, NOISE, SLOT, STATE, Form
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import PlanBuilder, check_at_least_0, check_eta, check_split
+from pndm_fast.solvers.builder import PlanBuilder, check_ancestral
 from pndm_fast.solvers.dpm import Exponential, multistep
 from pndm_fast.solvers.exponential_rk import phi, step, three_stages, two_stages
 from pndm_fast.solvers.heun import Churn, End, check_churn, churned
@@ -71,9 +71,7 @@ def dpm_2_ancestral(
         ValueError: times not decreasing, or from alpha = 0 on other schedules, eta outside [0, 1], noise_scale
             negative, split="flow" on another schedule.
     """
-    check_eta(eta)
-    check_at_least_0(noise_scale=noise_scale)
-    check_split(schedule, split)
+    check_ancestral(schedule, eta, noise_scale, split)
     return _midpoint("dpm-2-ancestral", schedule, times, Churn(), prediction, eta, split, noise_scale)
 
 
@@ -144,8 +142,7 @@ def dpm_fast(
         ValueError: times not decreasing, or from alpha = 0 (a flow's from `noisiest`),
             eta outside [0, 1], noise_scale negative.
     """
-    check_eta(eta)
-    check_at_least_0(noise_scale=noise_scale)
+    check_ancestral(schedule, eta, noise_scale)
     rows = PlanBuilder("dpm-fast", schedule, with_log_snr(schedule, times, "dpm-fast"), prediction, "eps")
     last, i = int(rows.level(rows.times[-1]).sigma == 0), 0
     for size in [*fast_groups(rows.steps - last), *[1] * last]:
@@ -213,8 +210,7 @@ def res_multistep_ancestral(
     Raises:
         ValueError: times not decreasing, eta or noise_scale negative, split="flow" on another schedule.
     """
-    check_at_least_0(eta=eta, noise_scale=noise_scale)
-    check_split(schedule, split)
+    check_ancestral(schedule, eta, noise_scale, split, above_1=True)
     rows = PlanBuilder("res-multistep-ancestral", schedule, times, prediction, "x0")
     past: tuple[float, Level] | None = None
     for i, (t, s) in enumerate(pairwise(rows.times)):

@@ -13,7 +13,7 @@ from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.row import NOISE, SLOT, STATE
 from pndm_fast.plan.schedule import Schedule
-from pndm_fast.solvers.builder import PlanBuilder, check_at_least_0, check_eta, check_split
+from pndm_fast.solvers.builder import PlanBuilder, check_ancestral, check_eta
 from pndm_fast.solvers.heun import Churn, End, check_churn, churned
 from pndm_fast.solvers.phase.langevin import euler as phase_euler
 from pndm_fast.solvers.registry import solver
@@ -137,8 +137,7 @@ def euler_ancestral(
     Raises:
         ValueError: times not decreasing, eta or noise_scale negative, split="flow" on another schedule.
     """
-    check_at_least_0(eta=eta, noise_scale=noise_scale)
-    check_split(schedule, split)
+    check_ancestral(schedule, eta, noise_scale, split, above_1=True)
     return _one_step("euler-ancestral", schedule, times, eta, prediction, split, noise_scale)
 
 
