@@ -334,7 +334,11 @@ def tune(
     words = Words(schedule=schedule, prediction=prediction)
     spec = FitSpec(network, nfe, out, words, parse_classes(classes), guidance, seed, resume, told)
     with orderly():
-        plan = fitted(spec, progress=not quiet and not as_json)
+        try:
+            plan = fitted(spec, progress=not quiet and not as_json)
+        except KeyboardInterrupt:
+            _tell(f"no plan yet: {spec.folder} keeps what is done, and --resume goes on from it")
+            raise
     write_plan(plan, out, "--out")
     summary = {"out": out, "nfe": plan.nfe, **(plan.fitted or {})}
     if as_json:

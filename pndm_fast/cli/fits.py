@@ -12,6 +12,7 @@ import pndm_fast as pf
 from pndm_fast.cli.errors import JobError, UsageError, told
 from pndm_fast.cli.jobs import classes_of
 from pndm_fast.cli.models import DTYPES, Model, ModelArgs, load_model
+from pndm_fast.cli.outputs import check_writable
 from pndm_fast.cli.plans import Words, schedule_of
 from pndm_fast.loop.told import completed, told_schedule
 from pndm_fast.plan.psld import PSLD
@@ -46,8 +47,9 @@ def fitted(spec: FitSpec, progress: bool) -> pf.TunedPlan:
         UsageError, TypeError, ValueError: naming the argument.
         JobError: the model failed, or the folder could not be written.
     """
-    if not Path(spec.out).resolve().parent.is_dir() or Path(spec.out).is_dir():
-        raise UsageError(f"--out must be a file in a folder that exists, got {spec.out!r}")
+    if not spec.out or Path(spec.out).is_dir():
+        raise UsageError(f"--out must be a file, got {spec.out!r}")
+    check_writable(Path(spec.out).parent)
     spec.words.check()
     model = load_model(spec.network)
     asked = None if spec.words.schedule is None else schedule_of(spec.words, told_schedule(model.net))

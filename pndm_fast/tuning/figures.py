@@ -47,7 +47,8 @@ def loss_of(loss: str | Loss) -> tuple[str, Loss]:
             raise ValueError(f"loss must return one number for each of the {len(samples)} samples, got {got}")
         return values
 
-    return getattr(loss, "__name__", type(loss).__name__), checked
+    known = loss if hasattr(loss, "__qualname__") else type(loss)
+    return f"{known.__module__}.{known.__qualname__}", checked
 
 
 def compared(fitted: Tensor, named: Tensor, seed: int) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from pndm_fast.tuning.teacher import Folder
 from pndm_fast.tuning.tuned import TunedPlan
 
 FEWEST, MOST = 2, 10
+OFTEN = 20  # a validation comes when the fit has called the network that many times as often
 
 
 def tune(
@@ -102,7 +103,8 @@ def tune(
     for name, value in (("recompute", recompute), ("resume", resume), ("progress", progress)):
         check_type(name, value, bool)
     name, measure = loss_of(loss)
-    course = _course(pairs, batch, rate, seed, iterations, minutes, name)
+    every = math.ceil(OFTEN * validation / (3 * batch))
+    course = _course(pairs, batch, every, rate, seed, iterations, minutes, name)
     schedule, prediction = _process(model, schedule, prediction)
     guide = _guidance(guidance, cond, uncond)
     plan = _teacher(teacher, schedule, prediction, nfe)
@@ -168,7 +170,7 @@ def _process(model: Any, schedule: Any, prediction: str | None) -> tuple[Schedul
 
 
 def _course(
-    pairs: int, batch: int, rate: Any, seed: Any, iterations: int | None, minutes: float | None, loss: str
+    pairs: int, batch: int, every: int, rate: Any, seed: Any, iterations: int | None, minutes: float | None, loss: str
 ) -> Course:
     if iterations is not None and minutes is not None:
         raise ValueError("minutes cannot go with iterations: either says how long the fit takes")
@@ -180,7 +182,6 @@ def _course(
     if not is_integer(seed) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be an integer in [0, 2^63), got {shown(seed)}")
     total = 800 if minutes is None and iterations is None else iterations
-    every = 20 if total is None else max(1, min(20, total // 10))
     return Course(pairs, batch, float(rate), int(seed), total, minutes, every, moving=tuple(PACE), loss=loss)
 
 

@@ -9,8 +9,12 @@ import torch
 
 from pndm_fast.loop.fitted import difference, fingerprint
 from pndm_fast.loop.network import denoiser_of
+from pndm_fast.plan.checks import shown
+from pndm_fast.plan.numbers import is_integer, is_number
 from pndm_fast.plan.plan import Plan
 from pndm_fast.tuning.calls import Caller, Conditioning, Pairs, probed, same_outputs
+
+MEANS = ("fitted.mean", "named.mean", "ratio")
 
 
 class TunedPlan(Plan):
@@ -23,18 +27,18 @@ class TunedPlan(Plan):
     @property
     def better(self) -> bool:
         """Whether it is a fitted one: on held-out noise better than the best named plan."""
-        return bool(self._told("better"))
+        return bool(self._told("better", _flag))
 
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of its loss over the best named plan's on held-out noise."""
-        low, high = self._told("held_out")["interval"]
+        low, high = self._told("held_out.interval", _two_numbers)
         return float(low), float(high)
 
     @property
     def could_not(self) -> tuple[str, ...]:
         """What the network did not allow to be fitted, in words."""
-        return tuple(self._told("could_not"))
+        return tuple(self._told("could_not", _texts))
 
     def departs(self, model: Callable[..., Any], cond: Conditioning = None) -> str | None:
         """In what a network differs from the one of the fit, None where it does not.
@@ -44,29 +48,60 @@ class TunedPlan(Plan):
         Args:
             cond: of the fit.
         """
-        told, own = self._told("probe"), denoiser_of(model)
-        if self._told("network") is not None:
-            return difference(self._told("network"), fingerprint(model))
-        device = own.device or torch.device("cpu")
-        pairs = Pairs(tuple(told["shape"]), told["seed"], cond, None, device)
+        network = self._told("network", lambda value: value is None or isinstance(value, Mapping))
+        if network is not None:
+            return difference(network, fingerprint(model))
+        kept, time = self._told("probe.outputs", _numbers), self._told("probe.time", is_number)
+        shape, seed = self._told("probe.shape", _sizes), self._told("probe.seed", is_integer)
+        own = denoiser_of(model)
+        pairs = Pairs(tuple(shape), seed, cond, None, own.device or torch.device("cpu"))
         caller = Caller(own, None, None, torch.float64 if own.dtype is torch.float64 else torch.float32)
-        got, kept = probed(caller, pairs, told["time"]), told["outputs"]
-        return None if same_outputs(kept, got) else "other outputs"
+        return None if same_outputs(kept, probed(caller, pairs, time)) else "other outputs"
 
     def summary(self) -> str:
         """What was fitted and how it does, in a few lines."""
-        held: Mapping[str, Any] = self._told("held_out")
         low, high = self.interval
+        fitted, named, ratio = (self._told(f"held_out.{name}", is_number) for name in MEANS)
+        pairs, loss = self._told("held_out.pairs", is_integer), self._told("loss", _text)
         verdict = "fitted" if self.better else "the best named plan, for the fitted one is not better"
         lines = [
-            f"{verdict}: {self.nfe} calls, by {self._told('by')}",
-            f"held out, {held['pairs']} pairs, {self._told('loss')}: fitted {held['fitted']['mean']:.4g}, "
-            f"{self._told('named')['plan']} {held['named']['mean']:.4g}",
-            f"ratio {held['ratio']:.3f}, 95 % interval [{low:.3f}, {high:.3f}]",
+            f"{verdict}: {self.nfe} calls, by {self._told('by', _text)}",
+            f"held out, {pairs} pairs, {loss}: fitted {fitted:.4g}, {self._told('named.plan', _text)} {named:.4g}",
+            f"ratio {ratio:.3f}, 95 % interval [{low:.3f}, {high:.3f}]",
         ]
         return "\n".join([*lines, *[f"could not: {one}" for one in self.could_not]])
 
-    def _told(self, name: str) -> Any:
-        if self.fitted is None or name not in self.fitted:
-            raise ValueError(f"a tuned plan must say {name!r} in fitted, got a plan that does not")
-        return self.fitted[name]
+    def _told(self, path: str, holds: Callable[[Any], bool]) -> Any:
+        """What `fitted` has there. It may be a file's, and is not believed."""
+        found: Any = self.fitted
+        for name in path.split("."):
+            if not isinstance(found, Mapping) or name not in found:
+                raise ValueError(f"a tuned plan must say {path!r} in fitted, got a plan that does not")
+            found = found[name]
+        if not holds(found):
+            raise ValueError(f"a tuned plan must say {path!r} in fitted as tune does, got {shown(found)}")
+        return found
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(_text, value))
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(is_number, value))
+
+
+def _two_numbers(value: Any) -> bool:
+    return _numbers(value) and len(value) == 2
+
+
+def _sizes(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(is_integer(one) and one > 0 for one in value)
