@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -148,38 +147,45 @@ def _within(features: Tensor, labels: Tensor) -> float:
     return float(torch.stack(each).mean())
 
 
-def measure(name: str, plan: TunedPlan, jury: Jury, sizes: argparse.Namespace, out: Path) -> Iterator[dict[str, Any]]:
-    """What there is to say of one packaged plan, more and more of it."""
-    network = name.split("-")[0]
+def compared(name: str, plan: TunedPlan, images: int) -> dict[str, Any]:
+    """Distances of one packaged plan and of its rivals from the teacher's samples."""
+    network, told = name.split("-")[0], plan.fitted or {}
     with Studio(network, scale_of(plan)) as studio:
-        told = plan.fitted or {}
         first = told["pairs"]["train"] + told["pairs"]["validation"]
-        held = range(first, first + sizes.images)
+        held = range(first, first + images)
         named = rivals(studio, plan)
         fitted = studio.distances(plan, held)
         others = {other: studio.distances(one, held) for other, one in named.items()}
-        best = next(iter(named))
-        tree: dict[str, Any] = {
-            "calls": plan.nfe,
-            "guidance": scale_of(plan),
-            "network": network,
-            "fit": {key: told.get(key) for key in FACTS},
-            "fitted": figures(fitted),
-            "named": {other: figures(own) for other, own in others.items()},
-            "ratios": {other: ratios(fitted, own) for other, own in others.items()},
-        }
-        yield tree
-        judged = range(JUDGED_FROM, JUDGED_FROM + sizes.samples)
-        drawn = {"teacher": studio.samples(studio.teacher, judged), "fitted": studio.samples(plan, judged)}
-        tree["judged"] = {other: jury.verdict(own) for other, own in drawn.items()}
-        for other, one in named.items():
-            own = studio.samples(one, judged)
-            tree["judged"][other] = jury.verdict(own)
-            if other == best:
-                tree["differences"] = jury.differences(drawn["fitted"], own)
-                rows = {"teacher": drawn["teacher"], "fitted": drawn["fitted"], best: own}
-                picture({row: images[:SHOWN] for row, images in rows.items()}, plan.nfe, out / f"fitted-{name}.png")
-            yield tree
+    return {
+        "calls": plan.nfe,
+        "guidance": scale_of(plan),
+        "network": network,
+        "fit": {key: told.get(key) for key in FACTS},
+        "fitted": figures(fitted),
+        "named": {other: figures(own) for other, own in others.items()},
+        "ratios": {other: ratios(fitted, own) for other, own in others.items()},
+        "judged": {},
+    }
+
+
+def judged(name: str, plan: TunedPlan, tree: dict[str, Any], jury: Jury, sizes: argparse.Namespace) -> Iterator[str]:
+    """What the classifier says of samples: of the fitted plan and the best named one, then of the others one by one."""
+    pairs, verdicts = range(JUDGED_FROM, JUDGED_FROM + sizes.samples), tree["judged"]
+    with Studio(tree["network"], tree["guidance"]) as studio:
+        network = studio.network
+        plans = finalists(network.schedule, network.prediction, plan.nfe)
+        best, *others = tree["named"]
+        if "differences" not in tree:
+            drawn = {"fitted": studio.samples(plan, pairs), best: studio.samples(plans[best], pairs)}
+            verdicts |= {who: jury.verdict(own) for who, own in drawn.items()}
+            tree["differences"] = jury.differences(*drawn.values())
+            shown = {"teacher": studio.samples(studio.teacher, pairs[:SHOWN]), **drawn}
+            picture({who: own[:SHOWN] for who, own in shown.items()}, plan.nfe, sizes.out / f"fitted-{name}.png")
+            yield best
+        for other in others:
+            if other not in verdicts:
+                verdicts[other] = jury.verdict(studio.samples(plans[other], pairs))
+                yield other
 
 
 class Results:
@@ -191,7 +197,8 @@ class Results:
         if old and old.get("setting") != setting:
             print(f"{path.name} is of another setting: measured anew", file=sys.stderr)
             old = {}
-        self.tree: dict[str, Any] = {"setting": setting, "plans": {}, "ablation": {}, **old, "machine": describe()}
+        fresh: dict[str, Any] = {"setting": setting, "plans": {}, "teachers": {}, "ablation": {}}
+        self.tree = {**fresh, **old, "machine": describe()}
 
     def keep(self, part: str, name: str | None, values: Any) -> None:
         """Of one part, or of one name in it."""
@@ -204,23 +211,30 @@ class Results:
 
 
 def plans_part(store: Results, arguments: argparse.Namespace) -> None:
-    """Each packaged plan that is not there yet, or was another then."""
-    todo = {}
-    for name, plan in packaged().items():
-        kept = store.tree["plans"].get(name, {})
-        whole = len(kept.get("judged", ())) == RIVALS + 2
-        if not whole or kept["fit"]["held_out"] != (plan.fitted or {})["held_out"]:
-            todo[name] = plan
-    if not todo:
-        return
+    """Each packaged plan that is not there yet, or was another then: distances first, then what takes longer."""
+    found, packed = store.tree["plans"], packaged()
+    for name, plan in packed.items():
+        if name not in found or found[name]["fit"]["held_out"] != (plan.fitted or {})["held_out"]:
+            store.keep("plans", name, compared(name, plan, arguments.images))
+            print(f"{name}: {found[name]['fitted']}", file=sys.stderr)
     jury = Jury(arguments.data)
-    store.keep("floor", None, {"samples": len(jury.digits)})
-    for name, plan in todo.items():
-        began = time.monotonic()
-        for values in measure(name, plan, jury, arguments, arguments.out):
-            store.keep("plans", name, values)
-            print(f"\r{name}: {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
-        print(file=sys.stderr)
+    for network in dict.fromkeys(found[name]["network"] for name in packed):
+        teacher_part(store, network, jury, arguments)
+    for few in (True, False):  # of every plan what matters most, before the rest of any
+        for name, plan in packed.items():
+            for who in judged(name, plan, found[name], jury, arguments):
+                store.keep("plans", name, found[name])
+                print(f"{name}: {who}", file=sys.stderr)
+                if few:
+                    break
+
+
+def teacher_part(store: Results, network: str, jury: Jury, arguments: argparse.Namespace) -> None:
+    """What the classifier says of the teacher's samples, without guidance."""
+    if network not in store.tree["teachers"]:
+        with Studio(network, 1.0) as studio:
+            samples = studio.samples(studio.teacher, range(JUDGED_FROM, JUDGED_FROM + arguments.samples))
+        store.keep("teachers", network, jury.verdict(samples))
 
 
 PARTS: dict[str, Callable[[Results, argparse.Namespace], None]] = {

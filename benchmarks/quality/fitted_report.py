@@ -17,7 +17,7 @@ Tree = Mapping[str, Any]
 def text(tree: Tree) -> str:
     """The results in Markdown."""
     parts = [_head(tree)]
-    parts += [_plan(name, one, tree["setting"]) for name, one in tree["plans"].items()]
+    parts += [_plan(name, one, tree["teachers"]) for name, one in tree["plans"].items()]
     if tree["ablation"]:
         parts.append(_ablation(tree["ablation"]))
     if "blackbox" in tree:
@@ -54,16 +54,16 @@ made. Class-conditional, the digits in turn, float32. Written on {machine["cpu"]
 {table(head, rows)}"""
 
 
-def _plan(name: str, one: Tree, setting: Tree) -> str:
-    fit, judged = one["fit"], one.get("judged", {})
+def _plan(name: str, one: Tree, teachers: Tree) -> str:
+    fit, judged = one["fit"], one["judged"]
     rows = []
     for who, own in {"fitted": one["fitted"], **one["named"]}.items():
         verdict = judged.get(who, {})
         ratio = _ratio(one["ratios"][who]["rms"]) if who in one["ratios"] else ""
         rows.append([f"**{who}**" if who == "fitted" else who, *[f"{own[k]:.4f}" for k in ("rms", "mean", "median")]])
         rows[-1] += [ratio, *_verdict(verdict)]
-    if "teacher" in judged:
-        rows.append(["the teacher", "", "", "", "", *_verdict(judged["teacher"])])
+    if one["guidance"] == 1 and one["network"] in teachers:
+        rows.append(["the teacher", "", "", "", "", *_verdict(teachers[one["network"]])])
     head = ["plan", "RMS", "mean", "median", "fitted / it, RMS", "Frechet", "recognized", "spread"]
     lines = [f"## {name}", table(head, rows)]
     told = f"{fit['iterations']} iterations on {fit['pairs']['train']} pairs, {fit['fit_seconds'] / 60:.0f} minutes"
