@@ -1,6 +1,8 @@
 """What a fit's folder is known by, and plans and networks that `pf.tune` refuses by name."""
 
 import copy
+import os
+import time
 
 import pytest
 import torch
@@ -41,6 +43,48 @@ def test_outputs_are_known_in_their_rounding(tmp_path):
         file.write_text(text.replace('"outputs": [', broken))
         with pytest.raises(ValueError, match="another outputs"):
             tuned(black_box, folder=tmp_path, **SMALL)
+
+
+def test_samples_without_a_word_on_whose_they_are(tmp_path):
+    tuned(folder=tmp_path, **SMALL)
+    (tmp_path / "fit.json").unlink()
+    with pytest.raises(ValueError, match="folder must be empty or of the same fit, got .* no fit.json"):
+        tuned(Mixture(seed=3), folder=tmp_path, **SMALL)
+    assert not (tmp_path / "fit.json").exists()
+
+
+class Stopping(Mixture):
+    """It ends everything in its second iteration."""
+
+    asked = 0
+
+    def forward(self, x, t):
+        self.asked += torch.is_grad_enabled()
+        if self.asked > 1 + 4 + 2:  # for its gradients, by the first iteration, by this one
+            raise KeyError
+        return super().forward(x, t)
+
+
+def test_a_fit_begun_anew_and_killed_has_nothing_of_the_one_before(tmp_path):
+    """Killed before its first checkpoint: the next call goes on with the new fit, and the old one is no hindrance."""
+    new = SMALL | {"iterations": 40}
+    tuned(folder=tmp_path / "a", **SMALL)
+    with pytest.raises(KeyError):
+        tuned(Stopping(), folder=tmp_path / "a", resume=False, **new)
+    got, wanted = tuned(folder=tmp_path / "a", **new), tuned(**new)
+    assert got.rows == wanted.rows and got.fitted["validation"] == wanted.fitted["validation"]
+
+
+def test_what_a_killed_process_was_writing(tmp_path):
+    """Removed once nobody can be writing it, and nothing else is."""
+    tuned(folder=tmp_path, **SMALL)
+    names = [".fit.json.a.tmp", ".teacher-000000.safetensors.b.tmp", ".parameters.safetensors.c.tmp", ".notes.d.tmp"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - 7200,) * 2)
+    (tmp_path / ".fit.json.e.tmp").write_bytes(b"half")  # written now
+    tuned(folder=tmp_path, **SMALL)
+    assert sorted(file.name for file in tmp_path.glob(".*")) == [".fit.json.e.tmp", ".notes.d.tmp"]
 
 
 def test_plans_of_another_schedule():

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+ABANDONED = 3600.0  # seconds after which nobody writes a file any more
 
 
 @contextmanager
@@ -31,3 +34,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path, name: str) -> None:
+    """Remove what `atomic_path` was writing there in processes that were killed.
+
+    Files of the last hour stay: another process may be writing them.
+
+    Args:
+        name: of the files that were to be, `*` being any part of it.
+    """
+    for file in folder.glob(f".{name}.*.tmp"):
+        with suppress(FileNotFoundError):  # another process is sweeping too
+            if time.time() - file.stat().st_mtime > ABANDONED:
+                file.unlink()

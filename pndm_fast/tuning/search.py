@@ -17,7 +17,7 @@ from pndm_fast.runtime.progress import progress_bar
 from pndm_fast.tuning.blackbox import LastRow, on_times, optimal_times
 from pndm_fast.tuning.calls import gradients, probed
 from pndm_fast.tuning.figures import compared
-from pndm_fast.tuning.fit import Course, fit, load, started
+from pndm_fast.tuning.fit import CHECKPOINT, Course, fit, load, started
 from pndm_fast.tuning.parameters import TIMES, Solver, coefficients, coefficients_of, start_of
 from pndm_fast.tuning.table import Array, Table, plan_of, table_of
 from pndm_fast.tuning.task import Task, over
@@ -58,6 +58,8 @@ def _by_gradient(
         more = _with_last_rows(task, solver, table) if "c" in course.moving else []
         start, lowest = _lowest(task, [table, *more], solver)
         begin = started(start_of(start, solver), lowest, course)
+        if task.folder is not None:
+            task.folder.remove(CHECKPOINT)  # of a fit before: who is killed now must not go on from it
     state = begin
 
     def losses(vector: torch.Tensor, indices: range | list[int]) -> torch.Tensor:

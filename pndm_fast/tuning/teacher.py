@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pndm_fast.plan.atomic import atomic_path
+from pndm_fast.plan.atomic import atomic_path, remove_abandoned
 from pndm_fast.plan.numbers import is_number
 from pndm_fast.tuning.calls import Pairs, same_outputs
 
-KEY = "fit.json"
+KEY, TENSORS = "fit.json", "*.safetensors"
 TOLD = "told"  # in a file of tensors: a plain tree as JSON
 
 Shapes = Mapping[str, tuple[int | None, ...]]
@@ -27,7 +27,7 @@ class Folder:
     """Where a fit keeps what it has: the teacher's samples, and the parameters on their way.
 
     Raises:
-        ValueError: it holds another fit's.
+        ValueError: it holds another fit's, or tensors without a word on whose they are.
     """
 
     def __init__(self, path: str | Path, key: Mapping[str, Any]) -> None:
@@ -39,9 +39,13 @@ class Folder:
         file = self.path / KEY
         if file.exists():
             _check_key(file, json.loads(text))
+        elif any(self.path.glob(TENSORS)):  # whose, nothing says
+            raise ValueError(f"folder must be empty or of the same fit, got {self.path} with tensors and no {KEY}")
         else:
             with atomic_path(file) as partial:
                 partial.write_text(text + "\n")
+        for name in (KEY, TENSORS):
+            remove_abandoned(self.path, name)
 
     def load(self, name: str, shapes: Shapes) -> tuple[dict[str, Tensor], Any] | None:
         """Tensors of these shapes, None being any length, and what was said of them; None where there are none yet.
@@ -66,6 +70,10 @@ class Folder:
         """Keep tensors and a plain tree: whole or not at all."""
         with atomic_path(self.path / f"{name}.safetensors") as partial:
             save_file({k: t.clone() for k, t in tensors.items()}, partial, metadata={TOLD: json.dumps(words)})
+
+    def remove(self, name: str) -> None:
+        """Forget tensors that were saved."""
+        (self.path / f"{name}.safetensors").unlink(missing_ok=True)
 
 
 def _holds(tensor: Tensor, shape: tuple[int | None, ...]) -> bool:
