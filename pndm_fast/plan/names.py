@@ -80,7 +80,7 @@ SAMPLERS: tuple[Name, ...] = (
     Name(None, "dpm_adaptive", "sample_dpm_adaptive", "DPM adaptive", note=_ADAPTIVE),
     Name("dpmpp-2s-ancestral", "dpmpp_2s_ancestral", "sample_dpmpp_2s_ancestral", "DPM++ 2S a", also="dpmpp_2s_a",
          note=_SPLIT),
-    Name("dpmpp-2s-ancestral-cfg-pp", "dpmpp_2s_ancestral_cfg_pp"),
+    Name("dpmpp-2s-ancestral-cfg-pp", "dpmpp_2s_ancestral_cfg_pp", options={"rule": "comfyui"}, note=_CFG),
     Name("dpmpp-sde", "dpmpp_sde, dpmpp_sde_gpu", "sample_dpmpp_sde", "DPM++ SDE", "DPMSolverSDEScheduler"),
     Name("dpmpp-2m", "dpmpp_2m", "sample_dpmpp_2m", "DPM++ 2M", _MULTISTEP, also="dpmsolver++"),
     Name("dpmpp-2m", diffusers="EDMDPMSolverMultistepScheduler", note=_EDM),
@@ -109,11 +109,11 @@ SAMPLERS: tuple[Name, ...] = (
     Name("deis", "deis", webui="DEIS", diffusers="DEISMultistepScheduler",
          note="ComfyUI sums its integrals, diffusers' variable is 'log_rho'"),
     Name("res-2m", "res_multistep", webui="Res Multistep"),
-    Name("res-multistep-cfg-pp", "res_multistep_cfg_pp"),
+    Name("res-multistep-cfg-pp", "res_multistep_cfg_pp", note=_CFG),
     Name("res-multistep-ancestral", "res_multistep_ancestral", note=_SPLIT),
-    Name("res-multistep-ancestral-cfg-pp", "res_multistep_ancestral_cfg_pp"),
+    Name("res-multistep-ancestral-cfg-pp", "res_multistep_ancestral_cfg_pp", note=_CFG),
     Name("gradient-estimation", "gradient_estimation"),
-    Name("gradient-estimation-cfg-pp", "gradient_estimation_cfg_pp"),
+    Name("gradient-estimation-cfg-pp", "gradient_estimation_cfg_pp", note=_CFG),
     Name("er-sde", "er_sde", webui="ER SDE"),
     Name("seeds-2", "seeds_2", webui="SEEDS 2"),
     Name("seeds-3", "seeds_3", webui="SEEDS 3"),
@@ -130,7 +130,8 @@ SAMPLERS: tuple[Name, ...] = (
     Name("tcd", webui="TCD", diffusers="TCDScheduler"),
     Name("tcd", diffusers="SCMScheduler", options={"eta": 1.0}, note="on Schedule.trigflow() with prediction='v'"),
     Name("consistency", diffusers="CMStochasticIterativeScheduler", note=_EDM),
-    Name("restart", webui="Restart"),
+    Name("restart", webui="Restart", note="web UIs' restarts end on levels of the grid, and take (N, 2, 0.1, 2), N = "
+         "steps // 4 + 1, from 36 steps on, none below 20"),
 )  # fmt: skip
 
 GRIDS: tuple[Name, ...] = (
