@@ -1,6 +1,7 @@
 """Any configuration of a scheduler of diffusers: a plan equal to it, or a refusal that names what is wrong."""
 
 import re
+from itertools import pairwise
 
 import pytest
 
@@ -38,7 +39,7 @@ NOT_OFFERED = (
 EXACT = ("linear", "cosine")  # the schedules whose float32 tables we have to the last bit at their ends
 DISCRETE_ALONE = ("spacing", "steps_offset", "sigma_spacing", "lambda_min_clipped")  # of the schedulers that have both
 SLOW_TO_BUILD = ("HeunDiscrete", "LMSDiscrete", "DPMSolverSDE")  # they lay a grid of T points first
-FLOAT_TIMES = ("EulerDiscrete", "HeunDiscrete", "LMSDiscrete", "DPMSolverSDE")
+FLOAT_TIMES = (*SLOW_TO_BUILD, "EulerDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete")
 
 
 @st.composite
@@ -79,7 +80,12 @@ def check(case):
         assert str(error).split(" ")[0] in (*case.options, "schedule", "steps", "prediction"), error
         return
     assert stock is not None
-    assert plan.times == pytest.approx(stock.times, abs=0.1 if case.scheduler in FLOAT_TIMES else 2e-3)
+    times = stock.times
+    if case.scheduler == "KDPM2AncestralDiscrete":  # which loses sigma_down where a step is long, to NaN at last
+        rho = [sigma / alpha for alpha, sigma in (row.levels.call for row in plan)]
+        assume(all(high < 100 * low for high, low in pairwise(rho)))
+        times = case.peer().times
+    assert plan.times == pytest.approx(times, abs=0.1 if case.scheduler in FLOAT_TIMES else 2e-3)
     if finite(stock) and relative(run(plan, stock.draws), stock.final) < 1e-5:
         return
     exact = case.peer(told=plan.times)  # where float32 has lost more than that, or is no number by its rounding
