@@ -144,7 +144,8 @@ GRIDS: tuple[Name, ...] = (
     Name("normal", "normal", webui="Normal"),
     Name("linspace", webui="Automatic, Uniform", diffusers="timestep_spacing='linspace'"),
     Name("leading", diffusers="timestep_spacing='leading'"),
-    Name("trailing", diffusers="timestep_spacing='trailing'", also="time_uniform"),
+    Name("trailing", diffusers="timestep_spacing='trailing'", also="time_uniform",
+         note="of SD-Turbo, SDXL-Turbo, SDXL-Lightning, Hyper-SD and FLUX.1-schnell too"),
     Name("sgm-uniform", "sgm_uniform", webui="SGM Uniform"),
     Name("simple", "simple", webui="Simple"),
     Name("ddim-uniform", "ddim_uniform", webui="DDIM"),
@@ -157,6 +158,11 @@ GRIDS: tuple[Name, ...] = (
          note="'ays-sdxl' for XL, 'ays-svd' for video"),
     Name("gits-sd", also="GITSScheduler"),
     Name("oss-flux", also="OptimalStepsScheduler", note="'oss-wan' for Wan"),
+    Name("dmd2-sdxl", also="DMD2", note="1 or 4 steps, with solver 'lcm'"),
+    Name("hyper-sdxl", also="Hyper-SDXL", note="1 step, with solver 'lcm'; of more steps 'trailing', with 'tcd'"),
+    Name("flux2-turbo", also="FLUX.2-Turbo", note="8 steps"),
+    Name("ltx-distilled", also="ltx-distilled", note="8 steps, or 3 of the second stage"),
+    Name("fastwan", also="FastWan", note="3 steps, with solver 'lcm'"),
 )  # fmt: skip
 _TABLES = {"solver": SAMPLERS, "spacing": GRIDS}
 
