@@ -61,6 +61,9 @@ OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {  # the values that each sched
     "HeunDiscrete": {**SPACING, **SIGMAS},
     "LMSDiscrete": {**SPACING, **SIGMAS},
     "DPMSolverSDE": {**SPACING, **SIGMAS},
+    "KDPM2Discrete": {**SPACING, **SIGMAS},
+    "KDPM2AncestralDiscrete": {**SPACING, **SIGMAS},
+    "TCD": {"eta": (0.0, 0.3, 1.0)},
     "FlowMatchEulerDiscrete": {
         **SIGMAS, "shift_terminal": (None, 0.05), "use_dynamic_shifting": BOTH,
         "stochastic_sampling": BOTH,

@@ -16,6 +16,7 @@ SCALAR = sorted(name for name in pf.SOLVERS if SOLVER_INFO[name].space != "phase
 PHASE = sorted(name for name in pf.SOLVERS if SOLVER_INFO[name].space != "scalar")
 # samplers by others' names, each of which `test_named_solvers.py` holds to its loop: general laws are `stress` for them
 NAMED = {
+    *("alphafold-3", "restart"),
     *("consistency", "dpm-2", "dpm-2-ancestral", "dpm-fast", "dpmpp-2s-ancestral", "dpmpp-3s", "er-sde"),
     *("exp-heun-2-x0", "exp-heun-2-x0-sde", "gradient-estimation", "heunpp2", "res-2m", "res-2s", "res-3m", "res-3s"),
     *("res-multistep-ancestral", "rk", "sa-solver", "sa-solver-pece", "seeds-2", "seeds-3", "tcd", *GUIDED),

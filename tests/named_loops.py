@@ -381,3 +381,85 @@ def dpmpp_2m_cfg_pp(denoise, x, sigmas, draw, weight, paper):
             x = guided - exp(-h) * uncond + exp(-h) * x - expm1(-h) / (2 * r) * (newest - old)
         old = uncond
     return x
+
+
+def res_multistep_cfg_pp(denoise, x, sigmas, draw, weight, eta=0.0):
+    old = before = None
+    for i, (s, to) in enumerate(pairwise(sigmas)):
+        cond, uncond = denoise(x, s)
+        guided, (down, up) = uncond + weight * (cond - uncond), ancestral(s, to, eta)
+        if down == 0 or old is None:
+            x = guided + (x - uncond) / s * down
+        else:
+            h, c2 = log(s / down), log(before / sigmas[i - 1]) / log(s / down)
+            b2 = phi(2, h) / c2
+            x = x + (guided - uncond)
+            x = exp(-h) * x + h * ((phi(1, h) - b2) * uncond + b2 * old)
+        x = x + up * draw() if up else x
+        old, before = uncond, down
+    return x
+
+
+def gradient_estimation_cfg_pp(denoise, x, sigmas, draw, weight, gamma=2.0, flow=False):
+    """ComfyUI's; a flow's in its own x and sigma is noised anew by eps, which is x + (1 - s) flow there."""
+    old = None
+    for s, to in pairwise(sigmas):
+        cond, uncond = denoise(x, s)
+        guided, d = uncond + weight * (cond - uncond), (x - uncond) / s
+        x = (1 - to) * guided + to * (x + (1 - s) * d) if flow else guided + d * to
+        x = x + (gamma - 1) * (d - old) * (to - s) if old is not None and to else x
+        old = d
+    return x
+
+
+def dpmpp_2s_ancestral_cfg_pp(denoise, x, sigmas, draw, weight, paper, eta=1.0):
+    def both(x, s):
+        cond, uncond = denoise(x, s)
+        return uncond + weight * (cond - uncond), uncond
+
+    for s, to in pairwise(sigmas):
+        (guided, uncond), (down, up) = both(x, s), ancestral(s, to, eta)
+        if down == 0:
+            x = guided
+            continue
+        h, middle = log(s / down), sqrt(s * down)
+        if paper:
+            inner, other = both(middle / s * x - expm1(-h / 2) * uncond, middle)
+            x = inner - exp(-h) * other + down / s * x
+        else:
+            inner, other = both(middle / s * (x + guided - uncond) - expm1(-h / 2) * guided, middle)
+            x = down / s * (x + guided - other) - expm1(-h) * inner
+        x = x + up * draw() if up else x
+    return x
+
+
+def restart(denoise, x, sigmas, draw, restarts, noise=1.0):
+    """The authors' code: Heun's steps, and again from the high end of each interval as the main loop meets its low."""
+    places = {}
+    for points, count, low, high in restarts:
+        near = min((i for i, s in enumerate(sigmas) if i and 0 < s < high), key=lambda i: abs(sigmas[i] - low))
+        places.setdefault(near, []).append((points, count, high))
+
+    def heun(x, s, to):
+        d = slope(denoise, x, s)
+        ahead = x + (to - s) * d
+        return x + (to - s) * (d + slope(denoise, ahead, to)) / 2 if to else ahead
+
+    for i, (s, to) in enumerate(pairwise(sigmas), 1):
+        x = heun(x, s, to)
+        for points, count, high in places.get(i, []):
+            roots = np.linspace(high ** (1 / 7), to ** (1 / 7), points)
+            for _ in range(count):
+                x = x + noise * sqrt(high**2 - to**2) * draw()
+                for a, b in pairwise([*roots[:-1] ** 7, to]):
+                    x = heun(x, a, b)
+    return x
+
+
+def alphafold_3(denoise, x, sigmas, draw, gamma=0.8, gamma_min=1.0, step_scale=1.5, noise_scale=1.003):
+    """Algorithm 18, lines 3 to 12, but for the augmentation."""
+    for s, to in pairwise(sigmas):
+        hat = s * (1 + (gamma if to > gamma_min else 0.0))
+        x = x + noise_scale * sqrt(hat**2 - s**2) * draw() if hat > s else x
+        x = x + step_scale * (to - hat) * slope(denoise, x, hat)
+    return x

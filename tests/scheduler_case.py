@@ -31,6 +31,9 @@ LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
     "Heun": ("HeunDiscrete", {}),
     "Heun clipped": ("HeunDiscrete", {"clip_sample": True}),
     "LMS": ("LMSDiscrete", {}),
+    "KDPM2": ("KDPM2Discrete", {"use_karras_sigmas": True}),
+    "KDPM2 a": ("KDPM2AncestralDiscrete", {}),
+    "TCD": ("TCD", {}),
     "flow Euler": ("FlowMatchEulerDiscrete", {"shift": 3.0}),
     "flow Heun": ("FlowMatchHeunDiscrete", {"shift": 3.0}),
 }

@@ -214,9 +214,9 @@ def test_what_is_refused():
     fast = accelerate(pipeline)
     refused(fast, "callback must be None in an accelerated pipeline", callback=print, **call)
     refused(fast, "eta must not be given for EulerDiscreteScheduler", eta=0.3, **call)
-    pipeline.scheduler = diffusers.TCDScheduler()
-    refused(fast, "TCDScheduler", **call)
-    with pytest.raises(ValueError, match="TCDScheduler"):
+    pipeline.scheduler = diffusers.SASolverScheduler()
+    refused(fast, "SASolverScheduler", **call)
+    with pytest.raises(ValueError, match="SASolverScheduler"):
         accelerate(pipeline)
     pipeline.scheduler = latent("Euler")
     pipeline.unet.is_cache_enabled = True

@@ -84,7 +84,7 @@ def test_solvers():
         assert row["calls"] == SOLVER_INFO[row["name"]].formula() and row["about"] and row["arxiv"]
         assert all(paper in result.stdout for paper in row["arxiv"].split(", "))
         on = "".join(kind[0] for kind in row["schedules"])
-        assert on and re.search(rf"^{row['name']} .* {on} +{row['spacing']} ", result.stdout, re.MULTILINE)
+        assert on and re.search(rf"^{row['name']}\s.* {on} +{row['spacing']} ", result.stdout, re.MULTILINE)
         assert ("psld" in row["schedules"]) == (SOLVER_INFO[row["name"]].space != "scalar")
 
 

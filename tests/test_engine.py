@@ -253,7 +253,7 @@ def test_conditioning_trees():
     torch.testing.assert_close(guided, sampler(cond=tree(0.4)), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:(edm|heun|dpm-2-ancestral|dpm-fast) diverges")  # few steps are enough for bits
+@pytest.mark.filterwarnings("ignore:(alphafold-3|edm|heun|dpm-2-.*|dpm-fast) diverges")  # few steps are enough for bits
 def test_memory_that_nobody_wrote_is_not_read(monkeypatch):
     """Every buffer starts as NaN: a register read before it is written shows."""
     plain = {name: pf.sample(network, 6, solver=name, shape=(2, 33), seeds=3) for name in FROM_NOISE}

@@ -27,7 +27,7 @@ def pair(model, plan, graph="while", **arguments):
     return Reporting(model, plan, graph=graph, **arguments), Reporting(model, plan, graph="eager", **arguments)
 
 
-@pytest.mark.filterwarnings("ignore:(edm|heun|dpm-2-ancestral|dpm-fast) diverges")  # few steps are enough for bits
+@pytest.mark.filterwarnings("ignore:(alphafold-3|edm|heun|dpm-2-.*|dpm-fast) diverges")  # few steps are enough for bits
 @pytest.mark.parametrize("graph", MODES)
 @pytest.mark.parametrize("solver", FROM_NOISE)
 def test_the_same_bits_as_eager(solver, graph):

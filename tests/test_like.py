@@ -45,6 +45,7 @@ IDLE = {  # what changes nothing where the others are as a plan has them
 }
 IDLE_IN = {  # what a class has and never reads, or has one value of
     "LCMScheduler": {"set_alpha_to_one", "steps_offset", "timestep_spacing"},
+    "TCDScheduler": {"set_alpha_to_one", "steps_offset", "timestep_spacing", "timestep_scaling", "thresholding"},
     "DPMSolverMultistepScheduler": {"variance_type"},
     "DPMSolverSinglestepScheduler": {"variance_type"},
     "DEISMultistepScheduler": {"algorithm_type", "solver_type"},

@@ -8,7 +8,7 @@ from scipy import stats
 
 import pndm_fast as pf
 from pndm_fast.plan.grids import SPACINGS, make_grid
-from pndm_fast.plan.named_grids import GITS, NAMED, OTHER_SPACINGS, TABLES, named_grid
+from pndm_fast.plan.named_grids import FEW, GITS, NAMED, OTHER_SPACINGS, TABLES, named_grid
 
 LATENT, EDM, FLOW = pf.Schedule.scaled_linear(), pf.Schedule.edm(), pf.Schedule.flow(3.0, 1000)
 SCHEDULES = {"latent": LATENT, "vp": pf.Schedule.vp(), "edm": EDM, "flow": FLOW}
@@ -190,7 +190,36 @@ def test_make_plan_takes_their_names():
         schedule = FLOW if name in ("bong-tangent", "oss-flux", "oss-wan") else EDM if name == "ays-svd" else LATENT
         if name == "ays-svd":
             schedule = pf.Schedule.edm(0.002, 700.0)
-        plan = pf.make_plan("euler", schedule, steps=8, spacing=name, prediction="x0")
-        assert plan.times == pytest.approx(named_grid(name, schedule, 8)[:-1], rel=1e-12)
+        steps = 8
+        if name in FEW:
+            kind, (steps, *_) = FEW[name]
+            schedule = FLOW if kind == "flow" else LATENT
+        plan = pf.make_plan("euler", schedule, steps=steps, spacing=name, prediction="x0")
+        assert plan.times == pytest.approx(named_grid(name, schedule, steps)[:-1], rel=1e-12)
     whole = pf.make_plan("ddim", LATENT, steps=10, spacing="ays-sd1", integer_times=True)
     assert whole.times == (999, 850, 736, 645, 545, 455, 343, 233, 124, 24)
+
+
+# what the cards of distilled networks call them at: t of 1000 training times, or sigma of a flow
+CALLED = [
+    ("dmd2-sdxl", LATENT, [999, 749, 499, 249]),
+    ("dmd2-sdxl", LATENT, [399]),
+    ("hyper-sdxl", LATENT, [800]),
+    ("flux2-turbo", FLOW, [1.0, 0.6509, 0.4374, 0.2932, 0.1893, 0.1108, 0.0495, 0.00031]),
+    ("ltx-distilled", FLOW, [1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875]),
+    ("ltx-distilled", FLOW, [0.909375, 0.725, 0.421875]),
+    ("fastwan", FLOW, [1.0, 0.757, 0.522]),
+    ("trailing", LATENT, [999, 749, 499, 249]),  # SD-Turbo, SDXL-Turbo, SDXL-Lightning, Hyper-SD
+    ("trailing", LATENT, [999, 499]),
+    ("trailing", pf.Schedule.flow(), [1.0, 0.75, 0.5, 0.25]),  # FLUX.1-schnell
+]
+
+
+@pytest.mark.parametrize("name, schedule, calls", CALLED, ids=str)
+def test_where_distilled_networks_are_called(name, schedule, calls):
+    plan = pf.make_plan("euler", schedule, steps=len(calls), spacing=name, prediction="v")
+    if schedule.scale == "flow":
+        assert [row.levels.call.sigma for row in plan] == pytest.approx(calls, abs=1e-12)
+    else:
+        assert list(plan.times) == calls
+    assert plan.rows[-1].levels.y.sigma == 0

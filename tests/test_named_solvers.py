@@ -90,6 +90,7 @@ def plan_of(solver, name, **options):
 
 KUTTA = {"a": ((1 / 2,), (-1.0, 2.0)), "b": (1 / 6, 2 / 3, 1 / 6), "c": (1 / 2, 1.0)}
 FINE = {"lower_order_final": False}
+PAPERS = ((3, 1, 19.35, 40.79), (4, 1, 1.09, 1.92), (4, 3, 0.59, 1.09), (4, 2, 0.30, 0.59), (6, 3, 0.06, 0.30))
 # solver, its options, the loop, its options, whether a flow is in its own x and sigma
 CASES = [
     ("euler", {"churn": 2.0}, loops.euler, {"churn": 2.0}, False),
@@ -133,6 +134,12 @@ CASES = [
     ("sa-solver", {"corrector_order": 0, "tau": 0.0, **FINE}, loops.sa_solver,
      {"corrector": 0, "tau": lambda s: 0.0}, False),
     ("sa-solver-pece", FINE, loops.sa_solver, {"pece": True}, False),
+    ("restart", {"restarts": ((4, 2, 0.2, 2.5),)}, loops.restart, {"restarts": [(4, 2, 0.2, 2.5)]}, "vp edm"),
+    ("restart", {"restarts": PAPERS, "noise_scale": 1.003}, loops.restart, {"restarts": PAPERS, "noise": 1.003},
+     "vp edm"),
+    ("alphafold-3", {}, loops.alphafold_3, {}, "edm"),
+    ("alphafold-3", {"gamma": 0.3, "gamma_min": 2.5, "step_scale": 1.2}, loops.alphafold_3,
+     {"gamma": 0.3, "gamma_min": 2.5, "step_scale": 1.2}, "vp edm flow"),
 ]  # fmt: skip
 
 
@@ -226,9 +233,18 @@ def test_cfg_pp(name, weight):
         ("euler-ancestral-cfg-pp", loops.euler_cfg_pp, {"eta": 0.3}, {"eta": 0.3}),
         ("dpmpp-2m-cfg-pp", loops.dpmpp_2m_cfg_pp, {}, {"paper": True}),
         ("dpmpp-2m-cfg-pp", loops.dpmpp_2m_cfg_pp, {"rule": "comfyui"}, {"paper": False}),
-    ]:
+        ("res-multistep-cfg-pp", loops.res_multistep_cfg_pp, {}, {}),
+        ("res-multistep-ancestral-cfg-pp", loops.res_multistep_cfg_pp, {}, {"eta": 1.0}),
+        ("res-multistep-ancestral-cfg-pp", loops.res_multistep_cfg_pp, {"eta": 0.6}, {"eta": 0.6}),
+        ("gradient-estimation-cfg-pp", loops.gradient_estimation_cfg_pp, {}, {"flow": name == "flow", "own": True}),
+        ("gradient-estimation-cfg-pp", loops.gradient_estimation_cfg_pp, {"gamma": 1.3},
+         {"gamma": 1.3, "flow": name == "flow", "own": True}),
+        ("dpmpp-2s-ancestral-cfg-pp", loops.dpmpp_2s_ancestral_cfg_pp, {}, {"paper": True}),
+        ("dpmpp-2s-ancestral-cfg-pp", loops.dpmpp_2s_ancestral_cfg_pp, {"eta": 0.6, "rule": "comfyui"},
+         {"eta": 0.6, "paper": False}),
+    ]:  # fmt: skip
         plan = plan_of(solver, name, **options)
-        assert plan.guided and plan.keeps_uncond == (solver == "dpmpp-2m-cfg-pp")
+        assert plan.guided and plan.keeps_uncond == (not solver.startswith("euler"))
         near(run(plan.with_guidance(weight), uncond=weaker), direct(loop, name, **told, **more))
 
 
@@ -262,6 +278,10 @@ def test_cfg_pp_is_its_unguided_method_for_one_network():
         ("euler-cfg-pp", "ddim", {}),
         ("euler-ancestral-cfg-pp", "euler-ancestral", {}),
         ("dpmpp-2m-cfg-pp", "dpmpp-2m", {"lower_order_final": False}),
+        ("res-multistep-cfg-pp", "res-2m", {}),
+        ("res-multistep-ancestral-cfg-pp", "res-multistep-ancestral", {}),
+        ("gradient-estimation-cfg-pp", "gradient-estimation", {}),
+        ("dpmpp-2s-ancestral-cfg-pp", "dpmpp-2s-ancestral", {}),
     ]:
         near(run(plan_of(solver, "vp").with_guidance(0.8), uncond=network), run(plan_of(plain, "vp", **options)))
 
@@ -342,6 +362,9 @@ def test_names_of_one_method():
             ("sa-solver", {"tau": 1.0, "order": 2, "corrector_order": 0}, "dpmpp-2m-sde", {"solver_type": "heun"}),
             ("sa-solver", {"order": 1, "corrector_order": 0}, "er-sde", {"order": 1, "eta": 1.0}),
             ("rk", {"tableau": "heun-2"}, "heun", {}),
+            ("restart", {"restarts": ()}, "heun", {}),
+            ("restart", {"restarts": [[5, 0, 0.1, 2.0]]}, "heun", {}),
+            ("alphafold-3", {"gamma": 0.0, "step_scale": 1.0}, "euler", {}),
             ("rk", {"tableau": "euler"}, "gradient-estimation", {"gamma": 1.0}),
         ]:
             near(run(plan_of(solver, name, **options)), run(plan_of(other, name, **same)))
@@ -371,6 +394,8 @@ WEAK = [  # solver, options, the order at which the variance of Gaussian data co
     ("exp-heun-2-x0-sde", {}, 2),
     ("sa-solver", {}, 2),
     ("sa-solver-pece", {"tau": 0.6}, 2),
+    ("restart", lambda n: {"restarts": ((n // 3, 2, 0.3, 2.0),)}, 2),
+    ("alphafold-3", {"step_scale": 1.0, "noise_scale": 1.0, "gamma": 0.1}, 1),
 ]
 
 
@@ -381,9 +406,9 @@ def test_variance_of_gaussian_data(solver, options, order, name):
     schedule = GRIDS[name][0]
     splits = ("posterior", "flow") if name == "flow" and "ancestral" in solver else ("",)
     for split in splits:
-        own = {**options, **({"split": split} if split else {})}
         errors = []
         for n in (64, 128):
+            own = {**(options(n) if callable(options) else options), **({"split": split} if split else {})}
             times = schedule.time_at(np.linspace(-3, 3, n + 1))
             plan = pf.make_plan(solver, schedule, times=times, final="min", prediction="x0", **own)
             errors.append(abs(gaussian_spread(plan) - 1))

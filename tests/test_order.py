@@ -25,6 +25,8 @@ QUIET = {
     **{name: {"eta": 0.0} for name in SCALAR if SOLVER_INFO[name].stochastic and name != "edm"},
     "sa-solver": {"tau": 0.0},
     "sa-solver-pece": {"tau": 0.0},
+    "restart": {"restarts": ()},
+    "alphafold-3": {"gamma": 0.0, "step_scale": 1.0},
 }
 # Uniform t from 1 to 0.1. To t = 0 the pseudo methods drop to about 1: sigma grows like sqrt(t) there.
 CASES = [
@@ -59,7 +61,10 @@ CASES = [
 
 
 # whose rows are others' where they are quiet, by `test_named_solvers.py::test_names_of_one_method`
-ALIASES = ("dpm-2-ancestral", "dpmpp-2s-ancestral", "exp-heun-2-x0-sde", "res-2m", "res-3m", "res-multistep-ancestral")
+ALIASES = (
+    *("alphafold-3", "restart", "dpm-2-ancestral", "dpmpp-2s-ancestral", "exp-heun-2-x0-sde", "res-2m", "res-3m"),
+    "res-multistep-ancestral",
+)
 
 
 def late(solver, options, order):

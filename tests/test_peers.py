@@ -55,8 +55,11 @@ PEERS = {  # name: (scheduler, its configuration, options of ours)
     "heun": ("HeunDiscrete", {}, {}),
     "lms": ("LMSDiscrete", {}, {}),
     "dpmpp-sde": ("DPMSolverSDE", {}, {}),
+    "dpm-2": ("KDPM2Discrete", {}, {}),
+    "dpm-2-ancestral": ("KDPM2AncestralDiscrete", {}, {}),
+    "tcd": ("TCD", {"eta": 0.3}, {"eta": 0.3}),
 }
-GRIDLESS = {"lcm": (None,), "dpmpp-2s": (None,), "ddim-inverse": ("leading", "trailing")}
+GRIDLESS = {"lcm": (None,), "tcd": (None,), "dpmpp-2s": (None,), "ddim-inverse": ("leading", "trailing")}
 
 
 def normal(k):
@@ -105,10 +108,34 @@ def test_equal_to_the_peer(solver, steps, spacing, kind):
     compare(scheduler, plan, model(LINEAR, kind), {**config, **theirs, "prediction_type": WORDS[kind]}, steps)
 
 
+def test_tcd_s_grid():
+    """By its configuration; what set_timesteps takes under the name of original_inference_steps is another thing."""
+    import diffusers
+
+    for original, steps in ((100, 16), (30, 7), (1000, 4)):
+        scheduler = diffusers.TCDScheduler(original_inference_steps=original)
+        scheduler.set_timesteps(steps)
+        assert list(pf.plan_like(scheduler, steps=steps).times) == scheduler.timesteps.tolist()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sigmas", ["karras", "exponential", "beta"])
 @pytest.mark.parametrize(
-    "solver", ["dpmpp-2m", "dpmpp-3m", "dpmpp-2s", "deis", "unipc", "euler", "heun", "lms", "dpmpp-sde", "dpmpp-2m-sde"]
+    "solver",
+    [
+        "dpmpp-2m",
+        "dpmpp-3m",
+        "dpmpp-2s",
+        "deis",
+        "unipc",
+        "euler",
+        "heun",
+        "lms",
+        "dpmpp-sde",
+        "dpmpp-2m-sde",
+        "dpm-2",
+        "dpm-2-ancestral",
+    ],
 )
 def test_sigmas(solver, sigmas):
     scheduler, config, options = PEERS[solver]
@@ -123,6 +150,8 @@ VARIANTS = [
     ("ddpm", {"variance_type": "fixed_large"}, {}),
     ("ddim-inverse", {"steps_offset": 1}, {}),
     ("lcm", {"original_inference_steps": 100, "timestep_scaling": 5.0}, {}),
+    ("tcd", {"eta": 1.0}, {}),
+    ("tcd", {"eta": 0.0}, {}),
     ("deis", {"solver_order": 3}, {}),
     ("deis", {"solver_order": 3, "lower_order_final": False, "steps_offset": 3}, {}),
     ("unipc", {"solver_order": 1}, {}),

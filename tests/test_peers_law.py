@@ -1,6 +1,7 @@
 """Any configuration of a scheduler of diffusers: a plan equal to it, or a refusal that names what is wrong."""
 
 import re
+from itertools import pairwise
 
 import pytest
 
@@ -38,7 +39,7 @@ NOT_OFFERED = (
 EXACT = ("linear", "cosine")  # the schedules whose float32 tables we have to the last bit at their ends
 DISCRETE_ALONE = ("spacing", "steps_offset", "sigma_spacing", "lambda_min_clipped")  # of the schedulers that have both
 SLOW_TO_BUILD = ("HeunDiscrete", "LMSDiscrete", "DPMSolverSDE")  # they lay a grid of T points first
-FLOAT_TIMES = ("EulerDiscrete", "HeunDiscrete", "LMSDiscrete", "DPMSolverSDE")
+FLOAT_TIMES = (*SLOW_TO_BUILD, "EulerDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete")
 
 
 @st.composite
@@ -67,10 +68,13 @@ def finite(peer):
 
 
 def check(case):
-    cut = case.options.get("sigma_spacing") and case.scheduler not in FLOAT_TIMES
+    sigmas = case.options.get("sigma_spacing")
+    cut = sigmas and case.scheduler not in FLOAT_TIMES
     assume(case.schedule in EXACT or not cut or case.schedule in FLOW)
     # by its rounding alone DDIM's eta = 1 is or is not a number from alpha = 0
     assume(case.schedule != "zero-snr" or case.options.get("eta") != 1.0)
+    # whose rounded times are far from the levels here: the network's numbers then hang on rounding
+    assume(not case.scheduler.startswith("KDPM2") or (case.schedule, sigmas) != ("cosine", "karras"))
     stock = outcome(case)
     try:
         plan = case.plan()
@@ -79,14 +83,20 @@ def check(case):
         assert str(error).split(" ")[0] in (*case.options, "schedule", "steps", "prediction"), error
         return
     assert stock is not None
-    assert plan.times == pytest.approx(stock.times, abs=0.1 if case.scheduler in FLOAT_TIMES else 2e-3)
-    if finite(stock) and relative(run(plan, stock.draws), stock.final) < 1e-5:
+    times = stock.times
+    if case.scheduler == "KDPM2AncestralDiscrete":  # which loses sigma_down where a step is long, to NaN at last
+        rho = [sigma / alpha for alpha, sigma in (row.levels.call for row in plan)]
+        assume(all(high < 100 * low for high, low in pairwise(rho)))
+        times = case.peer().times
+    assert plan.times == pytest.approx(times, abs=0.1 if case.scheduler in FLOAT_TIMES else 2e-3)
+    ours = run(plan, stock.draws)
+    if finite(stock) and relative(ours, stock.final) < 1e-5:
         return
     exact = case.peer(told=plan.times)  # where float32 has lost more than that, or is no number by its rounding
     if finite(exact):
         assert relative(run(plan, exact.draws), exact.final) < 1e-6
     else:
-        assert finite(stock) and relative(run(plan, stock.draws), stock.final) < 1e-3
+        assert finite(stock) and relative(ours, stock.final) < 1e-3
 
 
 @pytest.mark.parametrize("scheduler", OPTIONS)

@@ -32,7 +32,7 @@ def test_the_loop_of_diffusers_scheduler(case):
     loop(ours, network, 6, states=got)
     assert len(got) == len(wanted)
     assert max(map(relative, got, wanted)) < 1e-5
-    assert ours.timesteps.tolist() == pytest.approx(theirs.timesteps.tolist(), abs=1e-3)
+    assert ours.timesteps.tolist() == pytest.approx(theirs.timesteps.tolist(), abs=2e-3)
     assert ours.order == theirs.order and len(ours) == len(theirs)
     assert float(ours.init_noise_sigma) == pytest.approx(float(getattr(theirs, "init_noise_sigma", 1.0)), rel=1e-5)
 
@@ -41,7 +41,7 @@ TIMES, FLOW_TIMES = [999, 850, 736, 455, 124, 24], [1000.0, 900.0, 620.5, 400.0,
 AYS = [14.6146, 6.4746, 3.8637, 2.6947, 1.8842, 1.3944, 0.9643, 0.6524, 0.3977, 0.1515, 0.0292, 0.0]
 SDXL_END = [14.6146, 6.3184, 2.1811, 0.8621, 0.3299, 0.0292]  # which leaves noise
 GIVEN = [
-    *((case, {"timesteps": TIMES}) for case in ("DDPM", "LCM", "LCM clipped", "3M", "2M SDE", "Euler", "Heun")),
+    *((case, {"timesteps": TIMES}) for case in ("DDPM", "LCM", "TCD", "LCM clipped", "3M", "2M SDE", "Euler", "Heun")),
     *((case, {"timesteps": TIMES}) for case in ("2S", "Heun clipped", "Euler leading")),
     *(("Euler", {"sigmas": sigmas}) for sigmas in (AYS, SDXL_END)),
     ("Euler leading", {"sigmas": AYS}),
@@ -233,7 +233,7 @@ def test_no_configuration(config):
 
 
 def test_classes_refused_before_any_loop():
-    for name, solver in (("EDMEulerScheduler", None), ("EDMEulerScheduler", "unipc"), ("TCDScheduler", None)):
+    for name, solver in (("EDMEulerScheduler", None), ("EDMEulerScheduler", "unipc"), ("SASolverScheduler", None)):
         with pytest.raises(ValueError, match=f"_class_name must be a scheduler that a plan stands for, got '{name}'"):
             PlanScheduler.from_config({"_class_name": name}, solver)
     tcd = ready({"_class_name": "TCDScheduler"}, "lcm")  # whose schedule is known

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from drawing import Reporting, draw
-from golden_data import FROM_NOISE, START, mixture
+from golden_data import FROM_NOISE, GUIDED, START, mixture
 from sampler_case import SHAPE, Conv, Pointwise
 
 import pndm_fast as pf
@@ -57,7 +57,7 @@ def test_start_is_the_seeds_noise():
     assert torch.equal(seen[0], wanted)
 
 
-@pytest.mark.filterwarnings("ignore:(edm|heun|dpm-2-ancestral|dpm-fast) diverges")  # few steps are enough for bits
+@pytest.mark.filterwarnings("ignore:(alphafold-3|edm|heun|dpm-2-.*|dpm-fast) diverges")  # few steps are enough for bits
 @pytest.mark.parametrize("solver", FROM_NOISE)
 def test_a_sample_does_not_depend_on_its_batch(solver):
     sampler = Reporting(Pointwise(), pf.make_plan(solver, steps=6), shape=(1, *SHAPE))
@@ -82,6 +82,29 @@ def test_backends_agree_to_the_bit(dtype, solver):
         for backend in ("cpp", "reference")
     ]
     assert torch.equal(*results)
+
+
+LABELS = {"cond": {"labels": torch.tensor([1, 2])}, "uncond": {"labels": torch.tensor([10, 10])}, "guidance": 0.7}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("solver", [*GUIDED, "restart"])
+def test_backends_agree_to_the_bit_on_both_outputs(dtype, solver):
+    results = [
+        draw(Conv(dtype), 5, solver=solver, shape=(2, *SHAPE), seeds=4, backend=backend, **LABELS)
+        for backend in ("cpp", "reference")
+    ]
+    assert torch.equal(*results) and results[0].isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", ["dpmpp-2s-ancestral-cfg-pp", "res-multistep-ancestral-cfg-pp", "restart"])
+def test_triton_agrees_to_the_bit_on_both_outputs(solver, triton_device):
+    network = Conv().to(triton_device)
+    given = {"shape": (2, *SHAPE), "seeds": 4, "solver": solver, **LABELS}
+    given |= {name: {"labels": LABELS[name]["labels"].to(triton_device)} for name in ("cond", "uncond")}
+    triton, reference = (draw(network, 3, backend=backend, **given) for backend in ("triton", "reference"))
+    assert torch.equal(triton, reference)
 
 
 @pytest.mark.slow

@@ -67,6 +67,9 @@ class Words(NamedTuple):
         return self
 
 
+LONG_NAME = 26  # more than fits into a table of 80 columns
+
+
 def from_file(words: Words) -> Words:
     """Words whose solver is a plan's file, with the plan in place of its name; others as they are.
 
@@ -199,16 +202,20 @@ def solver_rows() -> list[dict[str, Any]]:
 
 
 def solver_lines() -> list[str]:
-    """The same as a table of plain text: never cut, whatever the terminal's width."""
-    lines = [["", "", "fewest", "calls for", "", "", "", ""]]
+    """The same as a table of plain text: never cut, whatever the terminal's width. A long name has its own line."""
+    lines = [["", "", "least", "calls", "", "", "", ""]]
     lines.append(["name", "order", "steps", "n steps", "on", "spacing", "slots", "arXiv"])
     for row in solver_rows():
         order = f"{row['order'] or '-'}{' sde' if row['stochastic'] else ''}"
         first, *others = row["arxiv"].split(", ")
         on = "".join(kind[0] for kind in row["schedules"])
-        cells = (row["name"], order, row["min_steps"], row["calls"], on, row["spacing"], row["slots"], first)
+        name = row["name"]
+        if len(name) > LONG_NAME:
+            lines.append([name])
+            name = ""
+        cells = (name, order, row["min_steps"], row["calls"], on, row["spacing"], row["slots"], first)
         lines.append([str(cell) for cell in cells])
         lines.extend([*[""] * (len(cells) - 1), paper] for paper in others)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = [" ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    widths = [max(map(len, column)) for column in zip(*(line for line in lines if len(line) > 1), strict=True)]
+    rows = [" ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip() for line in lines]
     return [*rows, "on: v variance-preserving, e EDM, f flow matching, p phase space schedules"]

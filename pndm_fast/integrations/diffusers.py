@@ -22,7 +22,7 @@ from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.schedule import Schedule
 from pndm_fast.row.device import upload
 from pndm_fast.solvers import SOLVER_INFO
-from pndm_fast.solvers.foreign import drawn
+from pndm_fast.solvers.foreign import drawn, step_eta
 from pndm_fast.solvers.like import check_begin, check_like, config_of, plan_like, schedule_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ KEPT = 16  # plans of the loops before
 LISTS = ("timesteps", "sigmas")
 _IN_SIGMA = (  # whose samples are x_0 + sigma/alpha eps
     *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
-    *("LMSDiscreteScheduler", "DPMSolverSDEScheduler"),
+    *("LMSDiscreteScheduler", "DPMSolverSDEScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
 )
 _STRIDED = ("PNDMScheduler", "DDIMScheduler", "DDIMInverseScheduler")  # add_noise goes by the time, not by the state
 
@@ -91,12 +91,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
         self._original: int | None = None
         self._prepared: dict[Any, Prepared] = {}
         self._prepared_for: Any = None
-        self._flow = False
         self._plan: Plan | None = None
         self._begin_index: int | None = None
         self._run: Stepper | None = None
         self._idle: Stepper | None = None
-        self._first, self._eta, self._consistency = 0, 0.0, False
+        self._first, self._eta, self._consistency, self._flow = 0, 0.0, False, False
+        self._given: float | None = None  # eta, as steps are given it
         self._levels: tuple[Tensor, Tensor] | None = None
 
     @classmethod
@@ -276,7 +276,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
             timestep: one of `timesteps`. It says where a loop begins if set_begin_index was not called.
             sample: what the last call returned. Another, such as a blend, is taken as the state where the plan can go
                 on from one.
-            eta: of DDIM, the same at each call.
+            eta: of DDIM and TCD, the same at each call; without it what theirs have then, 0 and 0.3.
             generator: of the noise, one or one for each sample; without it torch's global one.
             others: of other schedulers, at the values that change nothing.
 
@@ -284,8 +284,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
             TypeError, ValueError: naming what does not fit.
         """
         run = self._run
-        if run is None or others or (eta or 0) != self._eta:
-            run = self._begin(timestep, sample, eta or 0, others)
+        if run is None or others or eta != self._given:
+            run = self._begin(timestep, sample, eta, others)
         out = run.step(model_output, sample, normals_like, generator)
         if return_dict and self._estimates:
             return EstimatingOutput.of(out, run.plan.rows[run.index - 1], model_output, sample)
@@ -303,9 +303,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
             return (out,)
         return SchedulerOutput(prev_sample=out)
 
-    def _begin(self, timestep: Any, sample: Tensor, eta: float, others: Mapping[str, Any]) -> Stepper:
+    def _begin(self, timestep: Any, sample: Tensor, given: float | None, others: Mapping[str, Any]) -> Stepper:
         """The stepper of the loop that this call begins, or is in."""
         check_idle(others)
+        eta = step_eta(self.config["_plan"], given)
         if self._run is None:
             self._first = self._index_of(timestep) if self._begin_index is None else self._begin_index
             prepared = self._prepare(self._first, eta)
@@ -316,6 +317,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both 
             self._run, self._eta = self._idle, eta
         elif eta != self._eta:
             raise ValueError(f"eta must be the same in all of a loop, {self._eta}, got {eta}")
+        self._given = given
         return self._run
 
     def _index_of(self, timestep: Any) -> int:

@@ -15,6 +15,7 @@ from pndm_fast.plan.row import Row
 ESTIMATING = (  # classes whose output has pred_original_sample
     *("DDIMScheduler", "DDIMInverseScheduler", "DDPMScheduler", "EulerDiscreteScheduler"),
     *("EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler", "DPMSolverSDEScheduler"),
+    *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
 )
 
 

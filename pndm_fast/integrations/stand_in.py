@@ -15,6 +15,7 @@ from pndm_fast.integrations.family import Family
 from pndm_fast.integrations.settings import check_idle
 from pndm_fast.loop.conditioning import mapped
 from pndm_fast.plan.plan import Plan
+from pndm_fast.solvers.foreign import step_eta
 
 
 class Recorded(NamedTuple):
@@ -116,7 +117,7 @@ class StandIn(PlanScheduler):
         """The sample after the last step."""
         check_idle(others)
         first = self._index_of(timestep) if self._begin_index is None else self._begin_index
-        prepared = self._prepare(first, eta or 0)
+        prepared = self._prepare(first, step_eta(self.config["_plan"], eta))
         plan = prepared.plan
         out = self._loop.stepped(Asked(plan, first, prepared.draws, model_output, sample, generator))
         # consistency models add no noise after their last call

@@ -42,6 +42,22 @@ GITS = {  # Chen et al. 2024, arXiv:2405.11326, for Stable Diffusion, as release
     8: (1.0, 0.8502, 0.6504, 0.4672, 0.3007, 0.1675, 0.0676, 0.0176, 0.001),
 }
 
+FEW: dict[str, tuple[str, dict[int, tuple[float, ...]]]] = {  # what distilled networks are called at, as released
+    # Yin et al. 2024, arXiv:2405.14867 (DMD2), for SDXL, to be run by "lcm": its training times
+    "dmd2-sdxl": ("training", {1: (399,), 4: (999, 749, 499, 249)}),
+    # Ren et al. 2024, arXiv:2404.13686 (Hyper-SD), of one step; more are on "trailing"
+    "hyper-sdxl": ("training", {1: (800,)}),
+    # fal's FLUX.2-dev-Turbo, by "euler": sigma of a flow, as its card has them
+    "flux2-turbo": ("flow", {8: (1.0, 0.6509, 0.4374, 0.2932, 0.1893, 0.1108, 0.0495, 0.00031)}),
+    # Lightricks' distilled LTX-Video and LTX-2: the whole, and the second stage, which starts from a noised image
+    "ltx-distilled": (
+        "flow",
+        {8: (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875), 3: (0.909375, 0.725, 0.421875)},
+    ),
+    # FastVideo's FastWan, by "lcm": times of 1000, distilled as in arXiv:2405.14867
+    "fastwan": ("flow", {3: (1.0, 0.757, 0.522)}),
+}
+
 
 def named_grid(name: str, schedule: Schedule, steps: int, final: str = "zero", **options: Any) -> tuple[float, ...]:
     """The n + 1 decreasing times of a named grid, for `make_plan(times=...)`.
@@ -337,6 +353,27 @@ def gits_sd(schedule: Schedule, steps: int, final: str) -> list[float]:
     count = schedule.last - schedule.first
     times = [max(schedule.first + 1, schedule.first + count * t) for t in GITS[steps]]
     return [*times[:-1], schedule.first] if final == "zero" else times
+
+
+def _few(name: str) -> None:
+    @_grid(name)
+    def few(schedule: Schedule, steps: int, final: str) -> list[float]:
+        kind, tables = FEW[name]
+        _only_zero(name, final)
+        if kind == "flow":
+            _check_flow(name, schedule)
+        elif not schedule.discrete or schedule.scale != "vp":
+            raise ValueError(f"schedule must have training times for {name}, got {schedule.name}")
+        if steps not in tables:
+            raise ValueError(f"steps must be {' or '.join(map(str, tables))} for {name}, got {steps}")
+        times = times_of(schedule, tables[steps]) if kind == "flow" else tables[steps]
+        return [*times, schedule.first]
+
+    few.__doc__ = f"The published calls of a distilled network: {' or '.join(map(str, FEW[name][1]))} steps."
+
+
+for _name in FEW:
+    _few(_name)
 
 
 OTHER_SPACINGS = tuple(name for name in NAMED if name not in SPACINGS)

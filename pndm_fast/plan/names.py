@@ -80,7 +80,7 @@ SAMPLERS: tuple[Name, ...] = (
     Name(None, "dpm_adaptive", "sample_dpm_adaptive", "DPM adaptive", note=_ADAPTIVE),
     Name("dpmpp-2s-ancestral", "dpmpp_2s_ancestral", "sample_dpmpp_2s_ancestral", "DPM++ 2S a", also="dpmpp_2s_a",
          note=_SPLIT),
-    Name("dpmpp-2s-ancestral-cfg-pp", "dpmpp_2s_ancestral_cfg_pp"),
+    Name("dpmpp-2s-ancestral-cfg-pp", "dpmpp_2s_ancestral_cfg_pp", options={"rule": "comfyui"}, note=_CFG),
     Name("dpmpp-sde", "dpmpp_sde, dpmpp_sde_gpu", "sample_dpmpp_sde", "DPM++ SDE", "DPMSolverSDEScheduler"),
     Name("dpmpp-2m", "dpmpp_2m", "sample_dpmpp_2m", "DPM++ 2M", _MULTISTEP, also="dpmsolver++"),
     Name("dpmpp-2m", diffusers="EDMDPMSolverMultistepScheduler", note=_EDM),
@@ -109,11 +109,11 @@ SAMPLERS: tuple[Name, ...] = (
     Name("deis", "deis", webui="DEIS", diffusers="DEISMultistepScheduler",
          note="ComfyUI sums its integrals, diffusers' variable is 'log_rho'"),
     Name("res-2m", "res_multistep", webui="Res Multistep"),
-    Name("res-multistep-cfg-pp", "res_multistep_cfg_pp"),
+    Name("res-multistep-cfg-pp", "res_multistep_cfg_pp", note=_CFG),
     Name("res-multistep-ancestral", "res_multistep_ancestral", note=_SPLIT),
-    Name("res-multistep-ancestral-cfg-pp", "res_multistep_ancestral_cfg_pp"),
+    Name("res-multistep-ancestral-cfg-pp", "res_multistep_ancestral_cfg_pp", note=_CFG),
     Name("gradient-estimation", "gradient_estimation"),
-    Name("gradient-estimation-cfg-pp", "gradient_estimation_cfg_pp"),
+    Name("gradient-estimation-cfg-pp", "gradient_estimation_cfg_pp", note=_CFG),
     Name("er-sde", "er_sde", webui="ER SDE"),
     Name("seeds-2", "seeds_2", webui="SEEDS 2"),
     Name("seeds-3", "seeds_3", webui="SEEDS 3"),
@@ -130,7 +130,8 @@ SAMPLERS: tuple[Name, ...] = (
     Name("tcd", webui="TCD", diffusers="TCDScheduler"),
     Name("tcd", diffusers="SCMScheduler", options={"eta": 1.0}, note="on Schedule.trigflow() with prediction='v'"),
     Name("consistency", diffusers="CMStochasticIterativeScheduler", note=_EDM),
-    Name("restart", webui="Restart"),
+    Name("restart", webui="Restart", note="web UIs' restarts end on levels of the grid, and take (N, 2, 0.1, 2), N = "
+         "steps // 4 + 1, from 36 steps on, none below 20"),
 )  # fmt: skip
 
 GRIDS: tuple[Name, ...] = (
@@ -143,7 +144,8 @@ GRIDS: tuple[Name, ...] = (
     Name("normal", "normal", webui="Normal"),
     Name("linspace", webui="Automatic, Uniform", diffusers="timestep_spacing='linspace'"),
     Name("leading", diffusers="timestep_spacing='leading'"),
-    Name("trailing", diffusers="timestep_spacing='trailing'", also="time_uniform"),
+    Name("trailing", diffusers="timestep_spacing='trailing'", also="time_uniform",
+         note="of SD-Turbo, SDXL-Turbo, SDXL-Lightning, Hyper-SD and FLUX.1-schnell too"),
     Name("sgm-uniform", "sgm_uniform", webui="SGM Uniform"),
     Name("simple", "simple", webui="Simple"),
     Name("ddim-uniform", "ddim_uniform", webui="DDIM"),
@@ -156,6 +158,11 @@ GRIDS: tuple[Name, ...] = (
          note="'ays-sdxl' for XL, 'ays-svd' for video"),
     Name("gits-sd", also="GITSScheduler"),
     Name("oss-flux", also="OptimalStepsScheduler", note="'oss-wan' for Wan"),
+    Name("dmd2-sdxl", also="DMD2", note="1 or 4 steps, with solver 'lcm'"),
+    Name("hyper-sdxl", also="Hyper-SDXL", note="1 step, with solver 'lcm'; of more steps 'trailing', with 'tcd'"),
+    Name("flux2-turbo", also="FLUX.2-Turbo", note="8 steps"),
+    Name("ltx-distilled", also="ltx-distilled", note="8 steps, or 3 of the second stage"),
+    Name("fastwan", also="FastWan", note="3 steps, with solver 'lcm'"),
 )  # fmt: skip
 _TABLES = {"solver": SAMPLERS, "spacing": GRIDS}
 

@@ -1,7 +1,15 @@
 """Solvers: functions from a schedule to a `Plan`; `SOLVERS` and `SOLVER_INFO` have them by name."""
 
 from pndm_fast.solvers.adams import deis, gradient_estimation, ipndm_v, lms
-from pndm_fast.solvers.cfg_pp import dpmpp_2m_cfg_pp, euler_ancestral_cfg_pp, euler_cfg_pp
+from pndm_fast.solvers.cfg_pp import (
+    dpmpp_2m_cfg_pp,
+    dpmpp_2s_ancestral_cfg_pp,
+    euler_ancestral_cfg_pp,
+    euler_cfg_pp,
+    gradient_estimation_cfg_pp,
+    res_multistep_ancestral_cfg_pp,
+    res_multistep_cfg_pp,
+)
 from pndm_fast.solvers.consistency import consistency, tcd
 from pndm_fast.solvers.dpm import (
     dpm_solver_1,
@@ -33,6 +41,7 @@ from pndm_fast.solvers.phase.langevin import coba, em, noba, nobab, obab, roba, 
 from pndm_fast.solvers.phase.splitting import cse, cvv, nse, nvv, rse, rvv
 from pndm_fast.solvers.pndm import f_pndm, ipndm, plms, s_pndm
 from pndm_fast.solvers.registry import SOLVER_INFO, SOLVERS, Solver, SolverInfo, source
+from pndm_fast.solvers.restart import alphafold_3, restart
 from pndm_fast.solvers.runge_kutta import TABLEAUX, Tableau, rk
 from pndm_fast.solvers.stochastic import er_sde, sa_solver, sa_solver_pece
 from pndm_fast.solvers.unipc import unipc
@@ -44,6 +53,7 @@ __all__ = [
     "SolverInfo",
     "TABLEAUX",
     "Tableau",
+    "alphafold_3",
     "coba",
     "conjugate",
     "consistency",
@@ -64,6 +74,7 @@ __all__ = [
     "dpmpp_2m_sde",
     "dpmpp_2s",
     "dpmpp_2s_ancestral",
+    "dpmpp_2s_ancestral_cfg_pp",
     "dpmpp_3m",
     "dpmpp_3m_sde",
     "dpmpp_3s",
@@ -81,6 +92,7 @@ __all__ = [
     "fon",
     "fon_rk4",
     "gradient_estimation",
+    "gradient_estimation_cfg_pp",
     "heun",
     "heunpp2",
     "ipndm",
@@ -99,6 +111,9 @@ __all__ = [
     "res_3m",
     "res_3s",
     "res_multistep_ancestral",
+    "res_multistep_ancestral_cfg_pp",
+    "res_multistep_cfg_pp",
+    "restart",
     "rk",
     "roba",
     "rse",

@@ -37,19 +37,16 @@ REFUSED: dict[str, str] = {
     "HeliosDMDScheduler": "its samples change their size between stages",
     "HeliosScheduler": "its samples change their size between stages",
     "IPNDMScheduler": "its network is told times of a schedule of its own; make_plan('ipndm') is the solver",
-    "KDPM2AncestralDiscreteScheduler": "make_plan('dpm-2-ancestral') steps so",
-    "KDPM2DiscreteScheduler": "make_plan('dpm-2') steps so",
     "KarrasVeScheduler": "it is make_plan('edm', Schedule.edm())",
     "LTXEulerAncestralRFScheduler": "make_plan('euler-ancestral', Schedule.flow(...), split='flow') steps so",
     "MiniMaxH3Scheduler": "its times run the other way; make_plan('euler', Schedule.flow(...)) steps so",
     "PiflowScheduler": "its steps integrate a policy inside one output",
     "RFD4ProteinaScheduler": "its samples have two parts with two schedules",
     "RePaintScheduler": "its steps go back to more noise; Inpaint is for masks",
-    "SASolverScheduler": "make_plan('sa-solver') is its like, but for its weights of order 2",
+    "SASolverScheduler": "its weights of order 2 are its own, its tau a function: make_plan('sa-solver') is its like",
     "SCMScheduler": "make_plan('tcd', Schedule.trigflow(), prediction='v', eta=1.0) steps so",
     "ScoreSdeVeScheduler": "its corrector measures the norm of each output",
     "ScoreSdeVpScheduler": "its steps take the score of a continuous time",
-    "TCDScheduler": "make_plan('tcd') steps so, on a grid of its own",
     "UnCLIPScheduler": "its variance is learned",
 }
 REASONS.update(REFUSED)
@@ -77,6 +74,8 @@ BETAS_OF = {  # where a class has other defaults, or a schedule that we have and
 }
 CLIPS_ALL = ("DDPMScheduler", "LCMScheduler", "HeunDiscreteScheduler")  # whose step follows the clamped x_0 alone
 CLIP_DEFAULT = ("DDIMScheduler", "DDIMInverseScheduler", "DDPMScheduler")  # of the others it is False
+
+STEP_ETA = {"TCDScheduler": 0.3}  # where step's default is not 0
 
 _MULTISTEP = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler")
 FLOWS = (*_MULTISTEP, "DEISMultistepScheduler", "UniPCMultistepScheduler")  # which have use_flow_sigmas
@@ -108,6 +107,12 @@ FIXED: dict[str, tuple[Any, tuple[str, ...], str]] = {
     "solver_p": (None, _RANGE[:1], "a plan has one solver"),
     "disable_corrector": ([], _RANGE[:1], "a plan corrects each step"),
 }
+
+
+def step_eta(settings: Mapping[str, Any], given: float | None) -> float:
+    """The eta of a loop whose steps are given that one, by the settings of a `PlanScheduler`."""
+    own = STEP_ETA.get(settings["like"], 0.0) if settings["solver"] is None else 0.0
+    return own if given is None else given
 
 
 def drawn(config: Mapping[str, Any], plan: Plan, eta: float) -> tuple[bool, ...]:

@@ -141,7 +141,7 @@ def plan_like(
     timesteps: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
     begin: int = 0,
-    eta: float = 0.0,
+    eta: float | None = None,
 ) -> Plan:
     """The plan of a diffusers scheduler: what its pipeline's loop does, its quirks included (`solvers.compat`).
 
@@ -155,7 +155,8 @@ def plan_like(
         sigmas: noise levels in place of a grid. On flow, before the shift and the end left out, as pipelines give them;
             elsewhere with the end, of EulerDiscreteScheduler and of our solvers.
         begin: how many of the first calls are left out, as set_begin_index does for an image.
-        eta: of DDIMScheduler, whose pipelines give it with each call.
+        eta: of DDIMScheduler and TCDScheduler, whose pipelines give it with each call, most of them 0; None is the
+            default of their `step`, 0 and 0.3.
 
     Raises:
         TypeError, ValueError: naming the class, or the option, that no plan does, and why.
@@ -181,7 +182,7 @@ class _Asked(NamedTuple):
     timesteps: Sequence[float] | None
     sigmas: Sequence[float] | None
     begin: int
-    eta: float
+    eta: float | None
 
 
 def _by_class(config: Mapping[str, Any], asked: _Asked) -> Plan:
@@ -193,7 +194,8 @@ def _by_class(config: Mapping[str, Any], asked: _Asked) -> Plan:
     function = SCHEDULERS[name]
     known = inspect.signature(function).parameters
     options = _options(config, function)
-    for argument, value in (("timesteps", asked.timesteps), ("sigmas", asked.sigmas), ("eta", asked.eta or None)):
+    eta = asked.eta if asked.eta or "eta" in known else None
+    for argument, value in (("timesteps", asked.timesteps), ("sigmas", asked.sigmas), ("eta", eta)):
         if value is not None:
             if argument not in known:
                 raise ValueError(f"{argument} must not be given for {name}, which takes none, got {value!r}")

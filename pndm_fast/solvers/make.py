@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import pndm_fast.solvers.foreign  # noqa: F401  # its reasons are told of classes that have no plan
 from pndm_fast.plan.checks import check_type, choose, shown
@@ -162,7 +162,9 @@ def _options(function: Callable[..., Plan], name: str, options: dict[str, Any]) 
 
 
 def _checked(option: str, value: Any, kind: Any) -> Any:
-    """The option's value, of its type; a matrix is any two rows of two."""
+    """The option's value, of its type; a matrix is any two rows of two, and a solver checks its own tuples."""
+    if get_origin(kind) is tuple:
+        return value
     if kind != Coefficient:
         check_type(option, value, kind)
         return value

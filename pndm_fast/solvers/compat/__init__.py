@@ -30,6 +30,9 @@ SCHEDULERS: dict[str, Solver] = {
     "HeunDiscreteScheduler": schedulers.heun,
     "LMSDiscreteScheduler": schedulers.lms,
     "DPMSolverSDEScheduler": schedulers.dpm_sde,
+    "KDPM2DiscreteScheduler": schedulers.kdpm2,
+    "KDPM2AncestralDiscreteScheduler": schedulers.kdpm2_ancestral,
+    "TCDScheduler": schedulers.tcd,
     "FlowMatchEulerDiscreteScheduler": schedulers.flow_euler,
     "FlowMatchHeunDiscreteScheduler": schedulers.flow_heun,
 }
@@ -100,5 +103,8 @@ COMPAT: dict[str, dict[str, Solver]] = {
         "heun": _either(schedulers.heun, schedulers.flow_heun),
         "lms": schedulers.lms,
         "dpmpp-sde": schedulers.dpm_sde,
+        "dpm-2": schedulers.kdpm2,
+        "dpm-2-ancestral": schedulers.kdpm2_ancestral,
+        "tcd": schedulers.tcd,
     }
 }

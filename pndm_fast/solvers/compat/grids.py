@@ -208,6 +208,7 @@ def make(
             model_time = check_first(training.whole(sigmas, steps, rounded), scheduler)
         else:
             model_time = training.fractional(sigmas, model_time)
+            model_time = model_time.round() if sigmas == "karras" and scheduler.startswith("KDPM2") else model_time
     end = {"zero": 0.0, "sigma_min": rho[0], "last": levels[-1]}[final]
     middles = told(np.sqrt(levels[:-1] * levels[1:]), rho)
     alpha = 1 / np.sqrt(1 + np.append(levels, end) ** 2)

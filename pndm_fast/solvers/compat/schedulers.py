@@ -10,11 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from pndm_fast import solvers
 from pndm_fast.plan.checks import choose
+from pndm_fast.plan.grids import WholeTimes
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.row import NOISE, SLOT, STATE
 from pndm_fast.plan.schedule import Schedule
@@ -22,6 +24,7 @@ from pndm_fast.plan.warn import warn
 from pndm_fast.solvers.builder import PlanBuilder
 from pndm_fast.solvers.compat.grids import (
     FINALS,
+    Training,
     check_flow,
     check_steps,
     flow_grid,
@@ -35,6 +38,7 @@ from pndm_fast.solvers.compat.grids import (
     shifted,
     spread,
     stretched,
+    told,
 )
 from pndm_fast.solvers.registry import Solver
 
@@ -158,6 +162,48 @@ def dpm_sde(
     )  # fmt: skip
 
 
+def kdpm2(
+    schedule: Schedule,
+    steps: int,
+    *,
+    spacing: str = "linspace",
+    steps_offset: int = 0,
+    sigma_spacing: str | None = None,
+    prediction: str = "eps",
+) -> Plan:
+    """KDPM2DiscreteScheduler. It has no "sample" prediction and no zero terminal SNR; karras' times are rounded."""
+    return _sigma(
+        solvers.dpm_2, "KDPM2Discrete", ("eps", "v"), schedule, steps, spacing, steps_offset, prediction, sigma_spacing
+    )
+
+
+def kdpm2_ancestral(
+    schedule: Schedule,
+    steps: int,
+    *,
+    spacing: str = "linspace",
+    steps_offset: int = 0,
+    sigma_spacing: str | None = None,
+    prediction: str = "eps",
+) -> Plan:
+    """KDPM2AncestralDiscreteScheduler, as `kdpm2`.
+
+    The middle of a step to a level and to its reduced level's is that level itself. Its quirk: the network is told the
+    time of it that the table of log sigma has, not the grid's.
+    """
+    plan = _sigma(
+        solvers.dpm_2_ancestral, "KDPM2AncestralDiscrete", ("eps", "v"), schedule, steps, spacing, steps_offset,
+        prediction, sigma_spacing,
+    )  # fmt: skip
+    table = Training.of(schedule, "KDPM2AncestralDiscrete", False).rho
+    rows = [
+        row if i % 2 == 0 else replace(row, t=float(told(np.array([sigma / alpha]), table)[0]))
+        for i, row in enumerate(plan.rows)
+        for alpha, sigma in [row.levels.call.position]
+    ]
+    return replace(plan, rows=tuple(rows))
+
+
 def ddpm(
     schedule: Schedule,
     steps: int,
@@ -205,20 +251,55 @@ def lcm(
         ValueError: fewer original steps than steps, or more than training times.
     """
     choose("prediction", prediction, ALL, FOR)
+    if not 0 < timestep_scaling < math.inf:
+        raise ValueError(f"timestep_scaling must be positive, got {timestep_scaling}")
+    times = _distilled(schedule, steps, original_inference_steps, timesteps)
+    plan = solvers.lcm(schedule, [*times, -1.0], time_scale=timestep_scaling, prediction=prediction)
+    return replace(plan, solver="lcm (diffusers)")
+
+
+def tcd(
+    schedule: Schedule,
+    steps: int,
+    *,
+    original_inference_steps: int = 50,
+    eta: float = 0.3,
+    timesteps: Sequence[float] | None = None,
+    prediction: str = "eps",
+) -> Plan:
+    """TCDScheduler, whose grid is LCMScheduler's; eta is what is given with each call, by most pipelines 0.
+
+    Its quirk: it ends at the first training time, t = 0, with that time's noise. Clipping and thresholding are in its
+    configuration and not in its step.
+
+    Raises:
+        ValueError: fewer original steps than steps, or more than training times, eta outside [0, 1].
+    """
+    choose("prediction", prediction, ALL, FOR)
+    times = _distilled(schedule, steps, original_inference_steps, timesteps)
+    plan = solvers.tcd(schedule, WholeTimes([*times, 0.0]), eta=eta, prediction=prediction)
+    return replace(plan, solver="tcd (diffusers)")
+
+
+def _distilled(
+    schedule: Schedule, steps: int, original_inference_steps: int, timesteps: Sequence[float] | None
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """n of the times that a network was distilled at, or those given.
+
+    Raises:
+        ValueError: fewer original steps than steps, or more than training times.
+    """
     count, length = check_steps(schedule, steps), int(schedule.last) + 1
     if timesteps is None and not count <= original_inference_steps <= length:
         raise ValueError(
             f"original_inference_steps must be in [{count}, {length}] for {count} steps, got {original_inference_steps}"
         )
-    if not 0 < timestep_scaling < math.inf:
-        raise ValueError(f"timestep_scaling must be positive, got {timestep_scaling}")
-    if timesteps is not None and not original_inference_steps <= length:
-        raise ValueError(f"original_inference_steps must be at most {length}, got {original_inference_steps}")
-    origin = np.arange(1, original_inference_steps + 1)[::-1] * (length // original_inference_steps) - 1
-    places = np.floor(np.linspace(0, len(origin), num=count, endpoint=False)).astype(np.int64)
-    times = origin[places] if timesteps is None else given_times(timesteps, schedule, None, cut=True)
-    plan = solvers.lcm(schedule, [*times, -1.0], time_scale=timestep_scaling, prediction=prediction)
-    return replace(plan, solver="lcm (diffusers)")
+    if timesteps is not None:
+        if not original_inference_steps <= length:
+            raise ValueError(f"original_inference_steps must be at most {length}, got {original_inference_steps}")
+        return given_times(timesteps, schedule, None, cut=True)
+    origin = np.arange(1, original_inference_steps + 1)[::-1] * (length // original_inference_steps) - 1.0
+    return np.asarray(origin[np.floor(np.linspace(0, len(origin), num=count, endpoint=False)).astype(np.int64)])
 
 
 def flow_euler(
