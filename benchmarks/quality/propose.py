@@ -11,7 +11,7 @@ from quality.solvers import BUDGETS, GRIDS, LINES, NETWORKS, Key, make_plan, own
 from pndm_fast.solvers.auto import Choice, recommend
 
 ENOUGH = 1.05  # times the lowest RMS of a budget: as good
-MOST = 120  # calls up to which the last choice is tried
+DENSE, MOST = 12, 120  # calls: after the first of a run, and up to which the last choice is tried
 TABLES = {"mnist": "MEASURED", "mnist_flow": "MEASURED_ON_FLOW"}
 
 
@@ -69,24 +69,26 @@ def _bounds(budgets: list[int], nfe: int) -> tuple[int, float]:
 
 
 def _good(name: str, rms: dict[Key, float], nfe: int, first: int, most: float) -> set[tuple[str, str]]:
-    able = {key: value for key, value in rms.items() if key[2] == nfe and _makes_all(name, key, first, most)}
-    best = min(able.values(), default=0.0)
-    return {(line, grid) for (line, grid, _), value in able.items() if value <= ENOUGH * best}
+    found: list[Key] = []
+    for key in sorted((key for key in rms if key[2] == nfe), key=lambda key: rms[key]):
+        if found and rms[key] > ENOUGH * rms[found[0]]:
+            break
+        found += [key] if _makes_all(name, key, first, most) else []
+    return {(line, grid) for line, grid, _ in found}
 
 
 def _makes_all(name: str, key: Key, first: int, most: float) -> bool:
-    """Whether there is a plan of each number of calls of a run."""
+    """Whether there is a plan of each number of calls of a run; of a long one's end, of every ninth."""
     if LINES[key[0]].guard is not None:
         return False
-    counts = range(first, int(min(most, MOST)) + 1)
+    last = int(min(most, MOST))
+    counts = [*range(first, min(first + DENSE, last) + 1), *range(first + DENSE, last + 1, 9), last]
     return all(make_plan(NETWORKS[name], LINES[key[0]], key[1], nfe) is not None for nfe in counts)
 
 
-def code(tree: dict[str, Any]) -> str:
+def code(name: str, runs: list[Run]) -> str:
     """The table as it stands in `solvers/auto.py`."""
-    name = tree["setting"]["network"]
-    lines = [f"    {_choice(name, run)}," for run in propose(tree)]
-    return "\n".join([f"{TABLES[name]} = (", *lines, ")"])
+    return "\n".join([f"{TABLES[name]} = (", *[f"    {_choice(name, run)}," for run in runs], ")"])
 
 
 def _choice(name: str, run: Run) -> str:

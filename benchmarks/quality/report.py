@@ -131,8 +131,8 @@ The {setting["finalists"]} best of each budget by RMS, and what `solver="auto"` 
 
 
 def _auto(tree: One) -> str:
-    rows = []
-    for run in propose(tree):
+    rows, runs = [], propose(tree)
+    for run in runs:
         calls = f"{run.first} and more" if math.isinf(run.most) else f"{run.first} to {run.most}"
         told = ", ".join(f"{rms:.4f} at {nfe}" for nfe, rms in zip(run.budgets, run.rms, strict=True))
         rows.append([calls, run.line, run.grid, told])
@@ -147,7 +147,7 @@ two budgets.
 In `solvers/auto.py`, which `tests/test_auto.py` compares with the finals:
 
 ```python
-{code(tree)}
+{code(tree["setting"]["network"], runs)}
 ```"""
 
 
@@ -186,7 +186,7 @@ def _same(tree: One) -> str:
         rows.append([here, there, "; ".join(f"{', '.join(names)} at {span}" for span, names in spans.items())])
     return f"""## Measured once
 
-Plans whose tables are the same numbers to 1e-9, so that their samples are the same of every network; the other is drawn.
+Plans whose tables are the same numbers to 1e-9, so that every network gives the same samples; the other is drawn.
 Few calls leave no room for a high order.
 
 {_table(["plan", "is", "grids, calls"], rows)}"""

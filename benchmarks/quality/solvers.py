@@ -47,7 +47,6 @@ class Line:
 LINES = {
     "ddim": Line("ddim"),
     "euler": Line("euler"),
-    "euler-cfg-pp": Line("euler-cfg-pp"),
     "dpm-solver-1": Line("dpm-solver-1"),
     "lambda-ddim": Line("lambda-ddim"),
     "s-pndm": Line("s-pndm"),
@@ -98,7 +97,8 @@ LINES = {
 }
 LEFT_OUT = {  # deterministic solvers of the plane: why
     "ddim-inverse": "it runs from data to noise",
-    "dpmpp-2m-cfg-pp": "it is for guided calls: without guidance its steps are dpmpp-2m's",
+    "euler-cfg-pp": "its calls are guided, and nothing is here",
+    "dpmpp-2m-cfg-pp": "its calls are guided, and nothing is here",
 }
 PROBES = ("deis 3", "dpmpp-2m", "unipc 2")  # lines that are tried on every grid of the network
 
