@@ -44,9 +44,9 @@ def propose(tree: dict[str, Any]) -> list[Run]:
     that lowest is among those that can.
     """
     name = tree["setting"]["network"]
-    budgets = [nfe for nfe in BUDGETS if any(one["nfe"] == nfe for one in tree["finals"])]
-    rms = {(one["line"], one["grid"], one["nfe"]): one["rms"] for one in tree["finals"] if one["rms"] is not None}
-    good = {nfe: _good(name, rms, nfe, *_bounds(budgets, nfe)) for nfe in budgets}
+    rms = {(one["line"], one["grid"], one["nfe"]): one["rms"] for one in tree["finals"]}
+    good = good_enough(name, tree["finals"])
+    budgets = list(good)
     found: list[tuple[list[int], set[tuple[str, str]]]] = []
     for nfe in budgets:
         left = found[-1][1] & good[nfe] if found else set()
@@ -60,6 +60,13 @@ def propose(tree: dict[str, Any]) -> list[Run]:
         first, most = _bounds(budgets, part[0])[0], _bounds(budgets, part[-1])[1]
         runs.append(Run(tuple(part), first, most, line, grid, tuple(rms[line, grid, nfe] for nfe in part)))
     return runs
+
+
+def good_enough(name: str, finals: list[dict[str, Any]]) -> dict[int, set[tuple[str, str]]]:
+    """The lines and grids of each budget of which each would do."""
+    budgets = [nfe for nfe in BUDGETS if any(one["nfe"] == nfe for one in finals)]
+    rms = {(one["line"], one["grid"], one["nfe"]): one["rms"] for one in finals if one["rms"] is not None}
+    return {nfe: _good(name, rms, nfe, *_bounds(budgets, nfe)) for nfe in budgets}
 
 
 def _bounds(budgets: list[int], nfe: int) -> tuple[int, float]:
