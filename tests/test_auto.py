@@ -14,7 +14,7 @@ from pndm_fast.phase_space import PSLD
 from pndm_fast.solvers.auto import recommend
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "quality" / "mnist.json"
+RESULTS = ROOT / "benchmarks" / "results" / "quality"
 IN_PHASE_SPACE = ROOT / "benchmarks" / "results" / "phase" / "mnist.json"
 LINEAR = pf.Schedule.linear()
 BUDGETS = (5, 8, 10, 15, 20, 30, 50)
@@ -26,29 +26,18 @@ def same(a, b):
     return a.rows == b.rows and a.prologue == b.prologue and a.solver == b.solver
 
 
-@pytest.fixture(scope="module")
-def measured():
-    if not RESULTS.is_file():
-        pytest.skip("no benchmarks beside the tests")
-    return json.loads(RESULTS.read_text())
-
-
-@pytest.mark.parametrize("nfe", BUDGETS)
-def test_the_choice_is_the_best_measured(nfe, measured):
+@pytest.mark.parametrize("name", ["mnist", "mnist_flow"])
+def test_the_choice_is_the_best_measured(name):
+    if not (RESULTS / f"{name}.json").is_file():
+        pytest.skip("no results")
     sys.path.append(str(ROOT / "benchmarks"))
-    from quality.solvers import GRIDS, LINES
+    from quality import propose
+    from quality.solvers import NETWORKS
 
-    choice = recommend(LINEAR, nfe)
-    grid = choice.spacing, None if choice.last is None else 10.0
-    finals = [one for one in measured["finals"] if one["nfe"] == nfe]
-    own = [
-        one["rms"]
-        for one in finals
-        if (LINES[one["line"]].solver, LINES[one["line"]].options) == (choice.solver, choice.options)
-        and GRIDS[one["grid"]] == grid
-    ]
-    assert len(own) == 1, f"{choice} is not among the finals at {nfe} calls"
-    assert own[0] <= ENOUGH * min(one["rms"] for one in finals)
+    finals = json.loads((RESULTS / f"{name}.json").read_text())["finals"]
+    for nfe, good in propose.good_enough(name, finals).items():
+        choice = recommend(NETWORKS[name].schedule, nfe)
+        assert any(propose.is_choice(name, choice, *one) for one in good), f"{choice} at {nfe} calls is not in {good}"
 
 
 @pytest.mark.parametrize("nfe", [10, 25, 50, 100])

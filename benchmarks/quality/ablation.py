@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from quality.studio import TEACHER
+from quality.plan_studio import TEACHER
 from torch import Tensor
 
 import pndm_fast as pf

@@ -19,7 +19,7 @@ from quality.ablation import ablation, black_box, overhead
 from quality.fitted_report import picture, text
 from quality.judge import Judge, train_judge
 from quality.phase import frechet
-from quality.studio import NETWORKS, Studio
+from quality.plan_studio import NETWORKS, PlanStudio
 from torch import Tensor
 
 import pndm_fast as pf
@@ -54,7 +54,7 @@ def scale_of(plan: pf.Plan) -> float:
     return float(plan.rows[0].guidance)
 
 
-def rivals(studio: Studio, plan: TunedPlan) -> dict[str, pf.Plan]:
+def rivals(studio: PlanStudio, plan: TunedPlan) -> dict[str, pf.Plan]:
     """The best named plans on training pairs, best first, by the rounds of a fit; more than one are left at the end."""
     network = studio.network
     assert isinstance(network.schedule, pf.Schedule) and network.prediction is not None
@@ -150,7 +150,7 @@ def _within(features: Tensor, labels: Tensor) -> float:
 def compared(name: str, plan: TunedPlan, images: int) -> dict[str, Any]:
     """Distances of one packaged plan and of its rivals from the teacher's samples."""
     network, told = name.split("-")[0], plan.fitted or {}
-    with Studio(network, scale_of(plan)) as studio:
+    with PlanStudio(network, scale_of(plan)) as studio:
         first = told["pairs"]["train"] + told["pairs"]["validation"]
         held = range(first, first + images)
         named = rivals(studio, plan)
@@ -171,7 +171,7 @@ def compared(name: str, plan: TunedPlan, images: int) -> dict[str, Any]:
 def judged(name: str, plan: TunedPlan, tree: dict[str, Any], jury: Jury, sizes: argparse.Namespace) -> Iterator[str]:
     """What the classifier says of samples: of the fitted plan and the best named one, then of the others one by one."""
     pairs, verdicts = range(JUDGED_FROM, JUDGED_FROM + sizes.samples), tree["judged"]
-    with Studio(tree["network"], tree["guidance"]) as studio:
+    with PlanStudio(tree["network"], tree["guidance"]) as studio:
         network = studio.network
         plans = finalists(network.schedule, network.prediction, plan.nfe)
         best, *others = tree["named"]
@@ -232,7 +232,7 @@ def plans_part(store: Results, arguments: argparse.Namespace) -> None:
 def teacher_part(store: Results, network: str, jury: Jury, arguments: argparse.Namespace) -> None:
     """What the classifier says of the teacher's samples, without guidance."""
     if network not in store.tree["teachers"]:
-        with Studio(network, 1.0) as studio:
+        with PlanStudio(network, 1.0) as studio:
             samples = studio.samples(studio.teacher, range(JUDGED_FROM, JUDGED_FROM + arguments.samples))
         store.keep("teachers", network, jury.verdict(samples))
 

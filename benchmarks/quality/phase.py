@@ -186,7 +186,7 @@ def measure(tree: dict[str, Any], path: Path, judge: dict[str, Tensor], real: Te
     print(file=sys.stderr)
 
 
-def _floor(real: Tensor, digits: Tensor, images: int) -> dict[str, float]:
+def floor(real: Tensor, digits: Tensor, images: int) -> dict[str, float]:
     """The Frechet distance from the data of as many of its own images, digits in turn: mean and deviation of draws."""
     generator = torch.Generator().manual_seed(0)
     each = torch.bincount(torch.arange(images) % demo.null_class).tolist()
@@ -277,7 +277,7 @@ def main() -> int:
         tree["machine"] = describe()
         began = time.monotonic()
         judge, real, digits = train_judge(arguments.data)
-        tree["floor"] = _floor(real, digits, arguments.images)
+        tree["floor"] = floor(real, digits, arguments.images)
         print(f"judge trained in {time.monotonic() - began:.0f} s", file=sys.stderr)
         try:
             measure(tree, path, judge, real, arguments.images)

@@ -1,32 +1,37 @@
-"""What `survey.py` compares: solvers with the options that matter, A-FloPS among them, and grids."""
+"""What `survey.py` compares: solvers with the options that matter, A-FloPS among them, on the grids of a network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
+from quality.aflops import aflops
 from torch import Tensor
 
 import pndm_fast as pf
 from pndm_fast import demo
 from pndm_fast.plan.grids import make_grid
+from pndm_fast.plan.warn import Notice
 from pndm_fast.row.noise import normals, seed_tensor
+from pndm_fast.solvers import SOLVER_INFO
+from pndm_fast.tuning.table import Table, table_of
 
 BUDGETS = (5, 8, 10, 15, 20, 30, 50)
-# name: spacing and the time of the last call, where the spacing has one
+Key = tuple[str, str, int]  # line, grid, network calls
+# name: spacing and the time of the last call, where it is not the grid's own
 GRIDS: dict[str, tuple[str, float | None]] = {
-    "leading": ("leading", None),
-    "trailing": ("trailing", None),
-    "linspace": ("linspace", None),
-    "quadratic": ("quadratic", None),
-    "beta": ("beta", None),
-    "logsnr": ("logsnr", None),
+    **{name: (name, None) for name in ("leading", "trailing", "linspace", "quadratic", "beta", "logsnr")},
     "logsnr to 10": ("logsnr", 10.0),
     "karras": ("karras", None),
     "karras to 10": ("karras", 10.0),
+    **{name: (name, None) for name in ("dpm-fast", "kl-optimal", "laplace", "linear-quadratic", "bong-tangent")},
+    **{name: (name, None) for name in ("sgm-uniform", "normal", "simple", "ddim-uniform", "beta57")},
+    **{name: (name, None) for name in ("ays-sd1", "gits-sd", "oss-flux")},
 }
 
 
@@ -40,7 +45,9 @@ class Line:
 
 
 LINES = {
-    "ddim": Line("ddim"),  # also euler, dpm-solver-1, deis and lms of order 1: the same step
+    "ddim": Line("ddim"),
+    "euler": Line("euler"),
+    "dpm-solver-1": Line("dpm-solver-1"),
     "lambda-ddim": Line("lambda-ddim"),
     "s-pndm": Line("s-pndm"),
     "f-pndm": Line("f-pndm"),
@@ -48,77 +55,219 @@ LINES = {
     "fon-rk4": Line("fon-rk4"),
     "plms": Line("plms"),
     "ipndm": Line("ipndm"),
+    "ipndm 2": Line("ipndm", {"order": 2}),
     "ipndm-v": Line("ipndm-v"),
+    "gradient-estimation": Line("gradient-estimation"),
     "lms": Line("lms"),
+    "lms 3": Line("lms", {"order": 3}),
     "deis 2": Line("deis", {"order": 2}),
     "deis 3": Line("deis"),
+    "conjugate 3": Line("conjugate", {"order": 3}),
+    "deis 3 rho": Line("deis", {"variable": "rho"}),
     "deis 3 log-rho": Line("deis", {"variable": "log_rho"}),
+    "dpm-2": Line("dpm-2"),
+    "dpm-fast": Line("dpm-fast"),
     "dpm-solver-2": Line("dpm-solver-2"),
     "dpm-solver-2 multistep": Line("dpm-solver-2", {"multistep": True}),
     "dpm-solver-3": Line("dpm-solver-3"),
     "dpm-solver-3 multistep": Line("dpm-solver-3", {"multistep": True}),
     "dpmpp-2s": Line("dpmpp-2s"),
+    "dpmpp-3s": Line("dpmpp-3s"),
     "dpmpp-2m": Line("dpmpp-2m"),
     "dpmpp-3m": Line("dpmpp-3m"),
     "dpmpp-3m exact": Line("dpmpp-3m", {"exact": True}),
+    "exp-heun-2-x0": Line("exp-heun-2-x0"),
+    "res-2m": Line("res-2m"),
+    "res-3m": Line("res-3m"),
+    "res-2s": Line("res-2s"),
+    "res-3s": Line("res-3s"),
+    "seeds-2, eta = 0": Line("seeds-2", {"eta": 0.0}),
+    "seeds-3, eta = 0": Line("seeds-3", {"eta": 0.0}),
     "heun": Line("heun"),
+    "heunpp2": Line("heunpp2"),
+    "rk": Line("rk"),
+    "sa-solver, tau = 0": Line("sa-solver", {"tau": 0.0}),
+    "sa-solver-pece, tau = 0": Line("sa-solver-pece", {"tau": 0.0}),
     "unipc 1": Line("unipc", {"order": 1}),
     "unipc 2": Line("unipc"),
     "unipc 3": Line("unipc", {"order": 3}),
+    "unipc 3 bh1": Line("unipc", {"order": 3, "variant": "bh1"}),
     "a-flops": Line("a-flops", guard=1.0),
     "a-flops, c = 0": Line("a-flops", guard=0.0),
 }
-# schedules have a kink at every training time: coarser references stop agreeing at 0.0015
-REFERENCES = {
-    "dpmpp-3m exact": {"solver": "dpmpp-3m", "steps": 500, "spacing": "logsnr", "exact": True},
-    "unipc 3": {"solver": "unipc", "steps": 1000, "spacing": "trailing", "order": 3},
+LEFT_OUT = {  # deterministic solvers of the plane: why
+    "ddim-inverse": "it runs from data to noise",
+    "euler-cfg-pp": "its calls are guided, and nothing is here",
+    "dpmpp-2m-cfg-pp": "its calls are guided, and nothing is here",
 }
+PROBES = ("deis 3", "dpmpp-2m", "unipc 2")  # lines that are tried on every grid of the network
 
 
-def make_plan(line: Line, grid: str, nfe: int) -> pf.Plan | None:
+@dataclass(frozen=True)
+class Network:
+    """A packaged network and what is tried on it.
+
+    Attributes:
+        spacings: of `GRIDS`, for every line beside its own grid; more: for `PROBES` alone.
+        without: lines that its schedule has none of, and why.
+        references: fine plans; the first is what all are compared with, the second says how far that can be trusted.
+    """
+
+    load: Callable[[], demo.UNet]
+    schedule: pf.Schedule
+    prediction: str
+    spacings: tuple[str, ...]
+    more: tuple[str, ...]
+    without: dict[str, str]
+    references: dict[str, dict[str, Any]]
+
+
+_NO_LIMIT = "it has no limit at alpha = 0"
+NETWORKS = {
+    "mnist": Network(
+        demo.mnist_unet,
+        pf.Schedule.linear(),
+        "eps",
+        ("leading", "trailing", "beta", "logsnr to 10", "karras to 10", "ays-sd1"),
+        ("linspace", "quadratic", "logsnr", "karras", "kl-optimal", "laplace", "linear-quadratic", "simple", "beta57",
+         "ddim-uniform", "gits-sd"),
+        {},
+        # schedules have a kink at every training time: coarser references stop agreeing at 0.0015
+        {
+            "dpmpp-3m exact": {"solver": "dpmpp-3m", "steps": 500, "spacing": "logsnr", "exact": True},
+            "unipc 3": {"solver": "unipc", "steps": 1000, "spacing": "trailing", "order": 3},
+        },
+    ),
+    "mnist_flow": Network(
+        demo.mnist_flow_unet,
+        demo.flow,
+        "flow",
+        ("trailing", "beta", "normal", "bong-tangent", "beta57"),
+        ("leading", "quadratic", "logsnr", "karras", "kl-optimal", "linear-quadratic", "sgm-uniform", "simple",
+         "oss-flux"),
+        {
+            "fon": "its stages keep the state of the start", "conjugate 3": _NO_LIMIT, "lambda-ddim": _NO_LIMIT,
+            "a-flops": "written here for networks of eps", "a-flops, c = 0": "written here for networks of eps",
+        },
+        {
+            "deis 3": {"solver": "deis", "steps": 200, "spacing": "beta"},
+            "unipc 3": {"solver": "unipc", "steps": 400, "spacing": "trailing", "order": 3},
+        },
+    ),
+}  # fmt: skip
+
+
+def own_grid(network: Network, line: Line) -> str:
+    """The schedule's own grid where it has one, else the solver's."""
+    if network.schedule.spacing is not None:
+        return network.schedule.spacing
+    return SOLVER_INFO[line.solver].spacing if line.guard is None else "trailing"
+
+
+def grids_of(network: Network, name: str) -> list[str]:
+    """On which a line is tried, in the order of `GRIDS`."""
+    wanted = {own_grid(network, LINES[name]), *network.spacings, *(network.more if name in PROBES else ())}
+    return [grid for grid in GRIDS if grid in wanted]
+
+
+def make_plan(network: Network, line: Line, grid: str, nfe: int) -> pf.Plan | None:
     """The plan of exactly `nfe` calls; None where the solver or the grid has none."""
     spacing, t_min = GRIDS[grid]
+    how = {"spacing": spacing, "t_min": t_min, "prediction": network.prediction, **line.options}
     try:
-        return pf.make_plan(line.solver, nfe=nfe, spacing=spacing, t_min=t_min, **line.options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Notice)  # of plans that diverge: they lose
+            return pf.make_plan(line.solver, network.schedule, nfe=nfe, **how)
     except ValueError as error:
-        if not str(error).startswith(("nfe must", "delta must")):
+        if not str(error).startswith(("nfe must", "delta must", "steps must", "pivot must")):
             raise
         return None
 
 
-class Artist:
-    """The packaged network, as many images of each digit and their noise; draws by name."""
+def plans_of(network: Network, nfe: int) -> tuple[list[Key], dict[Key, Key]]:
+    """What is measured with so many calls, and which others have the table of one of these to rounding."""
+    distinct: list[Key] = []
+    tables: list[tuple[Key, Table]] = []
+    same: dict[Key, Key] = {}
+    for name, grid in ((name, grid) for name in LINES if name not in network.without for grid in GRIDS):
+        if grid not in grids_of(network, name):
+            continue
+        key = name, grid, nfe
+        if LINES[name].guard is not None:
+            distinct.append(key)
+            continue
+        plan = make_plan(network, LINES[name], grid, nfe)
+        if plan is None:
+            continue
+        table = table_of(plan, network.schedule)
+        twin = next((other for other, one in tables if equal(one, table)), None)
+        if twin is None:
+            distinct.append(key)
+            tables.append((key, table))
+        else:
+            same[key] = twin
+    return distinct, same
 
-    def __init__(self, images: int, first_seed: int) -> None:
+
+def equal(one: Table, other: Table) -> bool:
+    """Whether two tables are the same numbers to 1e-9: the same samples to rounding, of every network."""
+    if one.nfe != other.nfe or not math.isclose(float(one.told.sum()), float(other.told.sum()), rel_tol=1e-9):
+        return False
+    parts = ((one.told, other.told), (one.a, other.a), (one.b, other.b))
+    return all(np.allclose(x, y, rtol=1e-9, atol=1e-9) for x, y in parts)
+
+
+class Artist:
+    """A packaged network, as many images of each digit and their noise; draws by name, a few images at a time."""
+
+    AT_ONCE = 32  # images
+
+    def __init__(self, network: str, images: int, first_seed: int) -> None:
         torch.set_num_threads(1)  # one process for each core: two threads stall each other where a core is busy
-        self.network, self.schedule = demo.mnist_unet(), pf.Schedule.linear()
+        warnings.simplefilter("ignore", Notice)
+        self.about = NETWORKS[network]
+        self.network = self.about.load()
         size = self.network.config.sample_size
         self.labels = torch.arange(images) % demo.null_class
         seeds = seed_tensor(list(range(first_seed, first_seed + images)))
         self.noise = normals(seeds, 0, size * size).view(images, 1, size, size)
 
-    def reference(self, name: str) -> Tensor:
-        """A fine solution."""
-        return self._draw(pf.make_plan(**REFERENCES[name]))
+    def reference(self, name: str, images: range) -> Tensor:
+        """A fine solution of some images."""
+        how = self.about.references[name]
+        return self._draw(pf.make_plan(schedule=self.about.schedule, prediction=self.about.prediction, **how), images)
 
-    def draw(self, line: Line, grid: str, nfe: int) -> Tensor | None:
-        """The samples; None where nothing takes exactly that many calls."""
+    def draw(self, key: Key, images: int) -> Tensor:
+        """The samples of the first images."""
+        line, grid, nfe = LINES[key[0]], *key[1:]
         if line.guard is None:
-            plan = make_plan(line, grid, nfe)
-            return None if plan is None else self._draw(plan)
+            plan = make_plan(self.about, line, grid, nfe)
+            assert plan is not None, key
+            return self.run(plan, images)
         spacing, t_min = GRIDS[grid]
-        times = make_grid(self.schedule, nfe, spacing, t_min=t_min)
+        times = make_grid(self.about.schedule, nfe, spacing, t_min=t_min)
         with torch.inference_mode():
-            return aflops(self._eps, self.schedule, times, self.noise, guard=line.guard)
+            return aflops(self._eps, self.about.schedule, times, self.noise[:images], guard=line.guard)
 
-    def _draw(self, plan: pf.Plan) -> Tensor:
-        cond = {"class_labels": self.labels}
-        sampler = pf.Sampler(self.network, plan, shape=self.noise.shape)
-        return sampler(start=pf.Noise(self.noise), cond=cond, on_nan="ignore")
+    def run(self, plan: pf.Plan, images: int) -> Tensor:
+        """The samples of a plan from the first images' noise."""
+        return torch.cat([self._draw(plan, part) for part in parts(images, self.AT_ONCE)])
+
+    def _draw(self, plan: pf.Plan, images: range) -> Tensor:
+        noise, cond = self.noise[images.start : images.stop], {"class_labels": self.labels[images.start : images.stop]}
+        sampler = pf.Sampler(self.network, plan, shape=noise.shape)
+        if any(plan.noisy):
+            return sampler(seeds=list(images), cond=cond, on_nan="ignore")
+        return sampler(start=pf.Noise(noise), cond=cond, on_nan="ignore")
 
     def _eps(self, x: Tensor, t: Tensor) -> Tensor:
-        out = self.network(x, t, self.labels)
+        out = self.network(x, t, self.labels[: len(x)])
         return out if isinstance(out, Tensor) else out.sample
+
+
+def parts(images: int, at_once: int) -> list[range]:
+    """As many images, some at a time."""
+    return [range(first, min(first + at_once, images)) for first in range(0, images, at_once)]
 
 
 def distance(samples: Tensor, reference: Tensor) -> Tensor:
@@ -135,51 +284,7 @@ def interval(distances: Tensor, resamples: int = 2000) -> tuple[float, float]:
     return low, high
 
 
-def aflops(
-    network: Callable[[Tensor, Tensor], Tensor],
-    schedule: pf.Schedule,
-    times: Sequence[float],
-    noise: Tensor,
-    *,
-    guard: float = 1.0,
-) -> Tensor:
-    """A-FloPS, arXiv:2509.00036. No plan: its coefficient depends on the samples.
-
-    Second order in flow coordinates, the linear part of the velocity taken exactly.
-
-    z = x / (alpha + sigma) and T = alpha / (alpha + sigma) make the path a flow, dz/dT = v = x_0 - eps. Each sample's
-    v = c z + r, c = <v - v', z - z'> / (|z - z'|^2 + 1e-8) with ' the step before, r linear in T:
-    z <- exp(c d) z + d phi_1(c d) r + d^2 phi_2(c d) (r - r') / (T - T'), d the step. Euler (which is DDIM) at first.
-
-    Args:
-        network: eps of x at times [B].
-        guard: samples with |c d| above it take c = 0, which is Adams-Bashforth of order 2; 0 is that everywhere.
-    """
-    x, past = noise.double(), None
-    for t, s in pairwise(times):
-        alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
-        eps = network(x.float(), torch.full((len(x),), t)).double()
-        z, at = x / (alpha + sigma), alpha / (alpha + sigma)
-        v = (x - sigma * eps) / alpha - eps
-        after = float(schedule.alpha(s)), float(schedule.sigma(s))
-        d = after[0] / sum(after) - at
-        if past is None:
-            z_after = z + d * v
-        else:
-            z_after = _second(z, v, at, past, d, guard)
-        past, x = (z, v, at), sum(after) * z_after
-    return x.float()
-
-
-def _second(z: Tensor, v: Tensor, at: float, past: tuple[Tensor, Tensor, float], d: float, guard: float) -> Tensor:
-    z_past, v_past, before = past
-    moved = (z - z_past).flatten(1)
-    c = ((v - v_past).flatten(1) * moved).sum(1) / (moved.square().sum(1) + 1e-8)
-    c = torch.where((c * d).abs() <= guard, c, 0.0).view(-1, *[1] * (z.dim() - 1))
-    r, r_past = v - c * z, v_past - c * z_past
-    u = c * d
-    small = u.abs() < 1e-4
-    safe = torch.where(small, 1.0, u)
-    phi_1 = torch.where(small, 1 + u / 2, torch.expm1(safe) / safe)
-    phi_2 = torch.where(small, 0.5 + u / 6, (torch.expm1(safe) - safe) / safe**2)
-    return torch.exp(u) * z + d * phi_1 * r + d * d * phi_2 * (r - r_past) / (at - before)
+def order_of(keys: Iterable[Key]) -> list[Key]:
+    """By budget, line and grid, as the table has them."""
+    lines, grids = list(LINES), list(GRIDS)
+    return sorted(keys, key=lambda key: (BUDGETS.index(key[2]), lines.index(key[0]), grids.index(key[1])))

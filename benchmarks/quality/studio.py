@@ -1,74 +1,80 @@
-"""Samples and distances of any plan on a packaged network, from pairs as `pndm_fast.tune` counts them."""
+"""The processes that draw for `survey.py`, one single-threaded for each core."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
-import warnings
-from concurrent.futures import ProcessPoolExecutor
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from quality.solvers import distance
-from torch import Tensor
+from quality.solvers import NETWORKS, Artist, Key, distance, parts
 
 import pndm_fast as pf
-from pndm_fast import demo
-from pndm_fast.plan.warn import Notice
+from pndm_fast.plan.atomic import atomic_path
 
-NETWORKS = {"mnist": demo.mnist_unet, "mnist_flow": demo.mnist_flow_unet}
-TEACHER = 60  # calls of auto's plan, as a fit has by default
-PART = 64  # images of a job
+FINE = Path(__file__).parents[2] / "build" / "quality"
 
 
 class Studio:
-    """One single-threaded process for each core. Pair i has the noise of seed i and the digit i mod 10."""
+    """The pool, and the fine references of all images; the first is what all is compared with.
 
-    def __init__(self, network: str, guidance: float) -> None:
-        self.network = NETWORKS[network]()
-        schedule, prediction = self.network.schedule, self.network.prediction
-        self.teacher = pf.make_plan("auto", schedule, nfe=TEACHER, prediction=prediction)
-        self.ends: dict[int, Tensor] = {}
+    Attributes:
+        floor: of each image, how far the second reference is from it; None where there is one alone.
+    """
+
+    def __init__(self, network: str, images: int, first_seed: int, references: list[str], weights: str) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(torch.get_num_threads(), context, _open, (network, guidance))
+        self.pool = ProcessPoolExecutor(torch.get_num_threads(), context, _open, (network, images, first_seed))
+        fine = [self._fine(name, images, [network, weights, first_seed]) for name in references]
+        self.reference = fine[0]
+        self.floor = distance(fine[1], fine[0]) if len(fine) > 1 else None
 
-    def __enter__(self) -> Studio:
-        return self
+    def _fine(self, name: str, images: int, of: list[Any]) -> torch.Tensor:
+        """A fine solution, from its file where an earlier run left it."""
+        about = [*of, name, NETWORKS[of[0]].references[name], images, torch.__version__]
+        path = FINE / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}.npy"
+        if path.is_file():
+            return torch.from_numpy(np.load(path))
+        jobs = [self.pool.submit(_reference, name, piece) for piece in parts(images, Artist.AT_ONCE)]
+        samples = np.concatenate([job.result() for job in jobs])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.save(file, samples)
+        return torch.from_numpy(samples)
 
-    def __exit__(self, *error: object) -> None:
-        self.pool.shutdown(cancel_futures=True)
-
-    def samples(self, plan: pf.Plan, pairs: range) -> Tensor:
-        """[len(pairs), 1, 28, 28]."""
-        size = min(PART, -(-len(pairs) // (self.pool._max_workers)))
-        parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
-        jobs = [self.pool.submit(_draw, plan.to_json(), part) for part in parts]
-        return torch.cat([torch.from_numpy(job.result()) for job in jobs])
-
-    def distances(self, plan: pf.Plan, pairs: range) -> Tensor:
-        """Of each image from the teacher's of the same noise: root mean square over its pixels."""
-        missing = [i for i in pairs if i not in self.ends]
-        if missing:
-            span = range(missing[0], missing[-1] + 1)
-            self.ends |= zip(span, self.samples(self.teacher, span), strict=True)
-        return distance(self.samples(plan, pairs), torch.stack([self.ends[i] for i in pairs]))
-
-
-_network: Any
-_guidance: float
+    def distances(self, keys: list[Key], images: int) -> Iterator[tuple[Key, torch.Tensor]]:
+        """Of each of the first images from the reference, as they come."""
+        jobs = {self.pool.submit(_draw, key, images): key for key in keys}
+        for job in as_completed(jobs):
+            yield jobs[job], distance(torch.from_numpy(job.result()), self.reference[:images])
 
 
-def _open(network: str, guidance: float) -> None:
-    global _network, _guidance
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore", Notice)
-    _network, _guidance = NETWORKS[network](), guidance
+_artist: Artist
 
 
-def _draw(tree: dict[str, Any], pairs: range) -> Any:
-    plan, size = pf.Plan.from_json(tree), _network.config.sample_size
-    labels = torch.tensor([i % demo.null_class for i in pairs])
-    more: dict[str, Any] = {}
-    if _guidance != 1:
-        more = {"uncond": {"class_labels": torch.full_like(labels, demo.null_class)}, "guidance": _guidance}
-    sampler = pf.Sampler(_network, plan, shape=(len(pairs), 1, size, size))
-    return sampler(seeds=list(pairs), cond={"class_labels": labels}, on_nan="ignore", **more).numpy()
+def _open(network: str, images: int, first_seed: int) -> None:
+    global _artist
+    _artist = Artist(network, images, first_seed)
+
+
+def _reference(name: str, images: range) -> Any:
+    return _artist.reference(name, images).numpy()
+
+
+def _draw(key: Key, images: int) -> Any:
+    return _artist.draw(key, images).numpy()
+
+
+def worth(artist: Artist) -> float:
+    """Seconds of a network call of one image, of a few of eight."""
+    plan = pf.make_plan("ddim", artist.about.schedule, steps=5, prediction=artist.about.prediction)
+    artist.run(plan, 8)
+    began = time.monotonic()
+    artist.run(plan, 8)
+    return (time.monotonic() - began) / (5 * 8)

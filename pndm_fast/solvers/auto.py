@@ -43,6 +43,8 @@ MEASURED = (
     Choice(38, "unipc", "beta"),
     Choice(math.inf, "deis", "beta"),
 )
+# of flow-matching processes: not measured yet, UniPC of order 2 on the schedule's own grid
+MEASURED_ON_FLOW = (Choice(math.inf, "unipc", None),)
 # alpha above which pure noise is no start: leading grids begin late, which pays where alpha is small there
 START = 0.05
 LATE = Choice(math.inf, "unipc", "trailing")  # the best measured of few calls that begins at the noisiest time
@@ -55,11 +57,14 @@ def recommend(schedule: Schedule | PSLD, calls: int) -> Choice:
     """The choice for a number of network calls.
 
     The table is of a network on the linear schedule, and taken for every variance-preserving one; a leading grid only
-    where it begins at alpha <= 0.05, else UniPC of order 2 on a trailing one. Elsewhere (EDM's sigmas, flow, and zero
-    terminal SNR): UniPC of order 2 on the schedule's own grid, or trailing. In phase space: gDDIM's frame at order 3.
+    where it begins at alpha <= 0.05, else UniPC of order 2 on a trailing one. Flow has a table of its own. Elsewhere
+    (EDM's sigmas, zero terminal SNR): UniPC of order 2 on the schedule's own grid, or trailing. In phase space: gDDIM's
+    frame at order 3.
     """
     if isinstance(schedule, PSLD):
         return IN_PHASE_SPACE
+    if schedule.scale == "flow":
+        return next(choice for choice in MEASURED_ON_FLOW if calls <= choice.most)
     if schedule.scale != "vp" or schedule.alpha(schedule.last) == 0:
         return ELSEWHERE
     choice = next(choice for choice in MEASURED if calls <= choice.most)
