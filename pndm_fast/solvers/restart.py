@@ -146,7 +146,8 @@ def alphafold_3(
 ) -> Plan:
     """AlphaFold 3's sampler, without its random rotations. Abramson et al. 2024, Nature 630, supplement, algorithm 18.
 
-    After arXiv:2206.00364, algorithm 2, in Euler's steps: from rho by noise to rho_hat = (1 + gamma) rho where the step's end is above gamma_min, rho = sigma/alpha, then
+    After arXiv:2206.00364, algorithm 2, in Euler's steps: from rho by noise to rho_hat = (1 + gamma) rho where the
+    step's end is above gamma_min, rho = sigma/alpha, then
     x_s/alpha_s = x_hat/alpha_hat + step_scale (rho_s - rho_hat) e. Boltz's and Protenix's too. Its grid is
     Schedule.edm(16 * 4e-4, 16 * 160, 16) with spacing="karras" and final="min", in 200 steps. On a schedule that ends,
     no further than its end. With a step_scale above 1 the spread of samples is less than the data's.
