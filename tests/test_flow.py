@@ -16,6 +16,7 @@ import pndm_fast as pf
 from pndm_fast.plan.coefficients import ancestral
 from pndm_fast.plan.grids import SPACINGS, make_grid, noisiest
 from pndm_fast.plan.levels import Level
+from pndm_fast.plan.stability import gaussian_spread
 from pndm_fast.solvers import SOLVER_INFO
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' of numpy
@@ -297,3 +298,23 @@ def test_an_ancestral_step_from_far_keeps_its_share(alpha):
 def test_one_step_from_noise_of_a_large_shift(solver):
     plan = pf.make_plan(solver, pf.Schedule.flow(12.0, 1000), steps=1, final="min", prediction="flow")
     assert plan.nfe == SOLVER_INFO[solver].calls(1, "min") and plan.rows[-1].levels.y.sigma < 0.012
+
+
+@pytest.mark.parametrize("solver", ["dpmpp-sde", "res-2s", "dpm-fast"])
+def test_stages_in_log_snr_begin_before_any_second_time(solver):
+    """Of a grid so fine that its second time is noisier than where they begin else: half the way to it."""
+    schedule = pf.Schedule.flow(3.0, 1000)
+    for spacing, steps in (("beta", 60), ("beta", 700)):
+        plan = pf.make_plan(solver, schedule, steps=steps, spacing=spacing, prediction="flow")
+        second = make_grid(schedule, steps, spacing)[1]
+        start = noisiest(schedule)
+        assert (second >= start) == (steps == 700)
+        assert plan.times[0] == pytest.approx(start if second < start else (1000 + second) / 2, rel=1e-14)
+        assert plan.steps == steps and all(map(math.isfinite, plan.rows[0].y))
+
+
+def test_dpm_fast_has_its_own_grid_on_each_schedule():
+    for schedule in (pf.Schedule.flow(3.0), pf.Schedule.edm(), pf.Schedule.linear()):
+        own = pf.make_plan("dpm-fast", schedule, steps=20, prediction="x0")
+        assert own == pf.make_plan("dpm-fast", schedule, steps=20, spacing="dpm-fast", prediction="x0")
+        assert gaussian_spread(own) == pytest.approx(1, abs=0.1)

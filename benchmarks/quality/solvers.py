@@ -16,6 +16,7 @@ from torch import Tensor
 import pndm_fast as pf
 from pndm_fast import demo
 from pndm_fast.plan.grids import make_grid
+from pndm_fast.plan.named_grids import OTHER_SPACINGS, named_grid
 from pndm_fast.plan.warn import Notice
 from pndm_fast.row.noise import normals, seed_tensor
 from pndm_fast.solvers import SOLVER_INFO
@@ -245,7 +246,9 @@ class Artist:
             assert plan is not None, key
             return self.run(plan, images)
         spacing, t_min = GRIDS[grid]
-        times = make_grid(self.about.schedule, nfe, spacing, t_min=t_min)
+        named = spacing in OTHER_SPACINGS
+        schedule = self.about.schedule
+        times = named_grid(spacing, schedule, nfe) if named else make_grid(schedule, nfe, spacing, t_min=t_min)
         with torch.inference_mode():
             return aflops(self._eps, self.about.schedule, times, self.noise[:images], guard=line.guard)
 

@@ -24,6 +24,7 @@ FINALS = ("zero", "min")
 KARRAS_RHO = 7.0
 BETA = 0.6  # both parameters of the Beta distribution
 SHORT = 1e-4  # of the flow from noise to data that grids in log-SNR leave out before the shift, as ComfyUI has it
+CLOSEST = 1e-6  # of a flow's time to its last, for log-SNRs to have digits
 SAME = 1e-6  # relative difference of numbers that are equal but for float32's rounding, some operations of it
 HERE["spacing"].update(SPACINGS)
 
@@ -149,10 +150,10 @@ def noisiest(schedule: Schedule) -> float:
 
 
 def with_log_snr(schedule: Schedule, times: Sequence[float], solver: str) -> Sequence[float]:
-    """The times, where they begin at a flow's alpha = 0 from `noisiest` on.
+    """The times, where they begin at a flow's alpha = 0 from `noisiest` on, or if the second is before that, between.
 
     Raises:
-        TypeError, ValueError: no numbers, or the second is not after that.
+        TypeError, ValueError: no numbers, or the second is but for rounding the first.
     """
     if not isinstance(schedule, Schedule) or schedule.scale != "flow":  # what is no schedule is refused later
         return times
@@ -160,10 +161,12 @@ def with_log_snr(schedule: Schedule, times: Sequence[float], solver: str) -> Seq
     if values[0] != schedule.last:
         return values
     if len(values) > 1 and values[1] >= start:
-        raise ValueError(
-            f"times must be below {start:g} after the first for {solver}, which begins there since alpha = 0 has no "
-            f"log-SNR, got {values[1]:g}"
-        )
+        start = (schedule.last + values[1]) / 2
+        if values[1] > schedule.last * (1 - CLOSEST):
+            raise ValueError(
+                f"times must be below {schedule.last * (1 - CLOSEST):g} after the first for {solver}, which begins "
+                f"between since alpha = 0 has no log-SNR, got {values[1]:.9g}"
+            )
     return (start, *values[1:])
 
 

@@ -112,7 +112,9 @@ class GridSpec:
             return given
         final = "zero" if self.final is None else self.final
         steps = steps_of(solver, self.steps, self.nfe, final)
-        spacing = self.spacing if self.spacing is not None else schedule.spacing or SOLVER_INFO[solver].spacing
+        own = SOLVER_INFO[solver].spacing
+        usual = own if own == solver else schedule.spacing or own  # dpm-fast is its grid
+        spacing = usual if self.spacing is None else self.spacing
         if isinstance(schedule, Schedule):
             choose("spacing", spacing, (*SPACINGS, *OTHER_SPACINGS))
         if spacing in SPACINGS or not isinstance(schedule, Schedule):

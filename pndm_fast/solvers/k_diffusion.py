@@ -129,8 +129,8 @@ def dpm_fast(
 
     Groups of steps by DPM-Solver-3, the last ones by DPM-Solver-2 and 1: of n calls above sigma = 0, n = 3 k: k - 1
     threes, a two and a one; else threes and the rest. The stages stand on the grid, n steps are n network calls; the
-    spacing "dpm-fast" (to be asked for on EDM's and flow schedules, which have their own) gives each group the same
-    length in lam, its stages at thirds or the half. The step to sigma = 0 is of order 1; final="min" has none, as in
+    spacing "dpm-fast", its default on every schedule, gives each group the same length in lam, its stages at thirds or
+    the half. The step to sigma = 0 is of order 1; final="min" has none, as in
     k-diffusion.
 
     Args:
