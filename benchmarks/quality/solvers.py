@@ -98,8 +98,10 @@ LINES = {
 }
 LEFT_OUT = {  # deterministic solvers of the plane: why
     "ddim-inverse": "it runs from data to noise",
-    "euler-cfg-pp": "its calls are guided, and nothing is here",
-    "dpmpp-2m-cfg-pp": "its calls are guided, and nothing is here",
+    **dict.fromkeys(
+        ("euler-cfg-pp", "dpmpp-2m-cfg-pp", "res-multistep-cfg-pp", "gradient-estimation-cfg-pp"),
+        "its calls are guided, and nothing is here",
+    ),
 }
 PROBES = ("deis 3", "dpmpp-2m", "unipc 2")  # lines that are tried on every grid of the network
 
