@@ -218,8 +218,6 @@ def plans_part(store: Results, arguments: argparse.Namespace) -> None:
             store.keep("plans", name, compared(name, plan, arguments.images))
             print(f"{name}: {found[name]['fitted']}", file=sys.stderr)
     jury = Jury(arguments.data)
-    for network in dict.fromkeys(found[name]["network"] for name in packed):
-        teacher_part(store, network, jury, arguments)
     for few in (True, False):  # of every plan what matters most, before the rest of any
         for name, plan in packed.items():
             for who in judged(name, plan, found[name], jury, arguments):
@@ -227,6 +225,8 @@ def plans_part(store: Results, arguments: argparse.Namespace) -> None:
                 print(f"{name}: {who}", file=sys.stderr)
                 if few:
                     break
+        for network in dict.fromkeys(found[name]["network"] for name in packed):
+            teacher_part(store, network, jury, arguments)
 
 
 def teacher_part(store: Results, network: str, jury: Jury, arguments: argparse.Namespace) -> None:
