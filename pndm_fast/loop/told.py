@@ -8,7 +8,7 @@ function around the network, which has no such attributes, is taken as it comes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pndm_fast.loop.fitted import difference, fingerprint
@@ -48,9 +48,10 @@ def told_plan(model: Any, calls: Any, guidance: float | Guidance | None) -> Plan
     if guide.interval is not None or guide.weaker is not None or not isinstance(guide.scale, float):
         return None
     for plan in _told_plans(model):
-        fitted = plan.fitted or {}
+        fitted: Any = plan.fitted or {}
         at = {"scales": [guide.scale] * plan.nfe, "rescale": guide.rescale if guide.scale != 1 else 0.0}
-        same = plan.nfe == calls and {"rescale": 0.0, **(fitted.get("guidance") or {})} == at
+        told = fitted.get("guidance")
+        same = plan.nfe == calls and isinstance(told, Mapping) and {"rescale": 0.0, **told} == at
         if same and fitted.get("network") and difference(fitted["network"], fingerprint(model)) is None:
             return plan
     return None
