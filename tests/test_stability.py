@@ -76,9 +76,13 @@ def test_spread_is_the_engines(name, space, options, deviation):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({*FROM_NOISE, *PHASE} - REPLACING))
 def test_fine_plans_keep_the_spread(name):
-    """Those that replace the state by an estimate do not; Euler's method is slow in phase space."""
+    """Those that replace the state by an estimate do not; Euler's method is slow in phase space.
+
+    AlphaFold 3's steps are longer than the path on purpose, which takes spread away.
+    """
     space = PROCESSES["default"] if name in PHASE else LINEAR
-    assert gaussian_spread(pf.make_plan(name, space, steps=300)) == pytest.approx(
+    options = {"step_scale": 1.0, "noise_scale": 1.0} if name == "alphafold-3" else {}
+    assert gaussian_spread(pf.make_plan(name, space, steps=300, **options)) == pytest.approx(
         1, abs=0.2 if name == "euler" else 0.06
     )
 
