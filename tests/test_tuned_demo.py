@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +95,16 @@ def test_a_network_of_ones_own_says_its_plans(networks):
     assert told_plan(Own([]), 5, None) is None
     for other in ("5", {5: plan}, [1, 2]):
         assert told_plan(Own(other), 5, None) is plan  # the inner network's
+
+
+@pytest.mark.parametrize("network, plan", PLANS, ids=NAMES)
+def test_the_page_says_what_the_file_says(network, plan):
+    page = (Path(__file__).parent.parent / "docs" / "tune.md").read_text()
+    scale, held = plan.rows[0].guidance, plan.fitted["held_out"]
+    name = f"{network}-{plan.nfe}" + ("" if scale == 1 else f"-guidance-{scale:g}")
+    named, fitted = (f"{held[who]['mean']:.4f} / {held[who]['median']:.4f}" for who in ("named", "fitted"))
+    low, high = plan.interval
+    assert f"| `{name}` | {named} | {fitted} | {held['ratio']:.3f} ({low:.3f} to {high:.3f}) |" in page
 
 
 def test_names():
