@@ -104,3 +104,9 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason=f"the fake device has no {real}"))
         elif marker and not (fake or found):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def triton_device():
+    """Where Triton's kernels run: interpreted where there is no GPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -17,11 +17,6 @@ DIGEST = "612083031c304199ec370fe0635ddf169a96b46457a084096d8904d5ae95c980"
 INDEXES = (noise.INITIAL, noise.PROLOGUE, noise.FIRST_ROW, 1001)
 
 
-@pytest.fixture
-def triton_device():
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def words(*values):
     return tuple(torch.tensor([value]) for value in values)
 

@@ -116,11 +116,6 @@ def test_triton_agrees_to_the_bit(solver, triton_device):
     assert torch.equal(triton, reference)
 
 
-@pytest.fixture
-def triton_device():
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 @pytest.mark.parametrize("size", [1, 7, 784, 65537])
 def test_odd_sizes(size):
     results = [draw(Pointwise(), 5, solver="ddpm", shape=(2, size), seeds=1, backend=b) for b in ("cpp", "reference")]

@@ -36,11 +36,6 @@ DTYPES = {
 }
 
 
-@pytest.fixture
-def triton_device():
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def poison(r, data):
     """NaN in all that the samples' next rows must not read."""
     for b, row in enumerate(r.row.tolist()):

@@ -2,16 +2,19 @@
 
 import copy
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from sampler_case import SHAPE, Conv
 from test_cli import place, run  # noqa: F401
 
 import pndm_fast as pf
 from pndm_fast import demo
 from pndm_fast.loop.fitted import difference, fingerprint
 from pndm_fast.loop.told import told_plan
+from pndm_fast.plan.warn import Notice
 from pndm_fast.tuning.named import finalists
 
 NETWORKS = {"mnist": demo.mnist_unet, "mnist_flow": demo.mnist_flow_unet}
@@ -50,6 +53,35 @@ def test_each_is_nearer_than_named_ones(networks, network, plan):
     named = [next(one for key, one in plans.items() if key.startswith(head)) for head in ("auto", "unipc", "dpmpp-2m")]
     near, *others = [(pf.sample(net, solver=one, **given) - fine).flatten(1).norm(dim=1) for one in (plan, *named)]
     assert all(near.mean() < other.mean() for other in others)
+
+
+@pytest.mark.parametrize("network, plan", PLANS, ids=NAMES)
+def test_rows_are_bit_equal(network, plan):
+    """C++ and the reference, with a network whose own sums have one order; the file's numbers are kept exactly."""
+    given = {"cond": {"labels": torch.tensor([1, 2])}}
+    if plan.rows[0].guidance != 1:
+        given["uncond"] = {"labels": torch.tensor([10, 10])}
+    results = []
+    for backend in ("cpp", "reference"):
+        sampler = pf.Sampler(Conv(torch.float32), plan, shape=(2, *SHAPE), backend=backend)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Notice)  # of another network
+            results.append(sampler(seeds=4, **given))
+    assert torch.equal(*results) and results[0].isfinite().all()
+    assert pf.TunedPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+@pytest.mark.slow
+def test_rows_are_tritons(triton_device):
+    plan = demo.tuned(10)
+    given = {"cond": {"labels": torch.tensor([1, 2]).to(triton_device)}, "seeds": 4}
+    results = []
+    for backend in ("triton", "reference"):
+        sampler = pf.Sampler(Conv(torch.float32).to(triton_device), plan, shape=(2, *SHAPE), backend=backend)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Notice)
+            results.append(sampler(**given))
+    assert torch.equal(*results)
 
 
 def test_auto_takes_it_where_it_is_left_every_choice(networks):
