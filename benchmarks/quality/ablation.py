@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -116,9 +115,8 @@ def ablation(store: Results, arguments: argparse.Namespace) -> None:
             closed = replace(task.caller.network, network=without(net), call=without(task.caller.network.call))
             own = _with_ends(replace(own, caller=replace(task.caller, network=closed)), ends)
         course = course_of(arguments.iterations, pairs, moving or COEFFICIENTS)
-        began = time.perf_counter()
         told = search(own, course, name, named, resume=False).fitted or {}
-        values = {**told["held_out"], "seconds": round(time.perf_counter() - began, 1), "by": told["by"]}
+        values = {**told["held_out"], "by": told["by"]}
         store.keep("ablation", case, {**values, "named plan": name, "iterations": told["iterations"]})
         print(f"{case}: {told['held_out']['ratio']:.3f}", file=sys.stderr)
 
@@ -155,7 +153,7 @@ def black_box(store: Results, arguments: argparse.Namespace) -> None:
         progress=True,
     )
     told = plan.fitted or {}
-    kept = ("better", "by", "could_not", "held_out", "named", "pairs", "seconds")
+    kept = ("better", "by", "could_not", "held_out", "named", "pairs")
     store.keep("blackbox", None, {key: told[key] for key in kept})
 
 
@@ -252,7 +250,7 @@ def _peak(how: str) -> float:
     """MiB of resident memory at most, beyond what the imports and the network took, over two turns."""
     net = demo.mnist_unet()
     net(torch.zeros(1, 1, 28, 28), 0.0)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _most()
     if how == "network alone":
         work = _passes(net, BATCH, grad=True)
     else:
@@ -261,4 +259,10 @@ def _peak(how: str) -> float:
         work = _iterations(task)
     for _ in range(2):
         work()
-    return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, 1)
+    return round(_most() - before, 1)
+
+
+def _most() -> float:
+    """MiB of resident memory at most so far: of this process alone, where getrusage counts its parent's too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))

@@ -252,7 +252,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--part", choices=list(PARTS), action="append", help="default all; may be repeated")
     parser.add_argument("--images", type=int, default=256, help="held-out pairs of the distances")
     parser.add_argument("--samples", type=int, default=2000, help="judged by the classifier")
-    parser.add_argument("--iterations", type=int, default=300, help="of a fit of the ablation")
+    parser.add_argument("--iterations", type=int, default=200, help="of a fit of the ablation")
     parser.add_argument("--pairs", type=int, default=1024, help="of the ablation, at most")
     parser.add_argument("--folder", type=Path, help="where the ablation's teacher is kept; default beside --out")
     parser.add_argument("--out", type=Path, default=OUT)
