@@ -127,6 +127,13 @@ def saying(**facts):
     return made
 
 
+def unreadable(name):
+    """A network with a property of that name, which fails."""
+    made = stored(torch.float32)
+    made.__class__ = type("Unreadable", (type(made),), {name: property(lambda self: 1 / 0)})
+    return made
+
+
 def row(**changes):
     return pf.Row(**{"t": 1.0, "slot": 0, "y": PLAN.rows[0].y, "levels": PLAN.rows[0].levels, **changes})
 

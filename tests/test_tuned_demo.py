@@ -139,11 +139,55 @@ def test_the_page_says_what_the_file_says(network, plan):
     assert f"| `{name}` | {named} | {fitted} | {held['ratio']:.3f} ({low:.3f} to {high:.3f}) |" in page
 
 
+def test_auto_takes_it_on_its_schedule_and_for_its_prediction():
+    """Where the network says neither, what the caller says of them is not what a plan of another process is for."""
+
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = demo.mnist_unet()
+
+        def forward(self, x, t):
+            return self.net(x, t)
+
+    net, plan = Own().eval(), demo.tuned(5)
+    fitted = {**plan.fitted, "network": fingerprint(net)}
+    own = pf.TunedPlan(plan.rows, prologue=plan.prologue, fitted=fitted)
+    net.plans = [own]
+    given = {"nfe": 5, "solver": "auto", "shape": (1, 1, 28, 28)}
+    wanted = pf.sample(net, solver=own, shape=(1, 1, 28, 28))
+    for words in ({}, {"schedule": pf.Schedule.linear()}, {"prediction": "eps"}):
+        assert torch.equal(pf.sample(net, **given, **words), wanted)
+    for words in ({"schedule": pf.Schedule.cosine()}, {"schedule": pf.Schedule.scaled_linear()}, {"prediction": "v"}):
+        other = pf.make_plan("auto", nfe=5, **words)
+        got = pf.sample(net, **given, **words)
+        assert torch.equal(got, pf.sample(net, solver=other, shape=(1, 1, 28, 28))), words
+    for words in ({"schedule": "linear"}, {"prediction": "epsilon"}, {"nfe": 5.0}):
+        with pytest.raises((TypeError, ValueError), match=f"^{next(iter(words))} must be"):
+            pf.sample(net, **{**given, **words})
+
+
+def test_packaged_networks_take_plans_of_ones_own():
+    net, plan = demo.mnist_unet(), demo.tuned(8)
+    net.plans = [plan]
+    assert net.plans == (plan,) and told_plan(net, 8, None) is plan and told_plan(net, 5, None) is None
+    assert copy.deepcopy(net).plans == net.plans and demo.mnist_unet().plans == demo.plans_of("mnist")
+    assert told_plan(demo.UNet(), 5, None) is None
+
+
 def test_names():
-    with pytest.raises(ValueError, match="tuned plans are mnist-5, .*got none named 'mnist-7'"):
+    with pytest.raises(ValueError, match="tuned plans are mnist-5, .*got none of mnist with 7 calls at guidance 1"):
         demo.tuned(7)
-    with pytest.raises(ValueError, match="got none named 'mnist-5-guidance-1.5'"):
-        demo.tuned(5, guidance=1.5)
+    for guidance in (1.5, 2.0000001):
+        with pytest.raises(ValueError, match=f"got none of mnist with 5 calls at guidance {guidance}"):
+            demo.tuned(5, guidance=guidance)
+    for words, said in (({"guidance": "2"}, "guidance must be a number"), ({"nfe": 5.0}, "nfe must be an integer")):
+        with pytest.raises(TypeError, match=said):
+            demo.tuned(**{"nfe": 5, **words})
+    for ask in (demo.plans_of, lambda name: demo.tuned(5, name)):
+        with pytest.raises(ValueError, match="network must be one of .*; did you mean 'mnist_flow'"):
+            ask("mnist-flow")
+    assert demo.plans_of("mnist_psld") == ()
 
 
 def test_on_the_command_line(place):  # noqa: F811
@@ -151,7 +195,7 @@ def test_on_the_command_line(place):  # noqa: F811
     result = run(*words, "--out", "a.npz", "--json")
     told = json.loads(result.stdout)
     assert told["solver"] == "tuned" and told["nfe"] == 5
-    assert "auto: a plan of 5 calls fitted to the model" in result.stderr
+    assert "auto: the model's own plan of 5 calls, tuned" in result.stderr
     assert run("replay", "a.npz").exit_code == 0
     result = run(*words, "--out", "b.npz", "--spacing", "trailing", "--json")
     assert json.loads(result.stdout)["solver"] == "deis"

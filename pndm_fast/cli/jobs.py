@@ -200,12 +200,12 @@ def planned(words: Words, network: ModelArgs, guidance: float = 1.0) -> tuple[Mo
     model = load_model(network)
     asked = None if words.schedule is None else schedule_of(words, told_schedule(model.net))
     schedule, prediction = completed(model.net, asked, words.prediction)
-    schedule = schedule_of(words) if schedule is None else schedule
     if words.free:
-        own = told_plan(model.net, words.steps if words.nfe is None else words.nfe, guidance)
+        own = told_plan(model.net, words.steps if words.nfe is None else words.nfe, guidance, schedule, prediction)
         if own is not None:
-            line = f"auto: a plan of {own.nfe} calls fitted to the model"
+            line = f"auto: the model's own plan of {own.nfe} calls, {own.solver}"
             return model, NamedPlan(own, {"plan": json.loads(json.dumps(own.to_json()))}, line)
+    schedule = schedule_of(words) if schedule is None else schedule
     return model, make_plan(words._replace(prediction=prediction), schedule)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
@@ -196,12 +196,14 @@ class UNet(nn.Module):
 
     Attributes:
         process: vp, psld or flow, what it was trained on; None is not known.
+        plans: those that were fitted to it; default those of the packaged network of its process, which it may be.
     """
 
     def __init__(self, config: UNetConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or UNetConfig()
         self.process: str | None = None  # a word, so that networks can be pickled: a preconditioning cannot
+        self._plans: tuple[Plan, ...] | None = None
         widths, base, layers = config.block_out_channels, config.block_out_channels[0], config.layers_per_block
         self.conv_in = nn.Conv2d(config.in_channels, base, 3, padding=1)
         self.time_embedding = nn.Sequential(
@@ -236,8 +238,14 @@ class UNet(nn.Module):
 
     @property
     def plans(self) -> tuple[Plan, ...]:
-        """Those that were fitted to the packaged network of its process, which this one may be."""
+        """Those that were fitted to it."""
+        if self._plans is not None:
+            return self._plans
         return () if self.process is None else plans_of(PROCESSES[self.process].plans)
+
+    @plans.setter
+    def plans(self, plans: Iterable[Plan]) -> None:
+        self._plans = tuple(plans)
 
     def embed(self, t: Tensor | float, class_labels: Tensor | None) -> Tensor:
         """silu(MLP([cos(t w), sin(t w)]) + class vector), w_i = 10000^(-i/half): [B or 1, 4 base]."""

@@ -1,14 +1,14 @@
 """What a network says of itself: its attributes `schedule`, `prediction` and `plans`, where it has them.
 
 `schedule` is a `Schedule` or a `PSLD`, the one it was trained on; `prediction` a word, what it predicts; `plans` a
-tuple or list of plans fitted to it. Attributes of other types are the network's own affair. `pf.sample` takes the first
-two where the caller says nothing, and a plan where the caller says "auto"; what contradicts the first two is refused. A
-function around the network, which has no such attributes, is taken as it comes.
+tuple or list of plans fitted to it, by whose weights they are known. Attributes of other types are the network's own
+affair. `pf.sample` takes the first two where the caller says nothing, and a plan where the caller says "auto"; what
+contradicts the first two is refused. A function around the network, which has no such attributes, is taken as it comes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pndm_fast.loop.fitted import difference, fingerprint
@@ -16,6 +16,7 @@ from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.layers import layers
 from pndm_fast.plan.agree import departure, same_levels
 from pndm_fast.plan.checks import choose
+from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.plan import Plan
 from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.row import PREDICTIONS
@@ -24,8 +25,7 @@ from pndm_fast.plan.schedule import Schedule
 
 def told_schedule(model: Any) -> Schedule | PSLD | None:
     """The schedule that the network was trained on, None where it does not say."""
-    found = (getattr(part, "schedule", None) for part in layers(model))
-    return next((one for one in found if isinstance(one, (Schedule, PSLD))), None)
+    return next((one for one in _attributes(model, "schedule") if isinstance(one, (Schedule, PSLD))), None)
 
 
 def told_prediction(model: Any) -> str | None:
@@ -34,20 +34,28 @@ def told_prediction(model: Any) -> str | None:
     Raises:
         ValueError: it says a word that is not known here.
     """
-    found = (getattr(part, "prediction", None) for part in layers(model))
-    word = next((one for one in found if isinstance(one, str)), None)
+    word = next((one for one in _attributes(model, "prediction") if isinstance(one, str)), None)
     return None if word is None else choose("the network's attribute prediction", word, PREDICTIONS)
 
 
-def told_plan(model: Any, calls: Any, guidance: float | Guidance | None) -> Plan | None:
+def told_plan(
+    model: Any, calls: Any, guidance: float | Guidance | None, schedule: Any = None, prediction: Any = None
+) -> Plan | None:
     """The plan of that many calls that was fitted to the network as it is, at that guidance; None where none was.
 
     Guidance with an interval, a scale by row or another network is none that a plan was fitted at.
+
+    Args:
+        schedule, prediction: what the plan must be for, None is any. What is neither is for `make_plan` to refuse.
     """
     guide = guidance if isinstance(guidance, Guidance) else Guidance(1.0 if guidance is None else guidance)
     if guide.interval is not None or guide.weaker is not None or not isinstance(guide.scale, float):
         return None
+    if not is_integer(calls):
+        return None
     for plan in _told_plans(model):
+        if prediction not in (None, plan.prediction) or not _on(plan, schedule):
+            continue
         fitted: Any = plan.fitted or {}
         at = {"scales": [guide.scale] * plan.nfe, "rescale": guide.rescale if guide.scale != 1 else 0.0}
         told = fitted.get("guidance")
@@ -57,10 +65,25 @@ def told_plan(model: Any, calls: Any, guidance: float | Guidance | None) -> Plan
     return None
 
 
+def _on(plan: Plan, schedule: Any) -> bool:
+    if schedule is None:
+        return True
+    return isinstance(schedule, (Schedule, PSLD)) and departure(plan, schedule) is None
+
+
 def _told_plans(model: Any) -> list[Plan]:
-    found = (getattr(part, "plans", None) for part in layers(model))
-    lists = (one for one in found if isinstance(one, (tuple, list)))
+    lists = (one for one in _attributes(model, "plans") if isinstance(one, (tuple, list)))
     return next(([*plans] for plans in lists if all(isinstance(plan, Plan) for plan in plans)), [])
+
+
+def _attributes(model: Any, name: str) -> Iterator[Any]:
+    """Of the network and of what it wraps, outermost first; None where one has none."""
+    for part in layers(model):
+        try:
+            yield getattr(part, name, None)
+        except Exception as error:  # of whatever kind: a property is the network's own code
+            got = f"{type(error).__name__}: {error}"
+            raise ValueError(f"the network's attribute {name} must be one that can be read, got {got}") from error
 
 
 def check_told(plan: Plan, networks: Iterable[Any]) -> None:

@@ -20,6 +20,7 @@ from pndm_fast.plan.row import NAMES, PHASE_SLOTS, PREDICTIONS, SAME_X, SAME_Y, 
 from pndm_fast.plan.text import form_text, guidance_text, store_text
 
 MAX_ROWS = 65_536
+FORMAT = "pndm_fast.plan.1"
 
 
 @dataclass(frozen=True, repr=False)
@@ -280,7 +281,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """A plain tree of numbers and strings; zero coefficients are left out."""
         tree = {
-            "format": "pndm_fast.plan.1",
+            "format": FORMAT,
             "solver": self.solver,
             "steps": self.steps,
             "prediction": self.prediction,
@@ -296,8 +297,9 @@ class Plan:
         Raises:
             ValueError: the tree is not a plan; the message names the row and the field.
         """
-        if not isinstance(tree, dict) or tree.get("format") != "pndm_fast.plan.1":
-            raise ValueError("a plan file must be a JSON object with format 'pndm_fast.plan.1'")
+        if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+            got = f"format {shown(tree['format'])}" if isinstance(tree, dict) and "format" in tree else "none"
+            raise ValueError(f"a plan file must be a JSON object with format {FORMAT!r}, got {got}")
         for name in tree:
             choose("an entry of a plan", name, ("format", *cls.__dataclass_fields__))
         rows = tree.get("rows")

@@ -97,10 +97,11 @@ def _refuse_words(options: Mapping[str, Any]) -> None:
 
 
 def _fitted(model: Any, solver: str | None, asked: Mapping[str, Any], guidance: Any) -> Plan | None:
-    """The model's own plan, where auto is left every choice."""
+    """The model's own plan, where auto is left every choice but schedule and prediction."""
     if solver != AUTO or asked.keys() - {"schedule", "prediction"} not in ({"steps"}, {"nfe"}):
         return None
-    return told_plan(model, asked.get("nfe", asked.get("steps")), guidance)
+    calls = asked.get("nfe", asked.get("steps"))
+    return told_plan(model, calls, guidance, asked.get("schedule"), asked.get("prediction"))
 
 
 @functools.lru_cache(maxsize=KEPT)
