@@ -19,6 +19,7 @@ from torch import Tensor
 
 import pndm_fast as pf
 from pndm_fast import demo
+from pndm_fast.loop.fitted import fingerprint
 from pndm_fast.loop.network import denoiser_of
 from pndm_fast.tuning.calls import Caller, Pairs
 from pndm_fast.tuning.figures import LOSSES
@@ -65,6 +66,7 @@ def task_of(model: Callable[..., Any], pairs: int, folder: Path | None) -> Task:
     schedule = pf.Schedule.linear()
     sampler = pf.Sampler(model, shape=(1, 1, 28, 28))
     counts = {"pairs": pairs, "validation": VALIDATION, "held out": HELD_OUT, "teacher": TEACHER}
+    key = {**counts, "network": fingerprint(model)}
     return Task(
         sampler=sampler,
         caller=Caller(replace(denoiser_of(model), device=sampler.device), None, None, torch.float32),
@@ -81,13 +83,13 @@ def task_of(model: Callable[..., Any], pairs: int, folder: Path | None) -> Task:
         held_out=range(pairs + VALIDATION, pairs + VALIDATION + HELD_OUT),
         batch=BATCH,
         recompute=False,
-        folder=None if folder is None else Folder(folder, counts),
+        folder=None if folder is None else Folder(folder, key),
         progress=True,
     )
 
 
 def course_of(iterations: int, pairs: int, moving: tuple[str, ...] = EVERYTHING) -> Course:
-    """As `tune` goes about it by default."""
+    """Batch, rate, seed and loss are those of `tune` by default; validations come ten times or more."""
     return Course(pairs, BATCH, RATE, 0, iterations, None, max(1, min(20, iterations // 10)), moving, "rms")
 
 
@@ -173,16 +175,14 @@ def paired() -> dict[str, Any]:
     net = demo.mnist_unet()
     task = task_of(net, 2 * BATCH, None)
     _with_ends(task, torch.zeros(task.held_out.stop, 1, 28, 28))
-    ours, theirs = _iterations(task), _passes(net, BATCH, grad=True)
     numbers = _numbers(task)
-    check = ours(), theirs()
-    assert all(bool(torch.isfinite(one).all()) for one in check)
     found = {}
     sides = {
-        "iteration": (ours, theirs, 1),
+        "iteration": (_iterations(task), _passes(net, BATCH, grad=True), 1),
         "validation": (lambda: task.validation(numbers), _passes(net, BATCH, grad=False), VALIDATION / BATCH),
     }
     for name, (own, bare, times) in sides.items():
+        assert _seen(net, own) == times * _seen(net, bare), f"{name}: the sides differ in what the network sees"
         rounds = []
         for _ in range(ROUNDS):
             a, b = _timed(own), _timed(bare)
@@ -195,6 +195,14 @@ def paired() -> dict[str, Any]:
             "network_s": round(statistics.median(b for _, b in rounds), 4),
         }
     return found
+
+
+def _seen(net: torch.nn.Module, work: Callable[[], Any]) -> int:
+    """How many images the network is called on."""
+    sizes = []
+    with net.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0]))):
+        work()
+    return sum(sizes)
 
 
 def _timed(work: Callable[[], Any]) -> float:
