@@ -110,3 +110,20 @@ def pytest_collection_modifyitems(config, items):
 def triton_device():
     """Where Triton's kernels run: interpreted where there is no GPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def plan():
+    """A few rows of every kind that F-PNDM has."""
+    import pndm_fast as pf
+
+    return pf.make_plan("f-pndm", steps=6)
+
+
+@pytest.fixture
+def sampler(plan):
+    """Of a network that is the same at every batch size; it keeps the report of its last call."""
+    from drawing import Reporting
+    from sampler_case import SHAPE, Pointwise
+
+    return Reporting(Pointwise(), plan, shape=(4, *SHAPE))

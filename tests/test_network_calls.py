@@ -13,16 +13,6 @@ import pndm_fast as pf
 pytestmark = pytest.mark.filterwarnings("ignore:the grid starts")
 
 
-@pytest.fixture
-def plan():
-    return pf.make_plan("f-pndm", steps=6)
-
-
-@pytest.fixture
-def sampler(plan):
-    return Reporting(Pointwise(), plan, shape=(4, *SHAPE))
-
-
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 @pytest.mark.parametrize("solver", ["ddpm", "f-pndm"])
 @pytest.mark.parametrize("asked", [False, True])

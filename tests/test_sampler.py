@@ -13,16 +13,6 @@ from pndm_fast.row.noise import normals, seed_tensor
 pytestmark = pytest.mark.filterwarnings("ignore:the grid starts")
 
 
-@pytest.fixture
-def plan():
-    return pf.make_plan("f-pndm", steps=6)
-
-
-@pytest.fixture
-def sampler(plan):
-    return Reporting(Pointwise(), plan, shape=(4, *SHAPE))
-
-
 def test_defaults_need_only_a_model():
     class Configured(Conv):
         config = {"in_channels": 3, "sample_size": (8, 8)}

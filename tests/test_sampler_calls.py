@@ -13,16 +13,6 @@ import pndm_fast as pf
 pytestmark = pytest.mark.filterwarnings("ignore:the grid starts")
 
 
-@pytest.fixture
-def plan():
-    return pf.make_plan("f-pndm", steps=6)
-
-
-@pytest.fixture
-def sampler(plan):
-    return Reporting(Pointwise(), plan, shape=(4, *SHAPE))
-
-
 def test_steps_are_shown(sampler):
     steps = []
     result = sampler(on_step=lambda step: steps.append((step.index, step.nfe, step.t, step.state, step.x0)))

@@ -106,6 +106,10 @@ def test_a_killed_fit_ends_where_an_unbroken_one_does(tmp_path):
         tuned(MODEL, folder=tmp_path / "broken", cond={"label": torch.zeros(1)})
     with pytest.raises(ValueError, match="resume must go on from the same fit, got a folder with another rate"):
         tuned(MODEL, iterations=30, rate=0.02, folder=tmp_path / "broken")
+    grids = [pf.make_plan("ddim", VP, nfe=4, spacing=spacing) for spacing in ("trailing", "quadratic")]
+    tuned(MODEL, iterations=30, folder=tmp_path / "broken", resume=False, rivals=grids[:1])
+    with pytest.raises(ValueError, match="resume must go on from the same fit, got a folder with another start"):
+        tuned(MODEL, iterations=30, folder=tmp_path / "broken", rivals=grids[1:])
     (tmp_path / "broken" / "fit.json").write_text("3")
     with pytest.raises(ValueError, match="of the same fit"):
         tuned(MODEL, folder=tmp_path / "broken")

@@ -118,8 +118,8 @@ def ablation(store: Results, arguments: argparse.Namespace) -> None:
             own = _with_ends(replace(own, caller=replace(task.caller, network=closed)), ends)
         course = course_of(arguments.iterations, pairs, moving or COEFFICIENTS)
         told = search(own, course, name, named, resume=False).fitted or {}
-        values = {**told["held_out"], "by": told["by"]}
-        store.keep("ablation", case, {**values, "named plan": name, "iterations": told["iterations"]})
+        values = {**told["held_out"], "named plan": name, "iterations": told["iterations"]}
+        store.keep("ablation", case, values)
         print(f"{case}: {told['held_out']['ratio']:.3f}", file=sys.stderr)
 
 

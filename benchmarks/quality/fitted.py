@@ -198,7 +198,7 @@ class Results:
             print(f"{path.name} is of another setting: measured anew", file=sys.stderr)
             old = {}
         fresh: dict[str, Any] = {"setting": setting, "plans": {}, "teachers": {}, "ablation": {}}
-        self.tree = {**fresh, **old, "machine": describe()}
+        self.tree = {**fresh, "machine": describe(), **old}
 
     def keep(self, part: str, name: str | None, values: Any) -> None:
         """Of one part, or of one name in it."""
@@ -206,6 +206,7 @@ class Results:
             self.tree[part] = values
         else:
             self.tree[part][name] = values
+        self.tree["machine"] = describe()
         with atomic_path(self.path) as temporary:
             temporary.write_text(json.dumps(self.tree, indent=1) + "\n")
 

@@ -94,8 +94,9 @@ def _ablation(parts: Tree) -> str:
     head = ["what is fitted", "mean distance / named", "95 %", "median / named"]
     return f"""## What of a fit does what, at 5 calls
 
-Fits of {most} iterations on the network of `mnist`, all from the same named plan and judged on the same 256 pairs. A
-fit of everything has its last row by least squares before the first iteration, one of times alone has not.
+One fit each of {most} iterations on the network of `mnist`, all from the same named plan and judged on the same 256
+pairs; intervals are of the pairs, not of the fits. A fit that moves coefficients has its last row by least squares
+before the first iteration, one of times alone has not.
 
 {table(head, rows)}"""
 

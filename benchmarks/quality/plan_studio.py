@@ -28,8 +28,8 @@ class PlanStudio:
         schedule, prediction = self.network.schedule, self.network.prediction
         self.teacher = pf.make_plan("auto", schedule, nfe=TEACHER, prediction=prediction)
         self.ends: dict[int, Tensor] = {}
-        context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(torch.get_num_threads(), context, _open, (network, guidance))
+        self.processes, context = torch.get_num_threads(), multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(self.processes, context, _open, (network, guidance))
 
     def __enter__(self) -> PlanStudio:
         return self
@@ -39,7 +39,7 @@ class PlanStudio:
 
     def samples(self, plan: pf.Plan, pairs: range) -> Tensor:
         """[len(pairs), 1, 28, 28]."""
-        size = min(PART, -(-len(pairs) // (self.pool._max_workers)))
+        size = min(PART, -(-len(pairs) // self.processes))
         parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
         jobs = [self.pool.submit(_draw, plan.to_json(), part) for part in parts]
         return torch.cat([torch.from_numpy(job.result()) for job in jobs])

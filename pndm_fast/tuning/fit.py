@@ -30,7 +30,8 @@ class Course:
         iterations: how many; None until minutes are known as a number of them.
         every: iterations between two validations, after which the checkpoint is written.
         moving: names of the parameters that are fitted; the others stay.
-        loss, named: names of the loss, and of the plan that the fit starts at.
+        loss: its name.
+        start: what tells the plan that the fit starts at from others.
     """
 
     pairs: int
@@ -42,11 +43,11 @@ class Course:
     every: int
     moving: tuple[str, ...]
     loss: str
-    named: str = ""
+    start: str = ""
 
     def key(self, nfe: int) -> dict[str, Any]:
         """What makes a fit this one: no checkpoint of another is gone on from."""
-        own = {name: getattr(self, name) for name in ("rate", "iterations", "minutes", "loss", "named")}
+        own = {name: getattr(self, name) for name in ("rate", "iterations", "minutes", "loss", "start")}
         return {"nfe": nfe, **own, "moving": list(self.moving)}
 
 

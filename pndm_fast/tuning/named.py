@@ -105,6 +105,19 @@ def _finite(value: float) -> float:
     return value if math.isfinite(value) else math.inf
 
 
+def check_process(what: str, plan: Plan, schedule: Schedule, prediction: str) -> None:
+    """Refuse a plan that is for another prediction or schedule than the fit.
+
+    Raises:
+        ValueError: naming the argument that the plan came as.
+    """
+    if plan.prediction != prediction:
+        raise ValueError(f"{what} must be for prediction {prediction!r}, got {plan.prediction!r}")
+    away = departure(plan, schedule)
+    if away is not None:
+        raise ValueError(f"{what} must be on the fit's schedule, {schedule.name}, got {away}")
+
+
 def given(plans: Sequence[Plan], schedule: Schedule, prediction: str, nfe: int) -> dict[str, Plan]:
     """Rivals of the caller's, by what they are.
 
@@ -115,11 +128,7 @@ def given(plans: Sequence[Plan], schedule: Schedule, prediction: str, nfe: int) 
     for plan in plans:
         if plan.nfe != nfe:
             raise ValueError(f"rivals must be plans of {nfe} calls, got one of {plan.nfe}")
-        if plan.prediction != prediction:
-            raise ValueError(f"rivals must be for prediction {prediction!r}, got {plan.prediction!r}")
-        away = departure(plan, schedule)
-        if away is not None:
-            raise ValueError(f"rivals must be on the fit's schedule, {schedule.name}, got {away}")
+        check_process("rivals", plan, schedule, prediction)
         times = table_of(plan, schedule).times
         if not (times[1:] < times[:-1]).all():
             raise ValueError(f"rivals must make one call a step, at decreasing times, got {plan.solver}")

@@ -21,7 +21,7 @@ from pndm_fast.tuning.fit import CHECKPOINT, Course, fit, load, started
 from pndm_fast.tuning.parameters import TIMES, Solver, coefficients, coefficients_of, start_of
 from pndm_fast.tuning.table import Array, Table, plan_of, table_of
 from pndm_fast.tuning.task import Task, over
-from pndm_fast.tuning.teacher import chunks
+from pndm_fast.tuning.teacher import chunks, digest
 from pndm_fast.tuning.tuned import TunedPlan
 
 GRID = 30  # times that optimal ones are chosen from
@@ -40,7 +40,7 @@ def search(task: Task, course: Course, name: str, named: Plan, *, resume: bool) 
     told: dict[str, Any] = {"could_not": [], "iterations": 0, "interrupted": False}
     if of_x:
         stay = () if of_t else TIMES
-        course = replace(course, moving=tuple(k for k in course.moving if k not in stay), named=name)
+        course = replace(course, moving=tuple(k for k in course.moving if k not in stay), start=digest(named.to_json()))
         told["could_not"] = [] if of_t else [NO_TIME]
         found, more = _by_gradient(task, solver, course, table, resume)
         told |= more

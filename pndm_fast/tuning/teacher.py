@@ -129,7 +129,7 @@ def ends(
     def kept(chunk: range) -> Tensor:
         if folder is None:
             return run(chunk)
-        name, told = f"teacher-{chunk.start:06}", _digest(pairs.trees(chunk))
+        name, told = f"teacher-{chunk.start:06}", digest(pairs.trees(chunk))
         found = folder.load(name, {"ends": (len(chunk), *pairs.shape)})
         if found is None:
             made = run(chunk)
@@ -142,7 +142,7 @@ def ends(
     return samples(kept, indices, size, advance)
 
 
-def _digest(tree: Any) -> str:
+def digest(tree: Any) -> str:
     """Of the values of a tree; objects of other types count by their type alone."""
     seen = hashlib.sha256()
 

@@ -14,7 +14,6 @@ from pndm_fast.loop.fitted import fingerprint
 from pndm_fast.loop.guidance import Guidance
 from pndm_fast.loop.network import denoiser_of
 from pndm_fast.loop.told import completed
-from pndm_fast.plan.agree import departure
 from pndm_fast.plan.checks import check_type, shown
 from pndm_fast.plan.numbers import is_integer, is_number
 from pndm_fast.plan.plan import Plan
@@ -25,7 +24,7 @@ from pndm_fast.solvers.make import make_plan
 from pndm_fast.tuning.calls import Caller, Conditioning, Pairs, check_times, probed
 from pndm_fast.tuning.figures import Loss, loss_of
 from pndm_fast.tuning.fit import Course
-from pndm_fast.tuning.named import best, finalists, given, rounds
+from pndm_fast.tuning.named import best, check_process, finalists, given, rounds
 from pndm_fast.tuning.parameters import PACE
 from pndm_fast.tuning.search import search
 from pndm_fast.tuning.task import Task
@@ -203,11 +202,7 @@ def _teacher(teacher: Any, schedule: Schedule, prediction: str, nfe: int) -> Pla
     if isinstance(teacher, Plan):
         if any(teacher.noisy) or teacher.prologue.c0 != 0:
             raise ValueError(f"teacher must be a plan without noise, got {teacher.solver}")
-        if teacher.prediction != prediction:
-            raise ValueError(f"teacher must be for prediction {prediction!r}, got {teacher.prediction!r}")
-        away = departure(teacher, schedule)
-        if away is not None:
-            raise ValueError(f"teacher must be on the fit's schedule, {schedule.name}, got {away}")
+        check_process("teacher", teacher, schedule, prediction)
         return teacher
     if not is_integer(teacher) or teacher <= nfe:
         raise ValueError(f"teacher must be a Plan, or more calls than nfe = {nfe}, got {shown(teacher)}")
