@@ -27,6 +27,13 @@ dpmpp_2m_cfg_pp dpmpp_2m_sde dpmpp_2m_sde_gpu dpmpp_2m_sde_heun dpmpp_2m_sde_heu
 lcm ipndm ipndm_v deis res_multistep res_multistep_cfg_pp res_multistep_ancestral res_multistep_ancestral_cfg_pp
 gradient_estimation gradient_estimation_cfg_pp er_sde seeds_2 seeds_3 sa_solver sa_solver_pece ddim uni_pc
 uni_pc_bh2""".split()
+# Forge's: its samplers with AUTOMATIC1111's, DDIM CFG++ of its timesteps among them, and its schedule types
+WEBUI = """DPM++ 2M, DPM++ SDE, DPM++ 2M SDE, DPM++ 2M SDE Heun, DPM++ 2S a, DPM++ 3M SDE, Euler a, Euler, LMS, Heun,
+DPM2, DPM2 a, DPM fast, DPM adaptive, Restart, DDIM, DDIM CFG++, PLMS, UniPC, LCM, DDPM, HeunPP2, IPNDM, IPNDM_V,
+DEIS, DDPM Karras, LCM Karras, DPM++ 2M Turbo, DPM++ 2M SDE Turbo, Res Multistep, Res Multistep Ancestral, Gradient
+Estimation, ER SDE, SEEDS 2, SEEDS 3""".replace("\n", " ").split(", ")
+WEBUI_GRIDS = """Automatic, Uniform, Karras, Exponential, Polyexponential, SGM Uniform, KL Optimal, Align Your Steps,
+Simple, Normal, DDIM, Beta, Turbo""".replace("\n", " ").split(", ")
 COMFY_GRIDS = "simple sgm_uniform karras exponential ddim_uniform beta normal linear_quadratic kl_optimal".split()
 K_DIFFUSION = """sample_euler sample_euler_ancestral sample_heun sample_dpm_2 sample_dpm_2_ancestral sample_lms
 sample_dpm_fast sample_dpm_adaptive sample_dpmpp_2s_ancestral sample_dpmpp_sde sample_dpmpp_2m sample_dpmpp_2m_sde
@@ -52,6 +59,21 @@ def test_the_peers_lists_are_whole():
     said = f"({here[0]} of ComfyUI's {len(COMFY)} samplers, {here[1]} of its {len(COMFY_GRIDS)} schedulers)"
     assert said in " ".join((DOCS.parent / "README.md").read_text().split())
     assert {plain(name.comfy) for name in GRIDS} - {""} == set(map(plain, COMFY_GRIDS))
+
+
+@pytest.mark.parametrize(
+    "what, word",
+    [*(("solver", word) for word in WEBUI), *(("spacing", word) for word in WEBUI_GRIDS)],
+)
+def test_web_uis_names(what, word):
+    """Each is taken, or answered with ours or the reason, with the grid that stands in it."""
+    answer = refusal(what, word)
+    if answer is None:
+        assert plain(word) in HERE[what]
+        return
+    assert "did you mean" in answer or "it cannot be a plan: " in answer
+    for grid, ours in (("Karras", "karras"), ("Turbo", "trailing")):
+        assert word == grid or not word.endswith(grid) or f"spacing={ours!r}" in answer
 
 
 @pytest.mark.parametrize(

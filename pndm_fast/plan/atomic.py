@@ -31,6 +31,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 is for secrets
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())  # else a machine that loses power may keep the name without the contents
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
