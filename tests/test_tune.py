@@ -71,15 +71,16 @@ class Stopped(Exception):
 
 
 class Stopping(nn.Module):
-    """A network that ends everything at one of its calls."""
+    """A network that ends everything at one of its calls, or at one of those that have a gradient: the fit's."""
 
-    def __init__(self, at, error):
+    def __init__(self, at, error, *, of_fit=False):
         super().__init__()
         self.means, self.inner, self.at, self.error, self.calls = MODEL.means, [MODEL], at, error, 0
+        self.of_fit = of_fit
         self.eval()
 
     def forward(self, x, t):
-        self.calls += 1
+        self.calls += x.requires_grad or not self.of_fit
         if self.calls == self.at:
             raise self.error
         return self.inner[0](x, t)
@@ -89,9 +90,9 @@ def test_a_killed_fit_ends_where_an_unbroken_one_does(tmp_path):
     """Killed while the teacher draws, then in the fit, twice; the last call takes what the others have left."""
     count = Stopping(-1, None)
     wanted = tuned(count, iterations=30, folder=tmp_path / "whole")
-    for at in (100, count.calls * 3 // 4, count.calls // 2):
+    for at, of_fit in ((100, False), (4 * 20, True), (4 * 8, True)):
         with pytest.raises(Stopped):
-            tuned(Stopping(at, Stopped()), iterations=30, folder=tmp_path / "broken")
+            tuned(Stopping(at, Stopped(), of_fit=of_fit), iterations=30, folder=tmp_path / "broken")
     assert (tmp_path / "broken" / "parameters.safetensors").exists()
     last = Stopping(-1, None)
     got = tuned(last, iterations=30, folder=tmp_path / "broken")

@@ -26,6 +26,7 @@ import pndm_fast as pf
 from pndm_fast import demo
 from pndm_fast.plan.atomic import atomic_path
 from pndm_fast.tuning.named import finalists, rounds
+from pndm_fast.tuning.teacher import digest
 from pndm_fast.tuning.tuned import TunedPlan
 
 OUT = Path(__file__).parents[1] / "results" / "quality"
@@ -54,11 +55,18 @@ def scale_of(plan: pf.Plan) -> float:
     return float(plan.rows[0].guidance)
 
 
-def rivals(studio: PlanStudio, plan: TunedPlan) -> dict[str, pf.Plan]:
-    """The best named plans on training pairs, best first, by the rounds of a fit; more than one are left at the end."""
-    network = studio.network
-    assert isinstance(network.schedule, pf.Schedule) and network.prediction is not None
-    plans = _different(finalists(network.schedule, network.prediction, plan.nfe))
+def named_plans(network: str, nfe: int) -> dict[str, pf.Plan]:
+    """All that a fit of so many calls has as rivals, but those that have the same rows as one before."""
+    unet, found = NETWORKS[network](), dict[str, pf.Plan]()
+    assert isinstance(unet.schedule, pf.Schedule) and unet.prediction is not None
+    for name, plan in finalists(unet.schedule, unet.prediction, nfe).items():
+        if all(plan.rows != other.rows for other in found.values()):
+            found[name] = plan
+    return found
+
+
+def rivals(studio: PlanStudio, plans: dict[str, pf.Plan]) -> dict[str, pf.Plan]:
+    """The best of them on training pairs, best first, by the rounds of a fit; more than one are left at the end."""
     sums, left = dict.fromkeys(plans, 0.0), list(plans)
     for many, part in rounds(len(plans), 1024):
         left = left[: max(many, RIVALS)]
@@ -67,15 +75,6 @@ def rivals(studio: PlanStudio, plan: TunedPlan) -> dict[str, pf.Plan]:
             sums[name] += float(distances.nan_to_num(nan=1e9, posinf=1e9).sum())
         left.sort(key=lambda name: sums[name])
     return {name: plans[name] for name in left[:RIVALS]}
-
-
-def _different(plans: dict[str, pf.Plan]) -> dict[str, pf.Plan]:
-    """Without those that have the same rows as one before."""
-    found: dict[str, pf.Plan] = {}
-    for name, plan in plans.items():
-        if all(plan.rows != other.rows for other in found.values()):
-            found[name] = plan
-    return found
 
 
 def figures(distances: Tensor) -> dict[str, float]:
@@ -150,10 +149,11 @@ def _within(features: Tensor, labels: Tensor) -> float:
 def compared(name: str, plan: TunedPlan, images: int) -> dict[str, Any]:
     """Distances of one packaged plan and of its rivals from the teacher's samples."""
     network, told = name.split("-")[0], plan.fitted or {}
+    plans = named_plans(network, plan.nfe)
     with PlanStudio(network, scale_of(plan)) as studio:
         first = told["pairs"]["train"] + told["pairs"]["validation"]
         held = range(first, first + images)
-        named = rivals(studio, plan)
+        named = rivals(studio, plans)
         fitted = studio.distances(plan, held)
         others = {other: studio.distances(one, held) for other, one in named.items()}
     return {
@@ -161,6 +161,7 @@ def compared(name: str, plan: TunedPlan, images: int) -> dict[str, Any]:
         "guidance": scale_of(plan),
         "network": network,
         "fit": {key: told.get(key) for key in FACTS},
+        "tried": _digest(plans),
         "fitted": figures(fitted),
         "named": {other: figures(own) for other, own in others.items()},
         "ratios": {other: ratios(fitted, own) for other, own in others.items()},
@@ -172,8 +173,7 @@ def judged(name: str, plan: TunedPlan, tree: dict[str, Any], jury: Jury, sizes: 
     """What the classifier says of samples: of the fitted plan and the best named one, then of the others one by one."""
     pairs, verdicts = range(JUDGED_FROM, JUDGED_FROM + sizes.samples), tree["judged"]
     with PlanStudio(tree["network"], tree["guidance"]) as studio:
-        network = studio.network
-        plans = finalists(network.schedule, network.prediction, plan.nfe)
+        plans = named_plans(tree["network"], plan.nfe)
         best, *others = tree["named"]
         if "differences" not in tree:
             drawn = {"fitted": studio.samples(plan, pairs), best: studio.samples(plans[best], pairs)}
@@ -215,7 +215,7 @@ def plans_part(store: Results, arguments: argparse.Namespace) -> None:
     """Each packaged plan that is not there yet, or was another then: distances first, then what takes longer."""
     found, packed = store.tree["plans"], packaged()
     for name, plan in packed.items():
-        if name not in found or found[name]["fit"]["held_out"] != (plan.fitted or {})["held_out"]:
+        if name not in found or not _current(found[name], plan):
             store.keep("plans", name, compared(name, plan, arguments.images))
             print(f"{name}: {found[name]['fitted']}", file=sys.stderr)
     jury = Jury(arguments.data)
@@ -228,6 +228,16 @@ def plans_part(store: Results, arguments: argparse.Namespace) -> None:
                     break
         for network in dict.fromkeys(found[name]["network"] for name in packed):
             teacher_part(store, network, jury, arguments)
+
+
+def _current(tree: dict[str, Any], plan: TunedPlan) -> bool:
+    """Whether results are of this plan and of all named ones that there are today."""
+    same = tree["fit"]["held_out"] == (plan.fitted or {})["held_out"]
+    return same and tree.get("tried") == _digest(named_plans(tree["network"], plan.nfe))
+
+
+def _digest(plans: dict[str, pf.Plan]) -> str:
+    return digest([plan.to_json() for plan in plans.values()])[:16]
 
 
 def teacher_part(store: Results, network: str, jury: Jury, arguments: argparse.Namespace) -> None:

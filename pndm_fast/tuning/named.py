@@ -24,11 +24,15 @@ SOLVERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("deis", {"order": 3}),
     ("dpmpp-2m", {}),
     ("dpmpp-3m", {}),
+    ("gradient-estimation", {}),
+    ("ipndm", {"order": 2}),
     ("ipndm", {}),
+    ("sa-solver", {"tau": 0.0}),
     ("unipc", {"order": 2}),
     ("unipc", {"order": 3}),
+    ("unipc", {"order": 3, "variant": "bh1"}),
 )
-SPACINGS = ("leading", "trailing", "beta", "logsnr", "karras")
+SPACINGS = ("leading", "trailing", "beta", "logsnr", "karras", "ays-sd1")
 LAST = 0.05  # sigma / alpha of the last call, besides the schedule's own end: what few calls on a noise grid want
 FIRST, MOST = (2, 4), 64  # pairs that all rivals are run on, of few and of many, and the last of them at most
 FINAL = 4  # rivals that are run on all of these pairs
