@@ -131,8 +131,8 @@ NETWORKS = {
         demo.mnist_unet,
         pf.Schedule.linear(),
         "eps",
-        ("leading", "trailing", "beta", "logsnr to 10", "karras to 10", "ays-sd1"),
-        ("linspace", "quadratic", "logsnr", "karras", "kl-optimal", "laplace", "linear-quadratic", "simple", "beta57",
+        ("leading", "trailing", "beta", "beta57", "logsnr to 10", "karras to 10", "ays-sd1"),
+        ("linspace", "quadratic", "logsnr", "karras", "kl-optimal", "laplace", "linear-quadratic", "simple",
          "ddim-uniform", "gits-sd"),
         {},
         # schedules have a kink at every training time: coarser references stop agreeing at 0.0015
