@@ -33,18 +33,24 @@ class Choice:
     last: float | None = None
 
 
-# The best at 5, 8 and 10, 15, 20, 30 and 50 calls in benchmarks/results/quality/mnist.json, taken up to the (geometric)
-# middle between one budget and the next; tests/test_auto.py compares.
+# By rule of the finals at 5, 8, 10, 15, 20, 30 and 50 calls in benchmarks/results/quality/mnist.json and mnist_flow.json,
+# taken up to the (geometric) middle between one budget and the next; tests/test_auto.py compares.
 MEASURED = (
-    Choice(6, "deis", "leading", {"order": 2}),
+    Choice(6, "ipndm", "leading", {"order": 2}),
+    Choice(8, "gradient-estimation", "trailing"),
     Choice(12, "deis", "leading"),
-    Choice(17, "unipc", "logsnr", {"order": 3}, LAST),
-    Choice(24, "dpmpp-3m", "karras", last=LAST),
+    Choice(24, "unipc", "logsnr", {"order": 3, "variant": "bh1"}, LAST),
     Choice(38, "unipc", "beta"),
     Choice(math.inf, "deis", "beta"),
 )
-# of flow-matching processes: not measured yet, UniPC of order 2 on the schedule's own grid
-MEASURED_ON_FLOW = (Choice(math.inf, "unipc", None),)
+MEASURED_ON_FLOW = (
+    Choice(6, "gradient-estimation", None),
+    Choice(12, "lms", None, {"order": 3}),
+    Choice(17, "lms", "beta", {"order": 3}),
+    Choice(24, "ipndm", "normal"),
+    Choice(38, "ipndm", "beta57"),
+    Choice(math.inf, "f-pndm", "beta"),
+)
 # alpha above which pure noise is no start: leading grids begin late, which pays where alpha is small there
 START = 0.05
 LATE = Choice(math.inf, "unipc", "trailing")  # the best measured of few calls that begins at the noisiest time

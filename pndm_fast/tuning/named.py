@@ -27,6 +27,7 @@ SOLVERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("gradient-estimation", {}),
     ("ipndm", {"order": 2}),
     ("ipndm", {}),
+    ("lms", {"order": 3}),
     ("sa-solver", {"tau": 0.0}),
     ("unipc", {"order": 2}),
     ("unipc", {"order": 3}),
