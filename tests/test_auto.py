@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 import pndm_fast as pf
+from pndm_fast import demo
 from pndm_fast.cli import app as cli
 from pndm_fast.phase_space import PSLD
 from pndm_fast.solvers.auto import recommend
@@ -34,8 +35,8 @@ def test_the_choice_is_the_best_measured(name):
     from quality import propose
     from quality.solvers import NETWORKS
 
-    finals = json.loads((RESULTS / f"{name}.json").read_text())["finals"]
-    for nfe, good in propose.good_enough(name, finals).items():
+    tree = json.loads((RESULTS / f"{name}.json").read_text())
+    for nfe, good in propose.good_enough(tree).items():
         choice = recommend(NETWORKS[name].schedule, nfe)
         assert any(propose.is_choice(name, choice, *one) for one in good), f"{choice} at {nfe} calls is not in {good}"
 
@@ -71,17 +72,24 @@ def test_the_plan_is_the_named_one(nfe):
 
 
 def test_leading_grids_are_for_schedules_that_are_noise_there():
-    assert {recommend(LINEAR, nfe).spacing for nfe in (5, 8, 10)} == {"leading"}
+    assert {recommend(LINEAR, nfe).spacing for nfe in (5, 6, 9, 10, 12)} == {"leading"}
     assert pf.make_plan("auto", pf.Schedule.vp(), nfe=10).solver == "deis"
     for schedule in (pf.Schedule.cosine(), pf.Schedule.scaled_linear(), pf.Schedule.linear(T=8)):
         named = pf.make_plan("unipc", schedule, nfe=10, spacing="trailing")
         assert same(pf.make_plan("auto", schedule, nfe=10), named)
 
 
+def test_a_schedule_of_few_times_gets_a_grid_that_it_has():
+    schedule = pf.Schedule.linear(T=50)
+    for nfe in range(1, 50):
+        assert pf.make_plan("auto", schedule, nfe=nfe).nfe == nfe
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("nfe", range(1, 120))
 def test_every_number_of_calls(nfe):
     assert pf.make_plan("auto", nfe=nfe).nfe == nfe
+    assert pf.make_plan("auto", demo.flow, nfe=nfe, prediction="flow").nfe == nfe
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
@@ -107,9 +115,17 @@ def test_every_schedule(schedule, prediction):
 
 
 def test_elsewhere_it_is_unipc_on_the_schedules_own_grid():
-    for schedule, how in ((pf.Schedule.edm(), "x0"), (pf.Schedule.flow(), "flow")):
+    for schedule, how in ((pf.Schedule.edm(), "x0"), (pf.Schedule.scaled_linear().zero_terminal_snr(), "v")):
         chosen = pf.make_plan("auto", schedule, nfe=7, prediction=how)
         assert same(chosen, pf.make_plan("unipc", schedule, nfe=7, prediction=how))
+
+
+@pytest.mark.parametrize("schedule", [pf.Schedule.flow(), pf.Schedule.flow(shift=3.0, T=1000), demo.flow])
+def test_flow_has_a_table_of_its_own(schedule):
+    few = pf.make_plan("auto", schedule, nfe=10, prediction="flow")
+    assert same(few, pf.make_plan("lms", schedule, nfe=10, prediction="flow", order=3))
+    more = pf.make_plan("auto", schedule, nfe=30, prediction="flow")
+    assert same(more, pf.make_plan("ipndm", schedule, nfe=30, spacing="beta57", prediction="flow"))
 
 
 def test_what_is_given_of_the_grid_stands():

@@ -148,7 +148,7 @@ def test_the_table_of_auto_by_rule():
     ones = [("unipc 2", "trailing", 5, 0.102), ("deis 3", "beta", 5, 0.1), ("heun", "trailing", 5, 0.01)]
     ones += [("unipc 2", "trailing", 8, 0.05), ("deis 3", "beta", 8, 0.06)]  # heun makes no even number of calls
     ones += [("unipc 2", "trailing", 10, 0.04), ("dpmpp-3m", "karras to 10", 10, 0.02), ("a-flops", "beta", 10, 0.01)]
-    tree = {"setting": {"network": "mnist"}, "finals": [final(*one) for one in ones]}
+    tree = {"setting": {"network": "mnist"}, "floor": {"rms": 0.001}, "finals": [final(*one) for one in ones]}
     runs = propose.propose(tree)
     assert [(run.budgets, run.first, run.line) for run in runs] == [((5, 8), 1, "unipc 2"), ((10,), 9, "dpmpp-3m")]
     assert [run.most for run in runs] == [8, math.inf]
@@ -158,6 +158,7 @@ def test_the_table_of_auto_by_rule():
     choices = eval(told.removeprefix("MEASURED = "), {"Choice": Choice, "math": math, "LAST": LAST})
     for choice, run in zip(choices, runs, strict=True):
         assert propose.is_choice("mnist", choice, run.line, run.grid) and choice.most == run.most
+    assert [run.line for run in propose.propose(tree | {"floor": {"rms": 0.06}})] == ["unipc 2"]
 
 
 def test_what_auto_takes_today_has_a_name():

@@ -37,15 +37,14 @@ def middle(less: int, more: int) -> int:
 
 
 def propose(tree: dict[str, Any]) -> list[Run]:
-    """The fewest choices that are each within 5 % of the lowest RMS at all of their budgets.
+    """The fewest choices that are each within 5 % of the lowest RMS at all of their budgets, or as near as is resolved.
 
     Budgets are taken in order, and a choice goes on as long as one is good enough at all of its budgets and makes every
     number of calls there, exactly; of several, that of the lowest product of RMS. What cannot is left out first, so
     that lowest is among those that can.
     """
-    name = tree["setting"]["network"]
     rms = {(one["line"], one["grid"], one["nfe"]): one["rms"] for one in tree["finals"]}
-    good = good_enough(name, tree["finals"])
+    good = good_enough(tree)
     budgets = list(good)
     found: list[tuple[list[int], set[tuple[str, str]]]] = []
     for nfe in budgets:
@@ -62,11 +61,13 @@ def propose(tree: dict[str, Any]) -> list[Run]:
     return runs
 
 
-def good_enough(name: str, finals: list[dict[str, Any]]) -> dict[int, set[tuple[str, str]]]:
+def good_enough(tree: dict[str, Any]) -> dict[int, set[tuple[str, str]]]:
     """The lines and grids of each budget of which each would do."""
+    finals, name = tree["finals"], tree["setting"]["network"]
     budgets = [nfe for nfe in BUDGETS if any(one["nfe"] == nfe for one in finals)]
     rms = {(one["line"], one["grid"], one["nfe"]): one["rms"] for one in finals if one["rms"] is not None}
-    return {nfe: _good(name, rms, nfe, *_bounds(budgets, nfe)) for nfe in budgets}
+    resolved = tree["floor"]["rms"]  # from one fine solution to another
+    return {nfe: _good(name, rms, nfe, resolved, *_bounds(budgets, nfe)) for nfe in budgets}
 
 
 def _bounds(budgets: list[int], nfe: int) -> tuple[int, float]:
@@ -75,10 +76,10 @@ def _bounds(budgets: list[int], nfe: int) -> tuple[int, float]:
     return int(edges[place]) + 1, edges[place + 1]
 
 
-def _good(name: str, rms: dict[Key, float], nfe: int, first: int, most: float) -> set[tuple[str, str]]:
+def _good(name: str, rms: dict[Key, float], nfe: int, resolved: float, first: int, most: float) -> set[tuple[str, str]]:
     found: list[Key] = []
     for key in sorted((key for key in rms if key[2] == nfe), key=lambda key: rms[key]):
-        if found and rms[key] > ENOUGH * rms[found[0]]:
+        if found and rms[key] > max(ENOUGH * rms[found[0]], resolved):
             break
         found += [key] if _makes_all(name, key, first, most) else []
     return {(line, grid) for line, grid, _ in found}

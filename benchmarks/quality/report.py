@@ -139,8 +139,8 @@ def _auto(tree: One) -> str:
     return f"""## What auto takes
 
 By rule (`quality/propose.py`): budgets in order, one choice as long as it is within {ENOUGH - 1:.0%} of the lowest RMS
-of the finals at each, among those that make every number of calls there exactly; up to the geometric middle between
-two budgets.
+of the finals at each, or nearer than the two fine solutions are to each other, among those that make every number of
+calls there exactly; up to the geometric middle between two budgets.
 
 {table(["calls", "solver", "grid", "RMS"], rows)}
 

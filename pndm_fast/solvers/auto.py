@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pndm_fast.plan.grids import make_grid
+from pndm_fast.plan.named_grids import OTHER_SPACINGS, named_grid
 from pndm_fast.plan.numbers import is_integer
 from pndm_fast.plan.psld import PSLD
 from pndm_fast.plan.schedule import Schedule
@@ -33,13 +34,13 @@ class Choice:
     last: float | None = None
 
 
-# By rule of the finals at 5, 8, 10, 15, 20, 30 and 50 calls in benchmarks/results/quality/mnist.json and mnist_flow.json,
-# taken up to the (geometric) middle between one budget and the next; tests/test_auto.py compares.
+# By rule of the finals at 5, 8, 10, 15, 20, 30 and 50 calls in benchmarks/results/quality/, mnist.json and
+# mnist_flow.json, taken up to the (geometric) middle between one budget and the next; tests/test_auto.py compares.
 MEASURED = (
     Choice(6, "ipndm", "leading", {"order": 2}),
     Choice(8, "gradient-estimation", "trailing"),
     Choice(12, "deis", "leading"),
-    Choice(24, "unipc", "logsnr", {"order": 3, "variant": "bh1"}, LAST),
+    Choice(24, "sa-solver", "beta57", {"tau": 0.0}),
     Choice(38, "unipc", "beta"),
     Choice(math.inf, "deis", "beta"),
 )
@@ -53,7 +54,7 @@ MEASURED_ON_FLOW = (
 )
 # alpha above which pure noise is no start: leading grids begin late, which pays where alpha is small there
 START = 0.05
-LATE = Choice(math.inf, "unipc", "trailing")  # the best measured of few calls that begins at the noisiest time
+LATE = Choice(math.inf, "unipc", "trailing")  # near the best of few calls on a grid that begins at the noisiest time
 # the best at 10 and 25 calls in benchmarks/results/phase/mnist.json; at 50 and 100 as good as its reference can tell
 IN_PHASE_SPACE = Choice(math.inf, "conjugate", None, {"order": 3})
 ELSEWHERE = Choice(math.inf, "unipc", None)  # not measured; on the schedule's own grid
@@ -63,21 +64,27 @@ def recommend(schedule: Schedule | PSLD, calls: int) -> Choice:
     """The choice for a number of network calls.
 
     The table is of a network on the linear schedule, and taken for every variance-preserving one; a leading grid only
-    where it begins at alpha <= 0.05, else UniPC of order 2 on a trailing one. Flow has a table of its own. Elsewhere
-    (EDM's sigmas, zero terminal SNR): UniPC of order 2 on the schedule's own grid, or trailing. In phase space: gDDIM's
-    frame at order 3.
+    where it begins at alpha <= 0.05. Flow has a table of its own. Where a schedule has not the times for a grid: UniPC
+    of order 2 on a trailing one. Elsewhere (EDM's sigmas, zero terminal SNR): the same on the schedule's own grid, or
+    trailing. In phase space: gDDIM's frame at order 3.
     """
     if isinstance(schedule, PSLD):
         return IN_PHASE_SPACE
-    if schedule.scale == "flow":
-        return next(choice for choice in MEASURED_ON_FLOW if calls <= choice.most)
-    if schedule.scale != "vp" or schedule.alpha(schedule.last) == 0:
+    if schedule.scale != "flow" and (schedule.scale != "vp" or schedule.alpha(schedule.last) == 0):
         return ELSEWHERE
-    choice = next(choice for choice in MEASURED if calls <= choice.most)
+    choice = next(one for one in (MEASURED_ON_FLOW if schedule.scale == "flow" else MEASURED) if calls <= one.most)
+    return choice if _suits(choice, schedule, calls) else LATE
+
+
+def _suits(choice: Choice, schedule: Schedule, calls: int) -> bool:
+    """Whether the schedule has times enough for the grid, and, of a grid that begins late, is noise there."""
     if choice.spacing != "leading":
-        return choice
+        try:
+            return choice.spacing not in OTHER_SPACINGS or bool(named_grid(choice.spacing, schedule, calls))
+        except ValueError:
+            return False
     few = calls < 1 or (schedule.discrete and calls > schedule.last - schedule.first)
-    return LATE if few or schedule.alpha(make_grid(schedule, calls, "leading")[0]) > START else choice
+    return not few and float(schedule.alpha(make_grid(schedule, calls, "leading")[0])) <= START
 
 
 def default_solver(schedule: Schedule | PSLD | None) -> str:
