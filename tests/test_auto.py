@@ -129,6 +129,12 @@ def test_flow_has_a_table_of_its_own(schedule):
 
 
 def test_what_is_given_of_the_grid_stands():
+    sa = pf.make_plan("sa-solver", nfe=20, spacing="beta", t_min=25.0, tau=0.0)
+    assert same(pf.make_plan("auto", nfe=20, t_min=25.0), sa)
+    for schedule, prediction in ((LINEAR, "eps"), (pf.Schedule.flow(T=1000), "flow")):
+        for nfe in (*BUDGETS, 40):
+            for given in ({"t_min": 25.0}, {"final": "min"}, {"t_min": 25.0, "final": "min"}):
+                assert pf.make_plan("auto", schedule, nfe=nfe, prediction=prediction, **given).nfe == nfe
     chosen = pf.make_plan("auto", nfe=30, spacing="karras")
     assert same(chosen, pf.make_plan("unipc", nfe=30, spacing="karras"))
     assert pf.make_plan("auto", times=[900, 500, 200, -1]).times == (900, 500, 200)

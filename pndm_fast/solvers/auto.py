@@ -98,7 +98,8 @@ def settle(
     """A solver's name, grid and options for auto's.
 
     The number of calls decides: nfe, or as many as there are steps, before t_start or strength takes some away. What
-    is given of the grid stands, and the solver is the same.
+    is given of the grid stands, and the solver is the same; where the chosen grid has an end of its own and another is
+    given (t_min, final), the grid is beta.
 
     Raises:
         ValueError: a solver's option.
@@ -110,7 +111,9 @@ def settle(
     calls: Any = next((given for given in (grid.nfe, grid.steps) if given is not None), count)
     choice = recommend(schedule, int(calls) if is_integer(calls) else DEFAULT_STEPS)  # another type is refused later
     if choice.spacing is not None and grid.spacing is None and grid.explicit is None:
-        grid = replace(grid, spacing=choice.spacing)
+        fixed = OTHER_SPACINGS if grid.t_min is None else (*OTHER_SPACINGS, "leading", "trailing")
+        ends = grid.t_min is not None or grid.final == "min"
+        grid = replace(grid, spacing="beta" if ends and choice.spacing in fixed else choice.spacing)
         last = None if grid.final == "min" else choice.last  # min goes to the schedule's own end
         if grid.t_min is None and last is not None and isinstance(schedule, Schedule):
             grid = replace(grid, t_min=round(max(float(schedule.time_at(-math.log(last))), schedule.floor), 6))
