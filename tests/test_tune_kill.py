@@ -153,7 +153,8 @@ def point(wish, place, log, rng):
         return drawing + rng.randrange(1, rivals - SLACK)
     first, last = log.index(b"g", asks + 1), log.rindex(b"g")
     begin = drawing + rivals + (1 if done else first - asks)
-    return begin + rng.randrange(SLACK, (last - first) * (ITERATIONS - done) // ITERATIONS // 2)
+    left = (last - first) * (ITERATIONS - done) // ITERATIONS
+    return begin + rng.randrange(max(SLACK, left // 4), left // 2)  # far enough for a checkpoint
 
 
 def test_ten_kills_change_no_bit(whole, tmp_path):

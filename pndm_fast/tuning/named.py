@@ -77,8 +77,8 @@ def _made(schedule: Schedule, prediction: str, nfe: int, solver: str, options: d
 def rounds(plans: int, pairs: int) -> list[tuple[int, range]]:
     """How many plans are run on which pairs, round by round: a quarter as many on four times the pairs, down to one.
 
-    Successive halving, by quarters (Jamieson & Talwalkar 2016, arXiv:1502.07943). No plan is run twice on a pair: 97
-    plans are 576 samples with up to 512 pairs, and 1024 with 1024 or more.
+    Successive halving, by quarters (Jamieson & Talwalkar 2016, arXiv:1502.07943). No plan is run twice on a pair: 105
+    plans are 604 samples with up to 512 pairs, and 1080 with 1024 or more.
     """
     last = min(MOST, pairs)
     found, start, stop = [], 0, min(max(FIRST[0], min(FIRST[1], pairs // 256)), last)
