@@ -154,7 +154,7 @@ def point(wish, place, log, rng):
     first, last = log.index(b"g", asks + 1), log.rindex(b"g")
     begin = drawing + rivals + (1 if done else first - asks)
     left = (last - first) * (ITERATIONS - done) // ITERATIONS
-    return begin + rng.randrange(max(SLACK, left // 4), left // 2)  # far enough for a checkpoint
+    return begin + rng.randrange(max(SLACK, left // 3), left * 9 // 10)  # checkpoints are 27 iterations apart
 
 
 def test_ten_kills_change_no_bit(whole, tmp_path):
