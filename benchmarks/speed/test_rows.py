@@ -98,12 +98,18 @@ def operands(row):
     return 1 + bool(read[0]) + bool(read[1] or row.store.p or row.store.p2) + slots, 1 + x + y
 
 
+def keeps_both(solver):
+    """Whether a row stores the unconditional output too."""
+    return any(row.second is not None for row in pf.make_plan(solver, steps=20).rows)
+
+
 def widest(plan):
     """The index of the row with most operands."""
     return max(range(plan.nfe), key=lambda i: sum(operands(plan.rows[i])))
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+# rows that keep a second output (CFG++) run guided alone, and this loop has one network output
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if not keeps_both(name)])
 def test_widest_row(benchmark, rounds, one_thread, library, solver):
     plan = pf.make_plan(solver, steps=20)
     row = widest(plan)
